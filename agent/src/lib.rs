@@ -1,0 +1,1 @@
+//! The agent: the loop, its shells and the kernel side.
