@@ -1,1 +1,41 @@
-fn main() {}
+//! `cargo xtask …`: everything around the build. One file per task; each task first makes what it depends on.
+
+mod apt;
+mod ebpf;
+mod setup;
+mod shell;
+mod workspace;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <task>
+
+  setup                      find or fetch all that the other tasks need (idempotent)
+  ebpf                       build the eBPF programs into target/bpf/lowroad.o
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
+    match arguments {
+        ["setup"] => setup::everything()?,
+        ["ebpf"] => ebpf::build().map(drop)?,
+        [] | ["help" | "--help" | "-h", ..] => print!("{USAGE}"),
+        [unknown, ..] => {
+            eprint!("xtask: no task `{unknown}` of this form\n\n{USAGE}");
+            return Ok(ExitCode::from(2));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
