@@ -1,9 +1,14 @@
 //! `cargo xtask …`: everything around the build. One file per task; each task first makes what it depends on.
 
 mod apt;
+mod ci;
 mod ebpf;
+mod process;
 mod setup;
 mod shell;
+mod signals;
+mod test;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -13,6 +18,9 @@ usage: cargo xtask <task>
 
   setup                      find or fetch all that the other tasks need (idempotent)
   ebpf                       build the eBPF programs into target/bpf/lowroad.o
+  test [unit|ebpf|lab|vm]…   run the tests: all suites, or those named
+  tidy                       check the rules that a script can check
+  ci                         formatting, clippy, tidy, test: what continuous integration runs
 ";
 
 fn main() -> ExitCode {
@@ -31,6 +39,9 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     match arguments {
         ["setup"] => setup::everything()?,
         ["ebpf"] => ebpf::build().map(drop)?,
+        ["test", suites @ ..] => return test::main(suites),
+        ["tidy"] => tidy::main()?,
+        ["ci"] => return ci::main(),
         [] | ["help" | "--help" | "-h", ..] => print!("{USAGE}"),
         [unknown, ..] => {
             eprint!("xtask: no task `{unknown}` of this form\n\n{USAGE}");

@@ -1,0 +1,197 @@
+//! Programs with a time limit, and programs that run beside us and die with us.
+
+use std::{
+    fs::OpenOptions,
+    io::{Read, Write},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::signals;
+
+const POLL: Duration = Duration::from_millis(3);
+
+/// How a program ended, and what it wrote.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Exit code; a signal counts as 128 plus its number, as in a shell.
+    pub fn code(&self) -> i32 {
+        let signal = || 128 + self.status.signal().unwrap_or_default();
+        self.status.code().unwrap_or_else(signal)
+    }
+
+    pub fn ok(self, what: &str) -> Result<Self> {
+        if !self.status.success() {
+            bail!(
+                "{what}: exit {}: {}",
+                self.code(),
+                format!("{}\n{}", self.stderr.trim(), self.stdout.trim()).trim()
+            );
+        }
+        Ok(self)
+    }
+}
+
+/// Kills the program if this process goes away, however it does. Spawn from a thread that outlives the
+/// program: the kernel ties this to the spawning thread. Its own process group keeps Ctrl-C from it.
+pub fn die_with_us(command: &mut Command) -> &mut Command {
+    command.process_group(0);
+    // SAFETY: prctl is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Runs a program to its end, with `input`, for at most `limit`.
+pub fn run(command: &mut Command, input: &str, limit: Duration) -> Result<Finished> {
+    signals::check()?;
+    let name = command.get_program().to_string_lossy().into_owned();
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = die_with_us(command)
+        .spawn()
+        .with_context(|| format!("start {name}"))?;
+    let mut stdin = child.stdin.take().expect("piped");
+    // A program that doesn't read its input is its own affair.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let stdout = drain(child.stdout.take().expect("piped"));
+    let stderr = drain(child.stderr.take().expect("piped"));
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if signals::interrupted() || Instant::now() > deadline {
+            kill_group(&mut child);
+            signals::check()?;
+            bail!(
+                "{name} didn't end within {} s and was killed; it said: {}",
+                limit.as_secs(),
+                collect(&stderr).trim()
+            );
+        }
+        thread::sleep(POLL);
+    };
+    Ok(Finished {
+        status,
+        stdout: collect(&stdout),
+        stderr: collect(&stderr),
+    })
+}
+
+fn drain(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    receiver
+}
+
+/// A grandchild may hold the pipe open after the program's end: then its output is given up.
+fn collect(receiver: &mpsc::Receiver<String>) -> String {
+    receiver
+        .recv_timeout(Duration::from_secs(2))
+        .unwrap_or_default()
+}
+
+fn kill_group(child: &mut Child) {
+    signal_group(child, libc::SIGKILL);
+    let _ = child.wait();
+}
+
+fn signal_group(child: &Child, signal: libc::c_int) {
+    let pid = libc::pid_t::try_from(child.id()).expect("Linux's pids fit");
+    // SAFETY: no pointers; the child isn't reaped, so its group id is still its own.
+    unsafe { libc::kill(-pid, signal) };
+}
+
+/// A program that runs beside us, with its output in a log file. Stopped when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    pub log: PathBuf,
+}
+
+impl Daemon {
+    pub fn spawn(command: &mut Command, log: &Path) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let file = OpenOptions::new().create(true).append(true).open(log)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let child = die_with_us(command)
+            .spawn()
+            .with_context(|| format!("start {name}"))?;
+        Ok(Self {
+            child,
+            log: log.to_owned(),
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its end, if it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// SIGKILL, as `kill -9` does; returns when it is gone.
+    pub fn kill_9(&mut self) {
+        kill_group(&mut self.child);
+    }
+
+    /// SIGTERM, and SIGKILL for a program that ignores it for 5 s.
+    pub fn stop(&mut self) {
+        if self.ended().is_some() {
+            return;
+        }
+        signal_group(&self.child, libc::SIGTERM);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline {
+            if self.ended().is_some() {
+                return;
+            }
+            thread::sleep(POLL);
+        }
+        eprintln!("   {} ignored SIGTERM for 5 s", self.log.display());
+        kill_group(&mut self.child);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The last lines of a log.
+pub fn tail(log: &Path, lines: usize) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

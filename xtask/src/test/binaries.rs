@@ -1,0 +1,130 @@
+//! Cargo's test binaries: built once, then run one after another.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::tally::Tally;
+use crate::{process, shell::cargo};
+
+/// Far above what any of them needs: only a hang meets it.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+#[derive(Debug, Clone)]
+pub struct Binary {
+    pub package: String,
+    pub target: String,
+    pub executable: PathBuf,
+    folder: PathBuf,
+}
+
+/// Builds all tests of the workspace.
+pub fn build() -> Result<Vec<Binary>> {
+    eprintln!("=> building the tests");
+    let start = Instant::now();
+    let output = cargo()
+        .args(["test", "--no-run", "--locked", "--workspace"])
+        .args(["--exclude", "lowroad-ebpf"])
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start cargo")?;
+    if !output.status.success() {
+        bail!("the tests don't build");
+    }
+    let mut binaries: Vec<Binary> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| Binary::of_message(&serde_json::from_str(line).ok()?))
+        .collect();
+    binaries.sort_by(|a, b| (&a.package, &a.target).cmp(&(&b.package, &b.target)));
+    eprintln!(
+        "   {} test binaries in {:.0} s",
+        binaries.len(),
+        start.elapsed().as_secs_f32()
+    );
+    Ok(binaries)
+}
+
+impl Binary {
+    fn of_message(message: &Value) -> Option<Self> {
+        let is_test = message["profile"]["test"].as_bool()?;
+        let executable = PathBuf::from(message["executable"].as_str()?);
+        let manifest = PathBuf::from(message["manifest_path"].as_str()?);
+        let folder = manifest.parent()?.to_owned();
+        is_test.then_some(Self {
+            package: folder.file_name()?.to_string_lossy().into_owned(),
+            target: message["target"]["name"].as_str()?.to_owned(),
+            executable,
+            folder,
+        })
+    }
+
+    pub fn needs_root(&self) -> bool {
+        self.target.starts_with("root_")
+    }
+
+    pub fn is_ebpf(&self) -> bool {
+        self.target.starts_with("root_filter")
+    }
+
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.package, self.target)
+    }
+
+    pub fn run(&self, arguments: &[&str], tally: &mut Tally) -> Result<()> {
+        let start = Instant::now();
+        let mut command = Command::new(&self.executable);
+        command
+            .arg("--show-output")
+            .args(arguments)
+            .current_dir(&self.folder)
+            .env("CARGO_MANIFEST_DIR", &self.folder);
+        let finished = match process::run(&mut command, "", LIMIT) {
+            Ok(finished) => finished,
+            Err(error) => {
+                crate::signals::check()?;
+                tally.fail(&self.name(), &format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        let counts = tally.add_libtest(&self.name(), &finished.stdout);
+        if !finished.status.success() {
+            eprintln!("{}{}", finished.stdout, finished.stderr);
+        }
+        if !counts.complete || (counts.failed == 0 && !finished.status.success()) {
+            tally.fail(&self.name(), &format!("ended with {}", finished.status));
+        }
+        if counts.passed + counts.failed + counts.skipped > 0 {
+            eprintln!(
+                "   {:40} {:4} passed {:2} failed {:2} skipped {:6.1} s",
+                self.name(),
+                counts.passed,
+                counts.failed,
+                counts.skipped,
+                start.elapsed().as_secs_f32()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Examples in the documentation.
+pub fn documentation(tally: &mut Tally) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--doc", "--locked", "--quiet", "--workspace"]);
+    command.args(["--exclude", "lowroad-ebpf", "--", "--format=pretty"]);
+    let finished = process::run(&mut command, "", LIMIT)?;
+    let counts = tally.add_libtest("documentation", &finished.stdout);
+    if !finished.status.success() {
+        eprintln!("{}{}", finished.stdout, finished.stderr);
+        if counts.failed == 0 {
+            tally.fail("documentation", "cargo test --doc failed");
+        }
+    }
+    Ok(())
+}

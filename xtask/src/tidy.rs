@@ -1,0 +1,172 @@
+//! `cargo xtask tidy`: the rules of ARCHITECTURE.md and the style that a script can check.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{shell::output, workspace::root};
+
+/// "About 500": a file that has outgrown this holds two things.
+const MAX_LINES: usize = 600;
+
+/// Types of these crates stay in `agent/src/kernel/` and in the tests that look at the kernel themselves.
+const KERNEL_CRATES: &[&str] = &[
+    "aya::",
+    "aya_log::",
+    "aya_obj::",
+    "rtnetlink::",
+    "netlink_packet_route::",
+    "wireguard_control::",
+    "gotatun::",
+];
+
+/// Written in two halves, so that this file passes its own check.
+const HOSTS: &[(&str, &str)] = &[
+    ("deb.debian", ".org"),
+    ("archive.ubuntu", ".com"),
+    ("static.crates", ".io"),
+    ("index.crates", ".io"),
+    ("static.rust-lang", ".org"),
+    ("registry.npmjs", ".org"),
+];
+
+const MACROS: &[(&str, &str)] = &[("todo", "!("), ("unimplemented", "!("), ("dbg", "!(")];
+
+pub fn main() -> Result<()> {
+    let mut findings = Vec::new();
+    for path in files()? {
+        let Ok(text) = fs::read_to_string(root().join(&path)) else {
+            continue; // deleted, or not text
+        };
+        look(&path, &text, &mut findings);
+    }
+    dependencies(&mut findings)?;
+    for finding in &findings {
+        eprintln!("   {finding}");
+    }
+    if !findings.is_empty() {
+        bail!("tidy: {} findings", findings.len());
+    }
+    eprintln!("=> tidy: nothing to say");
+    Ok(())
+}
+
+fn files() -> Result<Vec<String>> {
+    let list = output(Command::new("git").current_dir(root()).args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))?;
+    Ok(list.lines().map(str::to_owned).collect())
+}
+
+fn look(path: &str, text: &str, findings: &mut Vec<String>) {
+    let mut find = |what: String| findings.push(format!("{path}: {what}"));
+    if path != "Cargo.lock" {
+        for (left, right) in HOSTS {
+            if text.contains(&format!("{left}{right}")) {
+                find(format!(
+                    "names the registry host {left}{right}; use the machine's own setup"
+                ));
+            }
+        }
+    }
+    if ["core/src/lib.rs", "wire/src/lib.rs"].contains(&path)
+        && !text.contains("#![forbid(unsafe_code)]")
+    {
+        find("lacks #![forbid(unsafe_code)]".to_owned());
+    }
+    if !path.ends_with(".rs") {
+        return;
+    }
+    if path.ends_with("/mod.rs") {
+        find("use foo.rs beside foo/ instead of foo/mod.rs".to_owned());
+    }
+    let lines = text.lines().count();
+    if lines > MAX_LINES {
+        find(format!("{lines} lines; split it below {MAX_LINES}"));
+    }
+    for (left, right) in MACROS {
+        if text.contains(&format!("{left}{right}")) {
+            find(format!("contains {left}!"));
+        }
+    }
+    let may_name_kernel_crates = path.starts_with("agent/src/kernel")
+        || path.starts_with("agent/tests/root_")
+        || path.starts_with("ebpf/")
+        || path == "xtask/src/tidy.rs";
+    if !may_name_kernel_crates {
+        for name in KERNEL_CRATES.iter().filter(|name| names(text, name)) {
+            find(format!(
+                "names {name}, which belongs into agent/src/kernel/"
+            ));
+        }
+    }
+}
+
+/// Whether code (not a comment) names `path::` as a whole word.
+fn names(text: &str, path: &str) -> bool {
+    text.lines().any(|line| {
+        let code = line.split("//").next().unwrap_or(line);
+        code.match_indices(path).any(|(at, _)| {
+            let before = code[..at].chars().next_back();
+            !before.is_some_and(|char| char.is_alphanumeric() || char == '_' || char == ':')
+        })
+    })
+}
+
+/// Every dependency is declared once, in the workspace, and used by somebody.
+fn dependencies(findings: &mut Vec<String>) -> Result<()> {
+    let mut declared = BTreeSet::new();
+    let mut used = BTreeSet::new();
+    for path in files()?.iter().filter(|path| path.ends_with("Cargo.toml")) {
+        let text = fs::read_to_string(root().join(path)).with_context(|| format!("read {path}"))?;
+        let mut section = "";
+        for line in text.lines().map(str::trim) {
+            if line.starts_with('[') {
+                section = line.trim_matches(['[', ']']);
+                continue;
+            }
+            let Some((key, value)) = line.split_once('=') else {
+                continue;
+            };
+            let name = key
+                .trim()
+                .trim_matches('"')
+                .split('.')
+                .next()
+                .unwrap_or(key);
+            if section == "workspace.dependencies" {
+                declared.insert(name.to_owned());
+            } else if section.ends_with("dependencies") {
+                used.insert(name.to_owned());
+                let inherited =
+                    key.trim().ends_with(".workspace") || value.contains("workspace = true");
+                if !inherited {
+                    findings.push(format!(
+                        "{path}: {name} isn't taken from the workspace's table"
+                    ));
+                }
+            }
+        }
+    }
+    for name in declared.difference(&used) {
+        findings.push(format!(
+            "Cargo.toml: nobody uses the workspace dependency {name}"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_code_that_names_a_kernel_crate_is_found() {
+        assert!(names("use aya::Ebpf;", "aya::"));
+        assert!(!names("// aya::Ebpf", "aya::"));
+        assert!(!names("use my_aya::Ebpf;", "aya::"));
+    }
+}
