@@ -1,0 +1,146 @@
+//! How Go writes JSON, as `serde` helpers.
+
+use std::{collections::BTreeMap, fmt::Display, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use serde_json::Value;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::RegionId;
+
+/// `null` is the default.
+pub fn null<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// What does not read as `T` is the default: for facts that inform and decide nothing.
+pub fn lenient<'de, D: Deserializer<'de>, T: de::DeserializeOwned + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
+}
+
+/// A list, or `null`, of which the elements that do not read as `T` are left out.
+pub fn lenient_list<'de, D: Deserializer<'de>, T: de::DeserializeOwned>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let values = Option::<Vec<Value>>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(values
+        .into_iter()
+        .filter_map(|value| serde_json::from_value(value).ok())
+        .collect())
+}
+
+/// A map with numbers for keys, or `null`, of which entries that do not read (Headscale sends null regions) are left out.
+pub fn lenient_map<'de, D, K, V>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    K: FromStr + Ord,
+    V: de::DeserializeOwned,
+{
+    lenient_map_or_absent(deserializer).map(Option::unwrap_or_default)
+}
+
+/// [`lenient_map`] that keeps apart "empty" and "absent".
+pub fn lenient_map_or_absent<'de, D, K, V>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<K, V>>, D::Error>
+where
+    D: Deserializer<'de>,
+    K: FromStr + Ord,
+    V: de::DeserializeOwned,
+{
+    let values = Option::<BTreeMap<String, Value>>::deserialize(deserializer)?;
+    let read = |(key, value): (String, Value)| {
+        Some((key.parse().ok()?, serde_json::from_value(value).ok()?))
+    };
+    Ok(values.map(|values| values.into_iter().filter_map(read).collect()))
+}
+
+/// A map whose values may be `null`, which is their default.
+pub fn null_values<'de, D, V>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    V: Deserialize<'de> + Default,
+{
+    let values =
+        Option::<BTreeMap<String, Option<V>>>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(values
+        .into_iter()
+        .map(|(key, value)| (key, value.unwrap_or_default()))
+        .collect())
+}
+
+/// 0 is none, as is what cannot be a region.
+pub fn region<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RegionId>, D::Error> {
+    let number = Option::<i64>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(u16::try_from(number)
+        .ok()
+        .filter(|number| *number != 0)
+        .map(RegionId))
+}
+
+/// Keys whose zero means "none", absent when none.
+pub mod key {
+    use super::*;
+
+    pub fn deserialize<'de, D, K>(deserializer: D) -> Result<Option<K>, D::Error>
+    where
+        D: Deserializer<'de>,
+        K: FromStr<Err: Display> + Default + PartialEq,
+    {
+        let Some(text) =
+            Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty())
+        else {
+            return Ok(None);
+        };
+        let key: K = text.parse().map_err(de::Error::custom)?;
+        Ok(Some(key).filter(|key| *key != K::default()))
+    }
+
+    /// For fields without `omitempty`: none is written as the zero key.
+    pub fn serialize<S: Serializer, K: Serialize + Default + Copy>(
+        key: &Option<K>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        key.unwrap_or_default().serialize(serializer)
+    }
+}
+
+/// RFC 3339; the zero time is none, and none is written as the zero time.
+pub mod timestamp {
+    use super::*;
+
+    const ZERO: &str = "0001-01-01T00:00:00Z";
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<OffsetDateTime>, D::Error> {
+        match Option::<String>::deserialize(deserializer)? {
+            None => Ok(None),
+            Some(text) if text == ZERO || text.is_empty() => Ok(None),
+            Some(text) => OffsetDateTime::parse(&text, &Rfc3339)
+                .map(Some)
+                .map_err(de::Error::custom),
+        }
+    }
+
+    pub fn serialize<S: Serializer>(
+        time: &Option<OffsetDateTime>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match time {
+            None => serializer.serialize_str(ZERO),
+            Some(time) => {
+                serializer.serialize_str(&time.format(&Rfc3339).map_err(ser::Error::custom)?)
+            }
+        }
+    }
+}
+
+pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
