@@ -1,1 +1,3 @@
 //! The agent: the loop, its shells and the kernel side.
+
+pub mod kernel;

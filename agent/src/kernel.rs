@@ -1,0 +1,167 @@
+//! The kernel seam: everything the agent reads from and writes to the kernel goes through [`Kernel`].
+//!
+//! [`start`] chooses the data plane and returns the running pieces; the engine then repeats
+//! `observe` → [`lowroad_core::plan::plan`] → `apply` for each step. Types of netlink, WireGuard and eBPF libraries stay below
+//! this module.
+
+use std::io;
+
+use futures_util::future::BoxFuture;
+use lowroad_core::desired::{Mark, Observed, PeerStats};
+use lowroad_core::plan::Step;
+use tokio::sync::mpsc;
+
+pub type KernelFuture<'a, T> = BoxFuture<'a, Result<T, KernelError>>;
+
+/// Kernel state, real ([`linux::LinuxKernel`]) or in memory ([`fake::FakeKernel`]).
+pub trait Kernel: Send {
+    /// Reads back what is ours.
+    fn observe(&mut self) -> KernelFuture<'_, Observed>;
+    /// Does one step. A step that is in force already succeeds.
+    fn apply<'a>(&'a mut self, step: &'a Step) -> KernelFuture<'a, ()>;
+    /// Counters of every peer.
+    fn peer_stats(&mut self) -> KernelFuture<'_, Vec<PeerStats>>;
+    /// Removes device, routes, rules and pins, only ours. Succeeds if there is nothing.
+    fn teardown(&mut self) -> KernelFuture<'_, ()>;
+}
+
+/// Which WireGuard carries the packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dataplane {
+    Kernel,
+    /// gotatun on a TUN device: the tunnel lives and dies with the agent.
+    Userspace,
+}
+
+impl Dataplane {
+    /// As in `status` and `--dataplane`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
+impl std::fmt::Display for Dataplane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `--dataplane`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DataplaneChoice {
+    /// The kernel's WireGuard if it has one.
+    #[default]
+    Auto,
+    Kernel,
+    Userspace,
+}
+
+impl std::str::FromStr for DataplaneChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kernel" => Ok(Self::Kernel),
+            "userspace" => Ok(Self::Userspace),
+            other => Err(format!(
+                "--dataplane is auto, kernel or userspace, not {other:?}"
+            )),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// Name of the device, at most 15 bytes.
+    pub device: String,
+    /// UDP port of WireGuard, disco and STUN.
+    pub port: u16,
+    pub dataplane: DataplaneChoice,
+    /// Of everything that we send outside the tunnel.
+    pub mark: Mark,
+    /// From the state directory: names our pins and marks our device, so that a restarted agent knows its own.
+    pub state_id: String,
+}
+
+/// The running kernel side.
+pub struct Started {
+    pub kernel: Box<dyn Kernel>,
+    /// Netlink changes that may concern us. The engine reconciles and looks at its endpoints again.
+    pub changes: mpsc::Receiver<KernelChange>,
+    pub dataplane: Dataplane,
+    /// Why it isn't the kernel's WireGuard although that was preferred: one line for the log and `status`.
+    pub why_userspace: Option<String>,
+    /// A device of an earlier agent was found and kept.
+    pub adopted: bool,
+}
+
+impl std::fmt::Debug for Started {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Started")
+            .field("dataplane", &self.dataplane)
+            .field("adopted", &self.adopted)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KernelChange {
+    /// Our device changed or vanished.
+    Device,
+    /// Another link changed.
+    Links,
+    /// Addresses outside our device changed: our endpoints may have.
+    Addresses,
+    /// Routes outside our table changed: our way out may have.
+    Routes,
+    /// A rule changed, perhaps one of ours.
+    Rules,
+    /// Our table changed.
+    Table,
+    /// Notifications were lost: look at everything again.
+    Overflow,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    #[error(
+        "{what} needs CAP_NET_ADMIN: run the agent as root, or give it that capability (in a container: --cap-add NET_ADMIN)"
+    )]
+    NotPermitted { what: String },
+    #[error(
+        "opening /dev/net/tun: {source}; load the module (`modprobe tun`), or in a container pass the device (--device /dev/net/tun)"
+    )]
+    NoTun { source: io::Error },
+    #[error(
+        "this kernel has no WireGuard ({source}); load the module (`modprobe wireguard`, Linux 5.6 or newer), or use --dataplane userspace"
+    )]
+    NoWireGuard { source: io::Error },
+    #[error(
+        "UDP port {port} is taken by another program (another WireGuard or lowroad?): stop it, or give --port another number"
+    )]
+    PortTaken { port: u16 },
+    #[error(
+        "a network device named {device} exists and isn't ours ({what}): remove it, or give --tun another name"
+    )]
+    NameTaken { device: String, what: String },
+    #[error(
+        "{device:?} can't name a network device: 1 to 15 bytes, without spaces, slashes and colons"
+    )]
+    BadName { device: String },
+    #[error("the device {device} is gone")]
+    NoDevice { device: String },
+    #[error("{what}: {source}")]
+    Netlink { what: String, source: io::Error },
+    #[error("{what}: {source}")]
+    WireGuard { what: String, source: io::Error },
+    #[error("{what}: not possible with a running userspace device; restart the agent")]
+    NeedsRestart { what: String },
+    /// Of the fake kernel only.
+    #[error("injected failure: {0}")]
+    Injected(String),
+}

@@ -1,0 +1,316 @@
+//! The plan: the set difference between [`Desired`] and [`Observed`], as [`Step`]s in an order that is safe to stop at any point.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use lowroad_wire::key::{NodePrivate, NodePublic};
+
+use crate::desired::{Desired, Observed, ObservedDevice, Peer, Route, Rule};
+
+#[cfg(test)]
+mod tests;
+
+/// One change of kernel state. Applying a step that is already in force is not an error.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// The device, down, without key, peers or addresses.
+    CreateDevice {
+        mtu: u32,
+    },
+    /// The filter drops everything until a policy is installed.
+    AttachFilter,
+    SetPrivateKey(NodePrivate),
+    SetListenPort(u16),
+    SetFwmark(u32),
+    /// A peer that is not there. Its prefixes leave the peers that held them.
+    AddPeer {
+        key: NodePublic,
+        peer: Peer,
+    },
+    /// A peer that is there, and keeps its session.
+    UpdatePeer {
+        key: NodePublic,
+        endpoint: Option<SocketAddr>,
+        allowed_ips: AllowedIps,
+    },
+    RemovePeer(NodePublic),
+    AddAddress(IpNet),
+    RemoveAddress(IpNet),
+    SetMtu(u32),
+    LinkUp,
+    /// Replaces a route of another kind to the same prefix.
+    AddRoute(Route),
+    RemoveRoute(Route),
+    AddRule(Rule),
+    RemoveRule(Rule),
+}
+
+/// What [`Step::UpdatePeer`] does with the prefixes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AllowedIps {
+    Keep,
+    /// Added to what is there: no packet of the others is lost.
+    Append(BTreeSet<IpNet>),
+    /// The new whole. WireGuard can't take a single prefix away from a peer.
+    Replace(BTreeSet<IpNet>),
+}
+
+/// Steps from `observed` to `desired`. Applying them (or any part of them, and planning anew) leads there;
+/// `plan(d, o)` is empty exactly if `o` holds what `d` wants. Pure and deterministic.
+///
+/// Order: device and filter, then what WireGuard needs, peers, addresses, and only then link up, routes and rules.
+/// What is added comes before what is removed, so that an address moving from one peer to another is never nobody's.
+pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let fresh = ObservedDevice {
+        mtu: desired.mtu,
+        ..ObservedDevice::default()
+    };
+    if observed.device.is_none() {
+        steps.push(Step::CreateDevice { mtu: desired.mtu });
+    }
+    let device = observed.device.as_ref().unwrap_or(&fresh);
+    if !device.filter_attached {
+        steps.push(Step::AttachFilter);
+    }
+    plan_wireguard(desired, device, &mut steps);
+    steps.extend(
+        desired
+            .addresses
+            .difference(&device.addresses)
+            .copied()
+            .map(Step::AddAddress),
+    );
+    steps.extend(
+        device
+            .addresses
+            .difference(&desired.addresses)
+            .copied()
+            .map(Step::RemoveAddress),
+    );
+    if device.mtu != desired.mtu {
+        steps.push(Step::SetMtu(desired.mtu));
+    }
+    if !device.up {
+        steps.push(Step::LinkUp);
+    }
+    plan_routes(desired, observed, &mut steps);
+    steps
+}
+
+fn plan_wireguard(desired: &Desired, device: &ObservedDevice, steps: &mut Vec<Step>) {
+    let wanted = &desired.wireguard;
+    if device.public_key != Some(wanted.private_key.public()) {
+        steps.push(Step::SetPrivateKey(wanted.private_key.clone()));
+    }
+    if device.listen_port != wanted.listen_port {
+        steps.push(Step::SetListenPort(wanted.listen_port));
+    }
+    if device.fwmark != wanted.fwmark {
+        steps.push(Step::SetFwmark(wanted.fwmark));
+    }
+    plan_peers(&without_double_owners(&wanted.peers), &device.peers, steps);
+}
+
+fn plan_peers(
+    wanted: &BTreeMap<NodePublic, Peer>,
+    current: &BTreeMap<NodePublic, Peer>,
+    steps: &mut Vec<Step>,
+) {
+    let empty = Peer::default();
+    // Prefixes that a step of this plan gives to a peer leave their former owner by that.
+    let gained: BTreeSet<IpNet> = wanted
+        .iter()
+        .flat_map(|(key, peer)| {
+            peer.allowed_ips
+                .difference(&current.get(key).unwrap_or(&empty).allowed_ips)
+        })
+        .copied()
+        .collect();
+    steps.extend(
+        wanted
+            .iter()
+            .filter(|(key, _)| !current.contains_key(*key))
+            .map(|(key, peer)| Step::AddPeer {
+                key: *key,
+                peer: peer.clone(),
+            }),
+    );
+    for (key, peer) in wanted {
+        let Some(now) = current.get(key) else {
+            continue;
+        };
+        let added: BTreeSet<IpNet> = peer
+            .allowed_ips
+            .difference(&now.allowed_ips)
+            .copied()
+            .collect();
+        let superfluous = now
+            .allowed_ips
+            .difference(&peer.allowed_ips)
+            .any(|prefix| !gained.contains(prefix));
+        let allowed_ips = match (superfluous, added.is_empty()) {
+            (true, _) => AllowedIps::Replace(peer.allowed_ips.clone()),
+            (false, false) => AllowedIps::Append(added),
+            (false, true) => AllowedIps::Keep,
+        };
+        let endpoint = peer
+            .endpoint
+            .filter(|endpoint| now.endpoint != Some(*endpoint));
+        if endpoint.is_some() || allowed_ips != AllowedIps::Keep {
+            steps.push(Step::UpdatePeer {
+                key: *key,
+                endpoint,
+                allowed_ips,
+            });
+        }
+    }
+    steps.extend(
+        current
+            .keys()
+            .filter(|key| !wanted.contains_key(*key))
+            .copied()
+            .map(Step::RemovePeer),
+    );
+}
+
+fn plan_routes(desired: &Desired, observed: &Observed, steps: &mut Vec<Step>) {
+    let wanted = one_route_a_prefix(&desired.routes);
+    steps.extend(
+        wanted
+            .difference(&observed.routes)
+            .copied()
+            .map(Step::AddRoute),
+    );
+    let prefixes: BTreeSet<IpNet> = wanted.iter().map(|route| route.prefix).collect();
+    steps.extend(
+        observed
+            .routes
+            .iter()
+            .filter(|route| !prefixes.contains(&route.prefix))
+            .copied()
+            .map(Step::RemoveRoute),
+    );
+    steps.extend(
+        desired
+            .rules
+            .difference(&observed.rules)
+            .copied()
+            .map(Step::AddRule),
+    );
+    steps.extend(
+        observed
+            .rules
+            .difference(&desired.rules)
+            .copied()
+            .map(Step::RemoveRule),
+    );
+}
+
+/// As a kernel table has it: the kind that drops or keeps out wins over the tunnel.
+fn one_route_a_prefix(routes: &BTreeSet<Route>) -> BTreeSet<Route> {
+    let by_prefix: BTreeMap<IpNet, Route> = routes
+        .iter()
+        .map(|route| Route {
+            prefix: route.prefix.trunc(),
+            kind: route.kind,
+        })
+        .map(|route| (route.prefix, route))
+        .collect();
+    by_prefix.into_values().collect()
+}
+
+/// WireGuard gives a prefix to one peer only; so do we, or two peers would take it from each other in every plan.
+fn without_double_owners(peers: &BTreeMap<NodePublic, Peer>) -> BTreeMap<NodePublic, Peer> {
+    let mut taken = BTreeSet::new();
+    peers
+        .iter()
+        .map(|(key, peer)| {
+            let allowed_ips = peer
+                .allowed_ips
+                .iter()
+                .map(IpNet::trunc)
+                .filter(|prefix| taken.insert(*prefix))
+                .collect();
+            (
+                *key,
+                Peer {
+                    endpoint: peer.endpoint,
+                    allowed_ips,
+                },
+            )
+        })
+        .collect()
+}
+
+/// What a step does to a kernel that does exactly that: the model of the tests and of the fake kernel.
+pub fn apply_to_model(model: &mut Observed, step: &Step) {
+    match step {
+        Step::CreateDevice { mtu } => {
+            model.device.get_or_insert_with(|| ObservedDevice {
+                mtu: *mtu,
+                ..ObservedDevice::default()
+            });
+        }
+        Step::AddRoute(route) => {
+            model.routes.retain(|other| other.prefix != route.prefix);
+            model.routes.insert(*route);
+        }
+        Step::RemoveRoute(route) => drop(model.routes.remove(route)),
+        Step::AddRule(rule) => drop(model.rules.insert(*rule)),
+        Step::RemoveRule(rule) => drop(model.rules.remove(rule)),
+        on_device => {
+            if let Some(device) = &mut model.device {
+                apply_to_device(device, on_device);
+            }
+        }
+    }
+}
+
+fn apply_to_device(device: &mut ObservedDevice, step: &Step) {
+    match step {
+        Step::AttachFilter => device.filter_attached = true,
+        Step::SetPrivateKey(key) => device.public_key = Some(key.public()),
+        Step::SetListenPort(port) => device.listen_port = *port,
+        Step::SetFwmark(mark) => device.fwmark = *mark,
+        Step::AddPeer { key, peer } => {
+            take_prefixes(device, &peer.allowed_ips);
+            device.peers.insert(*key, peer.clone());
+        }
+        Step::UpdatePeer {
+            key,
+            endpoint,
+            allowed_ips,
+        } => {
+            if let AllowedIps::Append(prefixes) | AllowedIps::Replace(prefixes) = allowed_ips {
+                take_prefixes(device, prefixes);
+            }
+            let Some(peer) = device.peers.get_mut(key) else {
+                return;
+            };
+            peer.endpoint = endpoint.or(peer.endpoint);
+            match allowed_ips {
+                AllowedIps::Keep => {}
+                AllowedIps::Append(prefixes) => peer.allowed_ips.extend(prefixes),
+                AllowedIps::Replace(prefixes) => peer.allowed_ips.clone_from(prefixes),
+            }
+        }
+        Step::RemovePeer(key) => drop(device.peers.remove(key)),
+        Step::AddAddress(address) => drop(device.addresses.insert(*address)),
+        Step::RemoveAddress(address) => drop(device.addresses.remove(address)),
+        Step::SetMtu(mtu) => device.mtu = *mtu,
+        Step::LinkUp => device.up = true,
+        Step::CreateDevice { .. }
+        | Step::AddRoute(_)
+        | Step::RemoveRoute(_)
+        | Step::AddRule(_)
+        | Step::RemoveRule(_) => {}
+    }
+}
+
+fn take_prefixes(device: &mut ObservedDevice, prefixes: &BTreeSet<IpNet>) {
+    for peer in device.peers.values_mut() {
+        peer.allowed_ips.retain(|prefix| !prefixes.contains(prefix));
+    }
+}
