@@ -1,4 +1,5 @@
 #![forbid(unsafe_code)]
 
 pub mod desired;
+pub mod path;
 pub mod plan;

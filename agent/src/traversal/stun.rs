@@ -1,0 +1,1 @@
+//! STUN probes of the relay map's regions.
