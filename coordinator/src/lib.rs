@@ -1,1 +1,3 @@
 //! The coordination server.
+
+pub mod policy;

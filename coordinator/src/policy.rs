@@ -1,0 +1,102 @@
+//! The policy: who may reach whom, written in HuJSON, compiled into packet filters per node.
+//!
+//! [`Policy::parse`] judges the text by itself; [`compile`] applies it to the users and nodes of
+//! the tailnet, and is what a new policy has to pass; [`recompile`] follows changes of users and
+//! nodes under a policy in force, and cannot fail. The rules are those of the hosted service,
+//! `protocol.md` 10.4. What lowroad cannot enforce yet is refused, never skipped.
+//!
+//! Everything here is pure: no I/O, no clock.
+
+mod acl;
+mod addresses;
+mod alias;
+mod bits;
+mod check;
+mod compile;
+mod error;
+mod grant;
+mod hujson;
+mod people;
+mod routes;
+mod syntax;
+mod view;
+mod world;
+
+use std::sync::Arc;
+
+pub use error::{PolicyError, PolicyErrorKind};
+pub use view::{CompiledTailnet, PeerView};
+pub use world::{NodeFacts, UserFacts, World};
+
+/// A parsed policy. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    document: Arc<syntax::Document>,
+}
+
+impl Policy {
+    /// Parses a policy file and checks all that can be checked without knowing users and nodes.
+    ///
+    /// # Errors
+    /// The first thing wrong in the file, with its place.
+    pub fn parse(hujson: &str) -> Result<Self, PolicyError> {
+        let document = Arc::new(syntax::Document::parse(hujson)?);
+        Ok(Self { document })
+    }
+
+    /// What holds without a policy file: everybody inside the tailnet may reach everybody.
+    pub fn allow_all() -> Self {
+        Self {
+            document: Arc::default(),
+        }
+    }
+
+    /// Users that the policy names and the world doesn't have, with their places.
+    pub fn unknown_users(&self, world: &World) -> Vec<PolicyError> {
+        let people = people::People::new(&self.document, &world.users);
+        people::unknown_users(&self.document, &people)
+    }
+}
+
+/// What [`compile`] does about users that the policy names and the world doesn't have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownUsers {
+    /// Refuse the policy.
+    Refuse,
+    /// Take them for users without nodes, as when a policy is loaded before the first user is
+    /// created. [`Policy::unknown_users`] lists them, for a warning.
+    Accept,
+}
+
+/// Compiles a new policy for a tailnet and runs the policy's `tests`.
+///
+/// # Errors
+/// The first unknown user or failing test, with its place.
+pub fn compile(policy: &Policy, world: &World) -> Result<CompiledTailnet, PolicyError> {
+    compile_with(policy, world, UnknownUsers::Refuse)
+}
+
+/// [`compile`], with a choice about unknown users.
+///
+/// # Errors
+/// The first unknown user, if they are refused, or failing test, with its place.
+pub fn compile_with(
+    policy: &Policy,
+    world: &World,
+    unknown: UnknownUsers,
+) -> Result<CompiledTailnet, PolicyError> {
+    if unknown == UnknownUsers::Refuse
+        && let Some(error) = policy.unknown_users(world).into_iter().next()
+    {
+        return Err(error);
+    }
+    let compiled = recompile(policy, world);
+    check::run_tests(policy, world, &compiled)?;
+    Ok(compiled)
+}
+
+/// Compiles a policy in force after users or nodes changed: `tests` don't run, and users that
+/// are gone name nobody.
+pub fn recompile(policy: &Policy, world: &World) -> CompiledTailnet {
+    compile::compile(&policy.document, world)
+}

@@ -1,0 +1,262 @@
+//! Sets of addresses as sorted ranges: what sources, destinations and routes are made of.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// An address family's numbers.
+pub(crate) trait Number: Copy + Ord {
+    /// The number after this one, or `None` at the end of the family.
+    fn next(self) -> Option<Self>;
+}
+
+impl Number for u32 {
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
+    }
+}
+
+impl Number for u128 {
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
+    }
+}
+
+/// Closed ranges of one family: sorted, disjoint, and never adjacent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Ranges<T>(Vec<(T, T)>);
+
+impl<T> Default for Ranges<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Number> Ranges<T> {
+    fn new(mut ranges: Vec<(T, T)>) -> Self {
+        ranges.sort_unstable();
+        let mut merged: Vec<(T, T)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges {
+            match merged.last_mut() {
+                Some(previous) if previous.1.next().is_none_or(|after| first <= after) => {
+                    previous.1 = previous.1.max(last);
+                }
+                _ => merged.push((first, last)),
+            }
+        }
+        merged.shrink_to_fit();
+        Self(merged)
+    }
+
+    fn overlaps_range(&self, first: T, last: T) -> bool {
+        let at = self.0.partition_point(|range| range.1 < first);
+        self.0.get(at).is_some_and(|range| range.0 <= last)
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let (few, many) = if self.0.len() <= other.0.len() {
+            (self, other)
+        } else {
+            (other, self)
+        };
+        few.0
+            .iter()
+            .any(|&(first, last)| many.overlaps_range(first, last))
+    }
+}
+
+/// A set of IPv4 and IPv6 addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct AddressSet {
+    v4: Ranges<u32>,
+    v6: Ranges<u128>,
+}
+
+/// Collects ranges for an [`AddressSet`]; sorting waits until all are there.
+#[derive(Debug, Default)]
+pub(crate) struct Collector {
+    v4: Vec<(u32, u32)>,
+    v6: Vec<(u128, u128)>,
+}
+
+impl Collector {
+    pub(crate) fn address(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(v4) => self.v4.push((v4.to_bits(), v4.to_bits())),
+            IpAddr::V6(v6) => self.v6.push((v6.to_bits(), v6.to_bits())),
+        }
+    }
+
+    pub(crate) fn net(&mut self, net: &IpNet) {
+        match net {
+            IpNet::V4(net) => self
+                .v4
+                .push((net.network().to_bits(), net.broadcast().to_bits())),
+            IpNet::V6(net) => self
+                .v6
+                .push((net.network().to_bits(), net.broadcast().to_bits())),
+        }
+    }
+
+    pub(crate) fn v4_range(&mut self, first: Ipv4Addr, last: Ipv4Addr) {
+        self.v4.push((first.to_bits(), last.to_bits()));
+    }
+
+    /// All IPv4 addresses that are not in `set`.
+    pub(crate) fn v4_gaps(&mut self, set: &AddressSet) {
+        let mut next = Some(0);
+        for &(first, last) in &set.v4.0 {
+            if let Some(start) = next.filter(|&start| start < first) {
+                self.v4.push((start, first - 1));
+            }
+            next = last.next();
+        }
+        if let Some(start) = next {
+            self.v4.push((start, u32::MAX));
+        }
+    }
+
+    pub(crate) fn set(&mut self, set: &AddressSet) {
+        self.v4.extend_from_slice(&set.v4.0);
+        self.v6.extend_from_slice(&set.v6.0);
+    }
+
+    pub(crate) fn finish(self) -> AddressSet {
+        AddressSet {
+            v4: Ranges::new(self.v4),
+            v6: Ranges::new(self.v6),
+        }
+    }
+}
+
+impl AddressSet {
+    /// Every address of both families.
+    pub(crate) fn everything() -> Self {
+        Self {
+            v4: Ranges(vec![(0, u32::MAX)]),
+            v6: Ranges(vec![(0, u128::MAX)]),
+        }
+    }
+
+    pub(crate) fn of_net(net: &IpNet) -> Self {
+        let mut collector = Collector::default();
+        collector.net(net);
+        collector.finish()
+    }
+
+    pub(crate) fn of_addresses(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let mut collector = Collector::default();
+        for address in addresses {
+            collector.address(address);
+        }
+        collector.finish()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.v4.0.is_empty() && self.v6.0.is_empty()
+    }
+
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        self.v4.overlaps(&other.v4) || self.v6.overlaps(&other.v6)
+    }
+
+    pub(crate) fn overlaps_net(&self, net: &IpNet) -> bool {
+        match net {
+            IpNet::V4(net) => self
+                .v4
+                .overlaps_range(net.network().to_bits(), net.broadcast().to_bits()),
+            IpNet::V6(net) => self
+                .v6
+                .overlaps_range(net.network().to_bits(), net.broadcast().to_bits()),
+        }
+    }
+
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.v4.overlaps_range(v4.to_bits(), v4.to_bits()),
+            IpAddr::V6(v6) => self.v6.overlaps_range(v6.to_bits(), v6.to_bits()),
+        }
+    }
+
+    /// The set as FilterRules spell it: `*`, addresses, prefixes, and `a-b` for what is no prefix.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        if *self == Self::everything() {
+            return vec!["*".to_owned()];
+        }
+        let v4 = self.v4.0.iter().map(|&(first, last)| {
+            let (first, last) = (Ipv4Addr::from_bits(first), Ipv4Addr::from_bits(last));
+            let length = first.to_bits() ^ last.to_bits();
+            let net = Ipv4Net::new(first, length.leading_zeros() as u8)
+                .ok()
+                .map(|net| net.trunc());
+            match net {
+                _ if first == last => first.to_string(),
+                Some(net) if net.network() == first && net.broadcast() == last => net.to_string(),
+                _ => format!("{first}-{last}"),
+            }
+        });
+        let v6 = self.v6.0.iter().map(|&(first, last)| {
+            let (first, last) = (Ipv6Addr::from_bits(first), Ipv6Addr::from_bits(last));
+            let length = first.to_bits() ^ last.to_bits();
+            let net = Ipv6Net::new(first, length.leading_zeros() as u8)
+                .ok()
+                .map(|net| net.trunc());
+            match net {
+                _ if first == last => first.to_string(),
+                Some(net) if net.network() == first && net.broadcast() == last => net.to_string(),
+                _ => format!("{first}-{last}"),
+            }
+        });
+        v4.chain(v6).collect()
+    }
+}
+
+/// A prefix as FilterRules spell it: a single address without its length.
+pub(crate) fn net_text(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() {
+        net.addr().to_string()
+    } else {
+        net.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(nets: &[&str]) -> AddressSet {
+        let mut collector = Collector::default();
+        for net in nets {
+            collector.net(&net.parse().unwrap());
+        }
+        collector.finish()
+    }
+
+    #[test]
+    fn adjacent_and_overlapping_ranges_become_one() {
+        let merged = set(&["10.0.0.0/9", "10.128.0.0/9", "10.1.2.3/32", "fd00::/64"]);
+        assert_eq!(merged, set(&["10.0.0.0/8", "fd00::/64"]));
+        assert_eq!(merged.texts(), ["10.0.0.0/8", "fd00::/64"]);
+    }
+
+    #[test]
+    fn the_ends_of_both_families_neither_overflow_nor_wrap() {
+        let all = set(&["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]);
+        assert_eq!(all, AddressSet::everything());
+        assert_eq!(all.texts(), ["*"]);
+        assert!(all.contains("255.255.255.255".parse().unwrap()));
+        assert!(set(&["255.255.255.255/32"]).overlaps(&all));
+    }
+
+    #[test]
+    fn a_range_that_is_no_prefix_is_written_with_its_ends() {
+        let odd = set(&["100.64.0.1/32", "100.64.0.2/32", "fd00::1/128"]);
+        assert_eq!(odd.texts(), ["100.64.0.1-100.64.0.2", "fd00::1"]);
+    }
+
+    #[test]
+    fn families_never_overlap_each_other() {
+        assert!(!set(&["0.0.0.0/0"]).overlaps(&set(&["::/0"])));
+        assert!(!set(&["::ffff:0:0/96"]).contains("1.2.3.4".parse().unwrap()));
+    }
+}

@@ -1,0 +1,111 @@
+//! `grants`: sources, destinations, and what is granted: network access (`ip`) so far.
+
+use jsonc_parser::ast::Value;
+use jsonc_parser::common::Ranged;
+use lowroad_wire::control::PortRange;
+
+use super::acl::{check_own_devices, destination, sources};
+use super::alias::{Alias, has_ports, parse_port_range, parse_protocol};
+use super::error::{At, PolicyError};
+use super::hujson::Text;
+use super::syntax::{Names, Rule};
+
+const FIELDS: [&str; 6] = ["src", "dst", "ip", "app", "via", "srcPosture"];
+
+/// Reads one entry of `grants` and appends one rule per distinct protocol, in order of appearance.
+pub(crate) fn read(
+    text: &Text,
+    value: &Value,
+    names: &Names,
+    rules: &mut Vec<Rule>,
+) -> Result<(), PolicyError> {
+    let fields = text.fields(value, "a grant", &FIELDS)?;
+    for name in ["app", "via", "srcPosture"] {
+        if let Some(value) = fields.get(name) {
+            let place = text.at(value.range());
+            return Err(PolicyError::unsupported(
+                place,
+                format!("{name:?} in grants"),
+            ));
+        }
+    }
+    let sources = match fields.get("src") {
+        Some(value) => sources(text.strings(value, "src")?, names)?,
+        None => Vec::new(),
+    };
+    let mut destinations = Vec::new();
+    if let Some(value) = fields.get("dst") {
+        for written in text.strings(value, "dst")? {
+            destinations.push(read_destination(written, names)?);
+        }
+    }
+    let access = match fields.get("ip") {
+        Some(value) => text.strings(value, "ip")?,
+        None => Vec::new(),
+    };
+    if access.is_empty() {
+        let message = "this grant grants nothing; add \"ip\", for example [\"*\"] or [\"tcp:443\"]";
+        return Err(PolicyError::invalid(fields.place, message));
+    }
+    let mut by_protocol: Vec<(Option<u8>, Vec<PortRange>)> = Vec::new();
+    for entry in access {
+        let (protocol, ports) = read_access(entry)?;
+        match by_protocol.iter_mut().find(|(known, _)| *known == protocol) {
+            Some((_, list)) => list.push(ports),
+            None => by_protocol.push((protocol, vec![ports])),
+        }
+    }
+    for (protocol, ports) in by_protocol {
+        let rule = Rule {
+            sources: sources.clone(),
+            protocols: protocol.into_iter().collect(),
+            destinations: destinations
+                .iter()
+                .map(|alias| (alias.clone(), ports.clone()))
+                .collect(),
+        };
+        check_own_devices(&rule, false)?;
+        rules.push(rule);
+    }
+    Ok(())
+}
+
+fn read_destination(text: At<&str>, names: &Names) -> Result<At<Alias>, PolicyError> {
+    let (place, shown) = (text.place, text.value);
+    let alias = destination(text, names)?;
+    if matches!(&alias.value, Alias::Net(net) if net.prefix_len() == 0) {
+        let message =
+            format!("dst {shown:?}: to allow all addresses, write \"*\" or \"autogroup:internet\"");
+        return Err(PolicyError::invalid(place, message));
+    }
+    Ok(alias)
+}
+
+/// `*`, PORTS or PROTOCOL:PORTS. A bare number is a port, never a protocol.
+fn read_access(text: At<&str>) -> Result<(Option<u8>, PortRange), PolicyError> {
+    let (protocol, ports) = match text.value.split_once(':') {
+        Some((protocol, ports)) => {
+            let protocol = At {
+                place: text.place,
+                value: protocol,
+            };
+            (Some(parse_protocol(protocol)?), ports)
+        }
+        None => (None, text.value),
+    };
+    if ports == "*" {
+        return Ok((protocol, PortRange::ANY));
+    }
+    let Some(range) = parse_port_range(ports).filter(|range| range.first > 0) else {
+        let message = format!(
+            "ip {:?}: write `*`, a port, a range like `8000-8100`, or a protocol with them like `tcp:443` or `icmp:*`",
+            text.value
+        );
+        return Err(PolicyError::invalid(text.place, message));
+    };
+    if protocol.is_some_and(|protocol| !has_ports(protocol)) {
+        let message = format!("ip {:?}: this protocol has no ports; write `*`", text.value);
+        return Err(PolicyError::invalid(text.place, message));
+    }
+    Ok((protocol, range))
+}

@@ -1,0 +1,198 @@
+//! HuJSON (JSON with comments and trailing commas) as values that know where they stand.
+
+use jsonc_parser::ast::{ObjectProp, Value};
+use jsonc_parser::common::{Range, Ranged};
+use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions};
+
+use super::error::{At, Place, PolicyError};
+
+/// Larger files are refused unread. Policies in the field stay far below a megabyte.
+const MAX_BYTES: usize = 4 << 20;
+
+/// The text with its line starts, to say where a value stands.
+#[derive(Debug)]
+pub(crate) struct Text<'a> {
+    text: &'a str,
+    line_starts: Vec<usize>,
+}
+
+/// The properties of an object, with names that differ in case only taken as the same (as Go's JSON does).
+#[derive(Debug)]
+pub(crate) struct Fields<'v, 'a> {
+    pub(crate) place: Place,
+    properties: Vec<(&'static str, &'v ObjectProp<'a>)>,
+}
+
+impl<'v, 'a> Fields<'v, 'a> {
+    /// The value of a field, unless it is absent or null.
+    pub(crate) fn get(&self, name: &str) -> Option<&'v Value<'a>> {
+        self.properties
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, property)| &property.value)
+            .filter(|value| value.as_null_keyword().is_none())
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&'static str, &'v ObjectProp<'a>)> + '_ {
+        self.properties.iter().copied()
+    }
+}
+
+impl<'a> Text<'a> {
+    pub(crate) fn new(text: &'a str) -> Self {
+        let breaks = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self {
+            text,
+            line_starts: std::iter::once(0).chain(breaks).collect(),
+        }
+    }
+
+    /// Parses the whole text into one value.
+    pub(crate) fn parse(&self) -> Result<Value<'a>, PolicyError> {
+        if self.text.len() > MAX_BYTES {
+            let message = format!("the policy is larger than {MAX_BYTES} bytes; make it smaller");
+            return Err(PolicyError::syntax(self.start(), message));
+        }
+        let collect = CollectOptions {
+            comments: CommentCollectionStrategy::Off,
+            tokens: false,
+        };
+        let options = ParseOptions {
+            allow_comments: true,
+            allow_trailing_commas: true,
+            allow_loose_object_property_names: false,
+            allow_missing_commas: false,
+            allow_single_quoted_strings: false,
+            allow_hexadecimal_numbers: false,
+            allow_unary_plus_numbers: false,
+            allow_bare_decimal_point_numbers: false,
+            allow_non_finite_numbers: false,
+            allow_extended_string_escapes: false,
+        };
+        let parsed = jsonc_parser::parse_to_ast(self.text, &collect, &options)
+            .map_err(|error| self.syntax_error(&error))?;
+        parsed.value.ok_or_else(|| {
+            let message = "the policy is empty; write at least {} (which allows everything inside the tailnet)";
+            PolicyError::syntax(self.start(), message)
+        })
+    }
+
+    fn syntax_error(&self, error: &jsonc_parser::errors::ParseError) -> PolicyError {
+        let message = format!("{}; correct the HuJSON here", error.kind());
+        PolicyError::syntax(self.place(error.range().start), message)
+    }
+
+    pub(crate) fn start(&self) -> Place {
+        Place { line: 1, column: 1 }
+    }
+
+    fn place(&self, offset: usize) -> Place {
+        let line = self.line_starts.partition_point(|&start| start <= offset);
+        let start = self.line_starts[line.saturating_sub(1)];
+        let before = self.text.get(start..offset).unwrap_or_default();
+        Place {
+            line: u32::try_from(line).unwrap_or(u32::MAX),
+            column: u32::try_from(before.chars().count() + 1).unwrap_or(u32::MAX),
+        }
+    }
+
+    pub(crate) fn at(&self, range: Range) -> Place {
+        self.place(range.start)
+    }
+
+    pub(crate) fn invalid(&self, value: &impl Ranged, message: impl Into<String>) -> PolicyError {
+        PolicyError::invalid(self.at(value.range()), message)
+    }
+
+    /// An object with only the fields in `known`.
+    pub(crate) fn fields<'v>(
+        &self,
+        value: &'v Value<'a>,
+        what: &str,
+        known: &[&'static str],
+    ) -> Result<Fields<'v, 'a>, PolicyError> {
+        let Some(object) = value.as_object() else {
+            return Err(self.invalid(value, format!("{what} must be an object: {{…}}")));
+        };
+        let mut properties: Vec<(&'static str, &ObjectProp<'a>)> = Vec::new();
+        for property in &object.properties {
+            let written = property.name.as_str();
+            let Some(name) = known.iter().find(|name| name.eq_ignore_ascii_case(written)) else {
+                let message = format!(
+                    "{what} has no field {written:?}; it may have {}",
+                    known.join(", ")
+                );
+                return Err(self.invalid(property, message));
+            };
+            if properties.iter().any(|(earlier, _)| earlier == name) {
+                let message = format!("{written:?} stands twice in {what}; merge the two");
+                return Err(self.invalid(property, message));
+            }
+            properties.push((name, property));
+        }
+        Ok(Fields {
+            place: self.at(object.range),
+            properties,
+        })
+    }
+
+    /// An object used as a table: names that the user chose, each at most once.
+    pub(crate) fn table<'v>(
+        &self,
+        value: &'v Value<'a>,
+        what: &str,
+    ) -> Result<Vec<(At<&'v str>, &'v Value<'a>)>, PolicyError> {
+        let Some(object) = value.as_object() else {
+            return Err(self.invalid(value, format!("{what} must be an object: {{…}}")));
+        };
+        let mut seen = std::collections::BTreeSet::new();
+        let mut entries = Vec::with_capacity(object.properties.len());
+        for property in &object.properties {
+            let name = property.name.as_str();
+            if !seen.insert(name) {
+                let message = format!("{name:?} stands twice in {what}; merge the two");
+                return Err(self.invalid(property, message));
+            }
+            let place = self.at(property.range);
+            entries.push((At { place, value: name }, &property.value));
+        }
+        Ok(entries)
+    }
+
+    pub(crate) fn list<'v>(
+        &self,
+        value: &'v Value<'a>,
+        what: &str,
+    ) -> Result<&'v [Value<'a>], PolicyError> {
+        match value {
+            Value::Array(array) => Ok(&array.elements),
+            Value::NullKeyword(_) => Ok(&[]),
+            _ => Err(self.invalid(value, format!("{what} must be a list: […]"))),
+        }
+    }
+
+    pub(crate) fn string<'v>(
+        &self,
+        value: &'v Value<'a>,
+        what: &str,
+    ) -> Result<At<&'v str>, PolicyError> {
+        match value {
+            Value::StringLit(string) => Ok(At {
+                place: self.at(string.range),
+                value: &string.value,
+            }),
+            _ => Err(self.invalid(value, format!("{what} must be a string in double quotes"))),
+        }
+    }
+
+    pub(crate) fn strings<'v>(
+        &self,
+        value: &'v Value<'a>,
+        what: &str,
+    ) -> Result<Vec<At<&'v str>>, PolicyError> {
+        self.list(value, what)?
+            .iter()
+            .map(|element| self.string(element, &format!("each entry of {what}")))
+            .collect()
+    }
+}
