@@ -4,6 +4,8 @@
 //! `observe` → [`lowroad_core::plan::plan`] → `apply` for each step. Types of netlink, WireGuard and eBPF libraries stay below
 //! this module.
 
+pub mod bpf;
+
 use std::io;
 
 use futures_util::future::BoxFuture;

@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
 
 pub mod desired;
+pub mod filter;
 pub mod path;
 pub mod plan;

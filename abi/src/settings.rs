@@ -1,0 +1,80 @@
+//! What a rule set is besides its tables.
+
+/// Places for rule sets. Three, so that one that a packet may still be looking at is never the one being written: between two writes to the same place lies a
+/// whole installation, which waits for all running programs.
+pub const SLOTS: usize = 3;
+
+/// Settings of one rule set.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    flags: u32,
+    epoch: u32,
+    peer_api_port: [u8; 2],
+    pad: [u8; 6],
+    disco: [u8; 32],
+}
+
+impl Settings {
+    /// No rule admits anything.
+    pub const SHIELDS_UP: u32 = 1;
+    /// Some source is jailed, so sources must be looked up for it.
+    pub const JAIL: u32 = 2;
+    /// `disco` holds the node's own disco key.
+    pub const DISCO: u32 = 4;
+
+    pub fn new(
+        shields_up: bool,
+        jail: bool,
+        epoch: u32,
+        peer_api_port: Option<u16>,
+        disco: Option<[u8; 32]>,
+    ) -> Self {
+        let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+        Self {
+            flags: flag(shields_up, Self::SHIELDS_UP)
+                | flag(jail, Self::JAIL)
+                | flag(disco.is_some(), Self::DISCO),
+            epoch,
+            peer_api_port: peer_api_port.unwrap_or(0).to_be_bytes(),
+            pad: [0; 6],
+            disco: disco.unwrap_or([0; 32]),
+        }
+    }
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+    /// Which flows count: those of the same epoch.
+    #[inline(always)]
+    pub const fn epoch(&self) -> u32 {
+        self.epoch
+    }
+    /// Zero: none.
+    #[inline(always)]
+    pub const fn peer_api_port(&self) -> [u8; 2] {
+        self.peer_api_port
+    }
+    #[inline(always)]
+    pub const fn disco(&self) -> &[u8; 32] {
+        &self.disco
+    }
+}
+
+/// Per-CPU limits on what goes to the agent: one for drop events, one for punts.
+pub const RATE_SLOTS: usize = 2;
+
+/// Records of one CPU in the current second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateWindow {
+    /// Monotonic nanoseconds at which the window began.
+    pub began: u64,
+    /// Records written since.
+    pub written: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<RateWindow>() == 16);
+};

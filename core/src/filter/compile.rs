@@ -1,0 +1,493 @@
+//! Rules become tables whose lookups cost the same however many rules there are.
+//!
+//! A destination has a class; class, protocol and port select a *service*, the list of rules that admit somebody there; a source has a class; source class and service
+//! select the rule. Splitting the lookup at the service keeps the tables from growing with the product of sources, destinations and ports.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use lowroad_abi::{Address, Class, PairKey, PortKey, Service, Side};
+use lowroad_wire::control::PortRange;
+
+use super::{
+    Family, Input, Prefix, RuleId,
+    answer::TSMP,
+    classify::{Interner, merged, nest},
+    packet::{SCTP, TCP, UDP, icmp_of},
+    ports::{blocks, sweep},
+    rules::{Rule, Rules, describe},
+};
+
+/// Entries of one table, and list items touched while building: bounds for rule sets sent to do harm. A rule set of 10,000 rules uses a hundredth.
+const MAX_ENTRIES: usize = 1 << 20;
+const MAX_WORK: usize = 1 << 25;
+
+/// A rule set ready for the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// Rules in force, in order, without repeats.
+    pub rules: Vec<CompiledRule>,
+    /// What was skipped, for people.
+    pub notes: Vec<String>,
+    pub tables: Tables,
+    pub shields_up: bool,
+    pub peer_api_port: Option<u16>,
+    pub disco: Option<[u8; 32]>,
+}
+
+/// A rule in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompiledRule {
+    pub id: RuleId,
+    /// Names it in the tables and its counter: the same for the same rule in any rule set.
+    pub key: u64,
+    /// For people.
+    pub text: String,
+}
+
+/// Contents of the kernel's maps, sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    pub hosts: Vec<(Address, Class)>,
+    /// With the length of the prefix, tag included.
+    pub prefixes: Vec<(u32, Address, Class)>,
+    /// With the length of the prefix.
+    pub ports: Vec<(u32, PortKey, Service)>,
+    pub pairs: Vec<(PairKey, u64)>,
+    /// Whether some source is jailed.
+    pub jail: bool,
+}
+
+/// Compiles; the same input gives the same tables.
+pub fn compile(input: &Input) -> Compiled {
+    let Rules { rules, mut notes } = Rules::of(input);
+    let tables = match Builder::new(input, &rules).and_then(|b| b.tables(input)) {
+        Ok(tables) => tables,
+        Err(TooMuch) => {
+            notes.push(format!(
+                "{} rules need more than {MAX_ENTRIES} table entries: none is in force",
+                rules.len()
+            ));
+            let none = Builder::new(input, &[]).and_then(|b| b.tables(input));
+            none.unwrap_or_else(|TooMuch| Tables::default())
+        }
+    };
+    let mut seen = HashSet::new();
+    let rules = rules
+        .iter()
+        .map(|rule| (key(rule), rule))
+        .filter(|(key, _)| seen.insert(*key));
+    let rules = rules.map(|(key, rule)| CompiledRule {
+        id: rule.id,
+        key,
+        text: describe(rule),
+    });
+    Compiled {
+        rules: rules.collect(),
+        notes,
+        tables,
+        shields_up: input.shields_up,
+        peer_api_port: input.peer_api_port,
+        disco: input.disco,
+    }
+}
+
+/// The bounds were met.
+struct TooMuch;
+
+/// A set of sources of one family, as rules name them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum SourceSet {
+    Prefixes(Vec<Prefix>),
+    Cap(String),
+}
+
+/// Who may use a destination, protocol and port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Admitted {
+    /// Everybody, by this rule.
+    Everyone(usize),
+    /// Those in one of the sets, by its rule; in order of precedence.
+    Sets(Vec<(u32, usize)>),
+}
+
+/// One destination of a rule.
+type Target = (usize, PortRange);
+
+struct Builder<'a> {
+    rules: &'a [Rule],
+    keys: Vec<u64>,
+    sets: Interner<SourceSet>,
+    services: Interner<Vec<(u32, usize)>>,
+    work: usize,
+    out: Tables,
+}
+
+impl<'a> Builder<'a> {
+    fn new(input: &Input, rules: &'a [Rule]) -> Result<Self, TooMuch> {
+        let mut out = Self {
+            rules,
+            keys: rules.iter().map(key).collect(),
+            sets: Interner::new(),
+            services: Interner::new(),
+            work: 0,
+            out: Tables::default(),
+        };
+        out.destinations(input)?;
+        Ok(out)
+    }
+
+    fn tables(mut self, input: &Input) -> Result<Tables, TooMuch> {
+        self.sources(input)?;
+        self.out.hosts.sort();
+        self.out.prefixes.sort();
+        self.out.ports.sort();
+        self.out.pairs.sort();
+        Ok(self.out)
+    }
+
+    fn spend(&mut self, items: usize) -> Result<(), TooMuch> {
+        self.work += items;
+        let entries = self
+            .out
+            .ports
+            .len()
+            .max(self.out.pairs.len())
+            .max(self.out.hosts.len())
+            .max(self.out.prefixes.len());
+        if self.work > MAX_WORK || entries > MAX_ENTRIES {
+            Err(TooMuch)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Classes of destinations inside the local set, and the services of each.
+    fn destinations(&mut self, input: &Input) -> Result<(), TooMuch> {
+        #[derive(Default)]
+        struct Mark {
+            local: bool,
+            own: bool,
+            targets: Vec<Target>,
+        }
+        let mut marks: BTreeMap<Prefix, Mark> = BTreeMap::new();
+        for net in &input.local {
+            marks.entry(Prefix::from(*net)).or_default().local = true;
+        }
+        for address in &input.own_addresses {
+            marks.entry(Prefix::host(*address)).or_default().own = true;
+        }
+        for (number, rule) in self.rules.iter().enumerate() {
+            for (prefix, ports) in &rule.destinations {
+                marks
+                    .entry(*prefix)
+                    .or_default()
+                    .targets
+                    .push((number, *ports));
+            }
+        }
+        for mark in marks.values_mut() {
+            mark.targets.sort_unstable();
+            mark.targets.dedup();
+        }
+        let mut lists: Interner<(Family, Vec<Target>)> = Interner::new();
+        // Class number, local, own. The number counts only where it is local.
+        let mut result = Ok(());
+        let classes = nest(
+            &marks,
+            &(0, false, false),
+            |prefix, (outer, local, _), mark| {
+                let inherited = lists.value(*outer).map_or(&[][..], |(_, targets)| targets);
+                let targets = merged(inherited, &mark.targets);
+                if result.is_ok() {
+                    result = self.spend(targets.len() + 1);
+                }
+                let number = if result.is_ok() {
+                    lists.number((prefix.family(), targets))
+                } else {
+                    0
+                };
+                (number, *local || mark.local, mark.own)
+            },
+        );
+        result?;
+        let mut used = BTreeSet::new();
+        for (prefix, (number, local, own)) in &classes {
+            if !local && !own {
+                continue;
+            }
+            let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+            let number = if *local { *number } else { 0 };
+            used.insert(number);
+            self.emit(
+                Side::Destination,
+                prefix,
+                Class::new(number, flag(*local, Class::LOCAL) | flag(*own, Class::OWN)),
+            );
+        }
+        let cap_everywhere = [Family::V4, Family::V6].map(|family| self.caps_everywhere(family));
+        for number in used {
+            if let Some((family, targets)) = lists.value(number) {
+                let [v4, v6] = &cap_everywhere;
+                self.services_of(
+                    number,
+                    *family,
+                    targets,
+                    if *family == Family::V4 { v4 } else { v6 },
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `cap:` sources admit pings whatever the destination, if their rule has any destination of the family.
+    fn caps_everywhere(&mut self, family: Family) -> Vec<(u32, usize)> {
+        let mut out = Vec::new();
+        for (number, rule) in self.rules.iter().enumerate() {
+            if rule.destinations.iter().any(|(p, _)| p.family() == family) {
+                out.extend(
+                    rule.caps
+                        .iter()
+                        .map(|cap| (self.sets.number(SourceSet::Cap(cap.clone())), number)),
+                );
+            }
+        }
+        out
+    }
+
+    fn services_of(
+        &mut self,
+        class: u32,
+        family: Family,
+        targets: &[Target],
+        caps_everywhere: &[(u32, usize)],
+    ) -> Result<(), TooMuch> {
+        for protocol in [TCP, UDP, SCTP] {
+            self.port_services(class, family, protocol, targets)?;
+        }
+        let by_address: BTreeSet<usize> = targets.iter().map(|(rule, _)| *rule).collect();
+        let icmp = self.admitted(family, by_address.into_iter(), false, caps_everywhere)?;
+        self.emit_service(class, icmp_of(family), PortRange::ANY, &icmp);
+        let mut others: BTreeMap<u8, BTreeSet<usize>> = BTreeMap::new();
+        for (rule, _) in targets.iter().filter(|(_, ports)| *ports == PortRange::ANY) {
+            for protocol in &self.rules[*rule].protocols {
+                if ![TCP, UDP, SCTP, TSMP, icmp_of(family)].contains(protocol) {
+                    others.entry(*protocol).or_default().insert(*rule);
+                }
+            }
+        }
+        for (protocol, rules) in others {
+            let admitted = self.admitted(family, rules.into_iter(), false, &[])?;
+            self.emit_service(class, protocol, PortRange::ANY, &admitted);
+        }
+        Ok(())
+    }
+
+    fn port_services(
+        &mut self,
+        class: u32,
+        family: Family,
+        protocol: u8,
+        targets: &[Target],
+    ) -> Result<(), TooMuch> {
+        let rules = self.rules;
+        let listed = targets
+            .iter()
+            .filter(|(rule, _)| rules[*rule].protocols.contains(&protocol));
+        let ranges: Vec<(PortRange, usize)> = listed.map(|(rule, ports)| (*ports, *rule)).collect();
+        let mut run: Option<(PortRange, Admitted)> = None;
+        sweep(&ranges, |piece, active| {
+            let admitted = self.admitted(family, active.keys().copied(), true, &[])?;
+            match &mut run {
+                Some((range, same))
+                    if *same == admitted && u32::from(range.last) + 1 == u32::from(piece.first) =>
+                {
+                    range.last = piece.last
+                }
+                _ => {
+                    if let Some((range, before)) = run.replace((piece, admitted)) {
+                        self.emit_service(class, protocol, range, &before);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        if let Some((range, admitted)) = run {
+            self.emit_service(class, protocol, range, &admitted);
+        }
+        Ok(())
+    }
+
+    /// Who is admitted by these rules: by their addresses, by their capabilities too if `caps`, and by `more`.
+    fn admitted(
+        &mut self,
+        family: Family,
+        rules: impl Iterator<Item = usize>,
+        caps: bool,
+        more: &[(u32, usize)],
+    ) -> Result<Admitted, TooMuch> {
+        let mut sets: Vec<(u32, usize)> = more.to_vec();
+        for number in rules {
+            let rule = &self.rules[number];
+            if rule.admits_everyone(family) {
+                return Ok(Admitted::Everyone(number));
+            }
+            let prefixes: Vec<Prefix> = rule
+                .sources
+                .iter()
+                .filter(|p| p.family() == family)
+                .copied()
+                .collect();
+            if !prefixes.is_empty() {
+                sets.push((self.sets.number(SourceSet::Prefixes(prefixes)), number));
+            }
+            if caps {
+                for cap in &rule.caps {
+                    sets.push((self.sets.number(SourceSet::Cap(cap.clone())), number));
+                }
+            }
+        }
+        self.spend(sets.len() + 1)?;
+        sets.sort_by_key(|(set, rule)| (*rule, *set));
+        let mut seen = HashSet::new();
+        sets.retain(|(set, _)| seen.insert(*set));
+        Ok(Admitted::Sets(sets))
+    }
+
+    fn emit_service(&mut self, class: u32, protocol: u8, range: PortRange, admitted: &Admitted) {
+        let service = match admitted {
+            Admitted::Everyone(rule) => Service::new(0, self.keys[*rule]),
+            Admitted::Sets(sets) if sets.is_empty() => return,
+            Admitted::Sets(sets) => {
+                Service::new(self.services.number(sets.clone()), lowroad_abi::NO_RULE)
+            }
+        };
+        for block in blocks(range) {
+            let key = PortKey::new(class, protocol, block.first.to_be_bytes());
+            self.out
+                .ports
+                .push((PortKey::ANY_PORT_BITS + block.bits, key, service));
+        }
+    }
+
+    /// Classes of sources, and the rule for each class and service.
+    fn sources(&mut self, input: &Input) -> Result<(), TooMuch> {
+        #[derive(Default)]
+        struct Mark {
+            sets: Vec<u32>,
+            jailed: Option<bool>,
+        }
+        let mut marks: BTreeMap<Prefix, Mark> = BTreeMap::new();
+        for (number, set) in self.sets.iter() {
+            let members: Vec<Prefix> = match set {
+                SourceSet::Prefixes(prefixes) => prefixes.clone(),
+                SourceSet::Cap(cap) => {
+                    let holders = input.peers.iter().filter(|p| p.caps.contains(cap));
+                    holders
+                        .flat_map(|p| p.addresses.iter().map(|a| Prefix::host(*a)))
+                        .collect()
+                }
+            };
+            for prefix in members {
+                marks.entry(prefix).or_default().sets.push(number);
+            }
+        }
+        self.out.jail = input.peers.iter().any(|p| p.jailed);
+        for peer in input.peers.iter().filter(|_| self.out.jail) {
+            let own = peer.addresses.iter().map(|a| Prefix::host(*a));
+            for prefix in own.chain(peer.allowed_ips.iter().map(|n| Prefix::from(*n))) {
+                let jailed = &mut marks.entry(prefix).or_default().jailed;
+                *jailed = Some(jailed.unwrap_or(false) || peer.jailed);
+            }
+        }
+        for mark in marks.values_mut() {
+            mark.sets.sort_unstable();
+            mark.sets.dedup();
+        }
+        let mut lists: Interner<Vec<u32>> = Interner::new();
+        let mut result = Ok(());
+        let classes = nest(&marks, &(0, false), |_, (outer, jailed), mark| {
+            let sets = merged(lists.value(*outer).map_or(&[][..], |s| s), &mark.sets);
+            if result.is_ok() {
+                result = self.spend(sets.len() + 1);
+            }
+            let number = if sets.is_empty() || result.is_err() {
+                0
+            } else {
+                lists.number(sets)
+            };
+            (number, mark.jailed.unwrap_or(*jailed))
+        });
+        result?;
+        for (prefix, (number, jailed)) in &classes {
+            self.emit(
+                Side::Source,
+                prefix,
+                Class::new(*number, if *jailed { Class::JAILED } else { 0 }),
+            );
+        }
+        self.pairs(&lists)
+    }
+
+    fn pairs(&mut self, classes: &Interner<Vec<u32>>) -> Result<(), TooMuch> {
+        let mut holders: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for (class, sets) in classes.iter() {
+            for set in sets {
+                holders.entry(*set).or_default().push(class);
+            }
+        }
+        let services = std::mem::replace(&mut self.services, Interner::new());
+        for (service, sets) in services.iter() {
+            let mut taken = HashSet::new();
+            for (set, rule) in sets {
+                let classes = holders.get(set).map_or(&[][..], |c| c);
+                self.spend(classes.len())?;
+                for class in classes.iter().filter(|c| taken.insert(**c)) {
+                    self.out
+                        .pairs
+                        .push((PairKey::new(*class, service), self.keys[*rule]));
+                }
+            }
+        }
+        self.spend(0)
+    }
+
+    fn emit(&mut self, side: Side, prefix: &Prefix, class: Class) {
+        let address = Address::new(side, prefix.family().number(), prefix.bytes());
+        if prefix.is_host() {
+            self.out.hosts.push((address, class));
+        } else {
+            self.out
+                .prefixes
+                .push((Address::TAG_BITS + u32::from(prefix.len()), address, class));
+        }
+    }
+}
+
+/// Names a rule by what it says (FNV-1a, 64 bits), so that its counter outlives changes of other rules.
+fn key(rule: &Rule) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut feed = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    };
+    let prefix = |feed: &mut dyn FnMut(&[u8]), p: &Prefix| {
+        feed(&[p.family().number(), p.len()]);
+        feed(&p.bytes());
+    };
+    for p in &rule.sources {
+        prefix(&mut feed, p);
+    }
+    for cap in &rule.caps {
+        feed(&(cap.len() as u64).to_be_bytes());
+        feed(cap.as_bytes());
+    }
+    feed(b"to");
+    for (p, ports) in &rule.destinations {
+        prefix(&mut feed, p);
+        feed(&ports.first.to_be_bytes());
+        feed(&ports.last.to_be_bytes());
+    }
+    feed(&rule.protocols);
+    hash.max(1)
+}
