@@ -10,6 +10,7 @@ mod go;
 mod hostinfo;
 mod map;
 mod node;
+mod notice;
 mod parse;
 mod register;
 mod user;
@@ -20,12 +21,12 @@ pub use derpmap::{DerpMap, DerpMapUpdate, DerpNode, DerpRegion, HomeParams};
 pub use dns::{DnsConfig, DnsRecord, Resolver};
 pub use filter::{CapGrant, FilterRule, NetPortRange, PortRange};
 pub use hostinfo::{Hostinfo, Location, NetInfo, Service};
-pub use map::{
-    ClientVersion, ControlDialPlan, ControlIpCandidate, Debug, DisplayMessage,
-    DisplayMessageAction, EndpointType, MapRequest, MapResponse, PeerChange, PingRequest,
-    PingResponse, TkaInfo,
-};
+pub use map::{EndpointType, MapRequest, MapResponse, PeerChange};
 pub use node::{CapMap, Node};
+pub use notice::{
+    ClientVersion, ControlDialPlan, ControlIpCandidate, Debug, DisplayMessage,
+    DisplayMessageAction, PingRequest, PingResponse, TkaInfo,
+};
 pub use parse::Malformed;
 pub use register::{OverTlsPublicKey, RegisterAuth, RegisterRequest, RegisterResponse};
 use serde::{Deserialize, Deserializer, Serialize, de};

@@ -6,18 +6,19 @@
 //!
 //! Every decoder takes bytes from strangers: it returns an error or an answer, never panics, and bounds what it allocates.
 
-//pub mod classify;
+mod bytes;
+pub mod classify;
 pub mod control;
-//pub mod derp;
-//pub mod disco;
+pub mod derp;
+pub mod disco;
 mod error;
-//pub mod framing;
-//pub mod geneve;
+pub mod framing;
+pub mod geneve;
 pub mod key;
-//pub mod netmap;
-//pub mod noise;
-//pub mod stun;
-//pub mod tsmp;
+pub mod netmap;
+pub mod noise;
+pub mod stun;
+pub mod tsmp;
 
-//pub use classify::{Kind, classify};
+pub use classify::{Kind, classify};
 pub use error::Error;

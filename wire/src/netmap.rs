@@ -1,1 +1,319 @@
-//! stub
+//! The netmap: what the messages of one map stream add up to (protocol.md 1.7).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::control::{
+    ClientVersion, ControlDialPlan, DerpMap, DisplayMessage, DnsConfig, FilterRule, MapResponse,
+    Node, NodeId, PeerChange, TkaInfo, UserId, UserProfile,
+};
+
+/// The name of the filter that the field without a name stands for.
+const BASE: &str = "base";
+/// In a map of changes: everything.
+const ALL: &str = "*";
+
+/// What we know of the tailnet. Every map stream begins with an empty one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NetMap {
+    pub self_node: Option<Node>,
+    pub peers: BTreeMap<NodeId, Node>,
+    /// In force is their concatenation, see [`Self::filter_rules`].
+    pub filters: BTreeMap<String, Vec<FilterRule>>,
+    pub derp_map: DerpMap,
+    pub dns: DnsConfig,
+    pub users: BTreeMap<UserId, UserProfile>,
+    /// Name of the tailnet.
+    pub domain: String,
+    pub health: Vec<String>,
+    pub display_messages: BTreeMap<String, DisplayMessage>,
+    pub ssh_policy: Option<Value>,
+    pub collect_services: Option<bool>,
+    pub tka: Option<TkaInfo>,
+    pub dial_plan: Option<ControlDialPlan>,
+    pub client_version: Option<ClientVersion>,
+    pub audit_log_id: String,
+    /// The control server's clock minus ours, as of the last message that told it.
+    pub clock_offset: Option<time::Duration>,
+}
+
+/// What a message changed. A part that was sent again as it was has not changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub self_node: bool,
+    pub peers_added: BTreeSet<NodeId>,
+    pub peers_changed: BTreeSet<NodeId>,
+    pub peers_removed: BTreeSet<NodeId>,
+    pub filter: bool,
+    pub derp: bool,
+    pub dns: bool,
+    pub users: bool,
+    pub domain: bool,
+    pub health: bool,
+    pub ssh: bool,
+}
+
+impl Changes {
+    pub fn any_peers(&self) -> bool {
+        !(self.peers_added.is_empty()
+            && self.peers_changed.is_empty()
+            && self.peers_removed.is_empty())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Skews below this are network latency (protocol.md 1.6).
+const MIN_CLOCK_SKEW: time::Duration = time::Duration::MINUTE;
+
+impl NetMap {
+    /// Takes in one message. `now` is our clock.
+    pub fn apply(&mut self, response: MapResponse, now: OffsetDateTime) -> Changes {
+        if let Some(control_time) = response.control_time {
+            self.clock_offset = Some(control_time - now);
+        }
+        if let Some(plan) = response.control_dial_plan {
+            self.dial_plan = Some(plan);
+        }
+        if let Some(version) = response.client_version {
+            self.client_version = Some(version);
+        }
+        let mut changes = Changes::default();
+        // A keep-alive carries nothing else, whatever else it carries.
+        if response.keep_alive {
+            return changes;
+        }
+        if let Some(node) = response.node {
+            changes.self_node = replace(&mut self.self_node, Some(node));
+        }
+        if let Some(update) = response.derp_map {
+            let mut map = self.derp_map.clone();
+            map.apply(update);
+            changes.derp = replace(&mut self.derp_map, map);
+        }
+        if let Some(dns) = response.dns_config {
+            changes.dns = replace(&mut self.dns, dns);
+        }
+        if !response.domain.is_empty() {
+            changes.domain = replace(&mut self.domain, response.domain);
+        }
+        for profile in response.user_profiles {
+            let known = self.users.insert(profile.id, profile.clone());
+            changes.users |= known != Some(profile);
+        }
+        if let Some(health) = response.health {
+            changes.health |= replace(&mut self.health, health);
+        }
+        if let Some(policy) = response.ssh_policy {
+            changes.ssh = replace(&mut self.ssh_policy, Some(policy));
+        }
+        if response.collect_services.is_some() {
+            self.collect_services = response.collect_services;
+        }
+        if response.tka_info.is_some() {
+            self.tka = response.tka_info;
+        }
+        if !response.domain_data_plane_audit_log_id.is_empty() {
+            self.audit_log_id = response.domain_data_plane_audit_log_id;
+        }
+        changes.health |= self.apply_display_messages(response.display_messages);
+        changes.filter = self.apply_filters(response.packet_filter, response.packet_filters);
+        let peers = PeerChanges {
+            all: response.peers,
+            removed: response.peers_removed,
+            changed: response.peers_changed,
+            seen: response.peer_seen_change,
+            online: response.online_change,
+            patches: response.peers_changed_patch,
+        };
+        self.apply_peers(peers, now, &mut changes);
+        changes
+    }
+
+    /// The rules in force, in the order of their filters' names.
+    pub fn filter_rules(&self) -> impl Iterator<Item = &FilterRule> {
+        self.filters.values().flatten()
+    }
+
+    /// The control server's time, which decides what has expired.
+    pub fn control_time(&self, now: OffsetDateTime) -> OffsetDateTime {
+        match self.clock_offset {
+            Some(offset) if offset.abs() > MIN_CLOCK_SKEW => now.checked_add(offset).unwrap_or(now),
+            _ => now,
+        }
+    }
+
+    fn apply_filters(
+        &mut self,
+        base: Option<Vec<FilterRule>>,
+        named: BTreeMap<String, Option<Vec<FilterRule>>>,
+    ) -> bool {
+        let before = (base.is_some() || !named.is_empty()).then(|| self.filters.clone());
+        if let Some(rules) = base {
+            self.filters.insert(BASE.to_owned(), rules);
+        }
+        if named.get(ALL).is_some_and(Option::is_none) {
+            self.filters.clear();
+        }
+        for (name, rules) in named {
+            match rules {
+                Some(rules) => self.filters.insert(name, rules),
+                None => self.filters.remove(&name),
+            };
+        }
+        before.is_some_and(|before| before != self.filters)
+    }
+
+    fn apply_display_messages(
+        &mut self,
+        messages: BTreeMap<String, Option<DisplayMessage>>,
+    ) -> bool {
+        let before = (!messages.is_empty()).then(|| self.display_messages.clone());
+        if messages.get(ALL).is_some_and(Option::is_none) {
+            self.display_messages.clear();
+        }
+        for (id, message) in messages {
+            match message {
+                Some(message) => self.display_messages.insert(id, message),
+                None => self.display_messages.remove(&id),
+            };
+        }
+        before.is_some_and(|before| before != self.display_messages)
+    }
+
+    /// In the order that the protocol lays down.
+    fn apply_peers(&mut self, peers: PeerChanges, now: OffsetDateTime, changes: &mut Changes) {
+        if !peers.all.is_empty() {
+            let kept: BTreeSet<NodeId> = peers.all.iter().map(|node| node.id).collect();
+            let gone: Vec<NodeId> = self
+                .peers
+                .keys()
+                .filter(|id| !kept.contains(id))
+                .copied()
+                .collect();
+            gone.into_iter()
+                .for_each(|id| self.remove_peer(id, changes));
+            peers
+                .all
+                .into_iter()
+                .for_each(|node| self.put_peer(node, changes));
+            return;
+        }
+        peers
+            .removed
+            .into_iter()
+            .for_each(|id| self.remove_peer(id, changes));
+        peers
+            .changed
+            .into_iter()
+            .for_each(|node| self.put_peer(node, changes));
+        for (id, seen) in peers.seen {
+            self.change_peer(id, changes, |node| node.last_seen = seen.then_some(now));
+        }
+        for (id, online) in peers.online {
+            self.change_peer(id, changes, |node| node.online = Some(online));
+        }
+        for patch in peers.patches {
+            self.change_peer(patch.node_id, changes, |node| patch_node(node, patch));
+        }
+    }
+
+    fn remove_peer(&mut self, id: NodeId, changes: &mut Changes) {
+        if self.peers.remove(&id).is_some() && !changes.peers_added.remove(&id) {
+            changes.peers_changed.remove(&id);
+            changes.peers_removed.insert(id);
+        }
+    }
+
+    fn put_peer(&mut self, node: Node, changes: &mut Changes) {
+        let id = node.id;
+        match self.peers.get_mut(&id) {
+            Some(known) if *known == node => {}
+            Some(known) => {
+                *known = node;
+                changes.note_changed(id);
+            }
+            None => {
+                self.peers.insert(id, node);
+                // Removed and back in one message: for the reader, changed.
+                if changes.peers_removed.remove(&id) {
+                    changes.peers_changed.insert(id);
+                } else {
+                    changes.peers_added.insert(id);
+                }
+            }
+        }
+    }
+
+    fn change_peer(&mut self, id: NodeId, changes: &mut Changes, change: impl FnOnce(&mut Node)) {
+        let Some(node) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let before = node.clone();
+        change(node);
+        if *node != before {
+            changes.note_changed(id);
+        }
+    }
+}
+
+impl Changes {
+    fn note_changed(&mut self, id: NodeId) {
+        if !self.peers_added.contains(&id) {
+            self.peers_changed.insert(id);
+        }
+    }
+}
+
+struct PeerChanges {
+    all: Vec<Node>,
+    removed: Vec<NodeId>,
+    changed: Vec<Node>,
+    seen: BTreeMap<NodeId, bool>,
+    online: BTreeMap<NodeId, bool>,
+    patches: Vec<PeerChange>,
+}
+
+fn patch_node(node: &mut Node, patch: PeerChange) {
+    if let Some(region) = patch.derp_region {
+        node.home_derp = Some(region);
+    }
+    if patch.cap != 0 {
+        node.cap = patch.cap;
+    }
+    if let Some(cap_map) = patch.cap_map {
+        node.cap_map = cap_map;
+    }
+    if !patch.endpoints.is_empty() {
+        node.endpoints = patch.endpoints;
+    }
+    if let Some(key) = patch.key {
+        node.key = key;
+    }
+    if !patch.key_signature.is_empty() {
+        node.key_signature = patch.key_signature;
+    }
+    if patch.disco_key.is_some() {
+        node.disco_key = patch.disco_key;
+    }
+    if patch.online.is_some() {
+        node.online = patch.online;
+    }
+    if patch.last_seen.is_some() {
+        node.last_seen = patch.last_seen;
+    }
+    if patch.key_expiry.is_some() {
+        node.key_expiry = patch.key_expiry;
+    }
+}
+
+/// Whether that changed anything.
+fn replace<T: PartialEq>(old: &mut T, new: T) -> bool {
+    let changed = *old != new;
+    *old = new;
+    changed
+}
