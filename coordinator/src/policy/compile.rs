@@ -220,13 +220,7 @@ impl<'a> Builder<'a> {
         if let Some(known) = self.members.get(alias) {
             return known.clone();
         }
-        let named = self
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(_, node)| self.people.names_node(alias, &node.facts))
-            .map(|(at, _)| at);
-        let members = Bits::collect(self.nodes.len(), named);
+        let members = self.nodes_where(|node| self.people.names_node(alias, &node.facts));
         self.members.insert(alias.clone(), members.clone());
         members
     }

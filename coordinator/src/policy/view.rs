@@ -243,6 +243,14 @@ impl CompiledTailnet {
             }
         }
         sight.nodes.remove(viewer);
+        // Who offers a route itself is shown who carries it.
+        for route in &self.parts.nodes[viewer].approved {
+            let place = self
+                .parts
+                .routes
+                .binary_search_by_key(route, |(net, _)| *net);
+            place.into_iter().for_each(|at| sight.routes.insert(at));
+        }
         sight
     }
 

@@ -1,0 +1,476 @@
+//! The policy language from outside: places in errors, refusals, tests, foreign text, size.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
+
+use lowroad_coordinator::policy::{
+    NodeFacts, Policy, PolicyErrorKind, UnknownUsers, UserFacts, World, compile, compile_with,
+    recompile,
+};
+use lowroad_wire::control::{NodeId, UserId};
+use proptest::prelude::*;
+
+fn user(id: i64, login_name: &str) -> UserFacts {
+    UserFacts {
+        id: UserId(id),
+        login_name: login_name.to_owned(),
+    }
+}
+
+fn node(id: i64, user: Option<i64>, tags: &[&str]) -> NodeFacts {
+    NodeFacts {
+        id: NodeId(id),
+        user: user.map(UserId),
+        tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+        v4: Some(Ipv4Addr::from_bits(0x6440_0000 + id as u32)),
+        v6: Some(Ipv6Addr::from_bits(
+            (0xfd7a_115c_a1e0_u128 << 80) + id as u128,
+        )),
+        announced: Vec::new(),
+        admin_approved: Vec::new(),
+        created: id,
+        online: true,
+    }
+}
+
+/// Alice with nodes 1 and 2, Bob with node 3, and a server with node 4.
+fn small_world() -> World {
+    World {
+        users: vec![user(1, "alice@example.com"), user(2, "bob")],
+        nodes: vec![
+            node(1, Some(1), &[]),
+            node(2, Some(1), &[]),
+            node(3, Some(2), &[]),
+            node(4, Some(2), &["tag:server"]),
+        ],
+    }
+}
+
+fn refusal(policy: &str) -> (PolicyErrorKind, String) {
+    let world = small_world();
+    let error = Policy::parse(policy)
+        .and_then(|policy| compile(&policy, &world))
+        .expect_err("the policy is refused");
+    (error.kind, error.to_string())
+}
+
+#[track_caller]
+fn refused(policy: &str, kind: PolicyErrorKind, beginning: &str) {
+    let (found, text) = refusal(policy);
+    assert!(
+        found == kind && text.starts_with(beginning),
+        "{found:?} {text:?} does not begin with {kind:?} {beginning:?}"
+    );
+}
+
+#[test]
+fn errors_say_line_and_column_and_what_to_do() {
+    use PolicyErrorKind::{Invalid, Syntax, Test, Unsupported};
+    for (policy, kind, beginning) in [
+        ("", Syntax, "policy.hujson:1:1: the policy is empty; write"),
+        ("// só\n{\"acls\": [}", Syntax, "policy.hujson:2:11: "),
+        (
+            "{\n  \"acl\": []}",
+            Invalid,
+            "policy.hujson:2:3: the policy has no field \"acl\"; it may have groups, ",
+        ),
+        (
+            "{\n  \"ssh\": []}",
+            Unsupported,
+            "policy.hujson:2:3: \"ssh\": not supported yet",
+        ),
+        (
+            "{\"acls\": [], \"ACLs\": []}",
+            Invalid,
+            "policy.hujson:1:14: \"ACLs\" stands twice",
+        ),
+        (
+            "{\"groups\": {\"group:a\": [\"group:b\"]}}",
+            Invalid,
+            "policy.hujson:1:25: \"group:b\" is a group inside",
+        ),
+        (
+            "{\"groups\": {\"group:a\": [\"alice\"]}}",
+            Invalid,
+            "policy.hujson:1:25: \"alice\" is no user; write",
+        ),
+        (
+            "{\"groups\": {\"grp\": []}}",
+            Invalid,
+            "policy.hujson:1:13: \"grp\" is no group",
+        ),
+        (
+            "{\"tagOwners\": {\"tag:1\": []}}",
+            Invalid,
+            "policy.hujson:1:16: \"tag:1\" is no tag",
+        ),
+        (
+            "{\"hosts\": {\"h\": \"10.0.0.1/8\"}}",
+            Invalid,
+            "policy.hujson:1:17: host \"10.0.0.1/8\" has host bits set; write 10.0.0.0/8",
+        ),
+        (
+            "{\"acls\": [\n{\"action\": \"accept\", \"src\": [\"é\", \"tag:x\"], \"dst\": [\"*:*\"]}]}",
+            Invalid,
+            "policy.hujson:2:30: src \"é\": no such host",
+        ),
+        (
+            "{\"acls\": [{\"action\": \"drop\", \"src\": [], \"dst\": []}]}",
+            Invalid,
+            "policy.hujson:1:22: action \"drop\" is not supported",
+        ),
+        (
+            "{\"acls\": [{\"action\": \"accept\", \"src\": [\"*\"], \"dst\": [\"*:http\"]}]}",
+            Invalid,
+            "policy.hujson:1:54: \"http\" is no port range",
+        ),
+        (
+            "{\"acls\": [{\"src\": [\"*\"], \"dst\": [\"*:1\"]}]}",
+            Invalid,
+            "policy.hujson:1:11: this acl has no \"action\"; add it",
+        ),
+        (
+            "{\"grants\": [{\"src\": [\"*\"], \"dst\": [\"*\"], \"app\": {}}]}",
+            Unsupported,
+            "policy.hujson:1:49: \"app\" in grants: not supported yet",
+        ),
+        (
+            "{\"grants\": [{\"src\": [\"*\"], \"dst\": [\"*\"], \"ip\": [\"tcp\"]}]}",
+            Invalid,
+            "policy.hujson:1:49: ip \"tcp\": write",
+        ),
+        (
+            "{\"acls\": [{\"action\": \"accept\", \"src\": [\"bob@\", \"eve@x.com\"], \"dst\": [\"*:*\"]}]}",
+            Invalid,
+            "policy.hujson:1:48: \"eve@x.com\": no such user; create it",
+        ),
+        (
+            "{\"acls\": [],\n \"tests\": [{\"src\": \"bob@\", \"accept\": [\"100.64.0.1:22\"]}]}",
+            Test,
+            "policy.hujson:2:39: test failed: accept \"100.64.0.1:22\" from \"bob@\", but the policy refuses it",
+        ),
+        (
+            "{\"tests\": [{\"src\": \"bob@\"}]}",
+            Test,
+            "policy.hujson:1:20: test that asserts nothing",
+        ),
+    ] {
+        refused(policy, kind, beginning);
+    }
+}
+
+#[test]
+fn comments_and_trailing_commas_are_part_of_the_language_and_other_liberties_are_not() {
+    let policy = "// who\n{ /* all */ \"acls\": [{\"action\": \"accept\", \"src\": [\"*\",], \"dst\": [\"*:*\",],},], }";
+    assert!(Policy::parse(policy).is_ok());
+    for loose in [
+        "{acls: []}",
+        "{'acls': []}",
+        "{\"acls\": [] \"tests\": []}",
+        "{\"acls\": []} {}",
+        "[]",
+        "null",
+    ] {
+        assert!(Policy::parse(loose).is_err(), "{loose}");
+    }
+}
+
+#[test]
+fn deep_nesting_is_refused_and_does_not_overflow_the_stack() {
+    for open in ["[", "{\"a\":"] {
+        let text = open.repeat(1_000_000);
+        let error = Policy::parse(&text).expect_err("nested too deeply");
+        assert_eq!(error.kind, PolicyErrorKind::Syntax);
+    }
+}
+
+#[test]
+fn without_a_policy_everybody_reaches_everybody_and_with_an_empty_one_nobody() {
+    let open = recompile(&Policy::allow_all(), &small_world());
+    assert_eq!(open.peers_of(NodeId(1)).len(), 3);
+    assert_eq!(open.filter_for(NodeId(4))[0].dst_ports[0].ip, "*");
+    let closed = Policy::parse("{\"acls\": []}").unwrap();
+    let closed = compile(&closed, &small_world()).unwrap();
+    assert!(closed.peers_of(NodeId(1)).is_empty());
+    assert!(closed.filter_for(NodeId(4)).is_empty());
+}
+
+#[test]
+fn a_node_that_is_not_in_the_world_gets_nothing() {
+    let open = recompile(&Policy::allow_all(), &small_world());
+    assert!(open.filter_for(NodeId(99)).is_empty());
+    assert!(open.peers_of(NodeId(99)).is_empty());
+    assert!(!open.sees(NodeId(1), NodeId(99)) && open.sees(NodeId(1), NodeId(2)));
+}
+
+#[test]
+fn tests_pass_for_users_and_tags_that_have_no_node_yet() {
+    let policy = Policy::parse(
+        r#"{
+            "groups": {"group:ops": ["carol@example.com"]},
+            "tagOwners": {"tag:db": ["group:ops"]},
+            "acls": [{"action": "accept", "src": ["group:ops"], "dst": ["tag:db:5432"]}],
+            "tests": [{"src": "carol@example.com", "accept": ["tag:db:5432"], "deny": ["tag:db:22"]}],
+        }"#,
+    )
+    .unwrap();
+    let world = World::default();
+    assert_eq!(
+        compile(&policy, &world).unwrap_err().kind,
+        PolicyErrorKind::Invalid,
+        "carol is unknown"
+    );
+    assert_eq!(policy.unknown_users(&world).len(), 1);
+    let compiled = compile_with(&policy, &world, UnknownUsers::Accept).unwrap();
+    assert!(
+        compiled.peers_of(NodeId(-1)).is_empty(),
+        "stand-ins stay inside the tests"
+    );
+}
+
+#[test]
+fn tags_are_given_by_their_owners_only() {
+    let policy = Policy::parse(
+        r#"{
+            "groups": {"group:ops": ["alice@example.com"]},
+            "tagOwners": {"tag:server": ["group:ops"], "tag:bob": ["bob@"], "tag:inner": ["tag:server"]},
+        }"#,
+    )
+    .unwrap();
+    let compiled = compile(&policy, &small_world()).unwrap();
+    let (alice, bob) = (UserId(1), UserId(2));
+    assert!(compiled.may_tag(alice, "tag:server") && !compiled.may_tag(bob, "tag:server"));
+    assert!(compiled.may_tag(bob, "tag:bob") && !compiled.may_tag(bob, "tag:unknown"));
+    assert!(compiled.tag_may_tag(&["tag:server".to_owned()], "tag:inner"));
+    assert!(!compiled.tag_may_tag(&["tag:bob".to_owned()], "tag:inner"));
+}
+
+#[test]
+fn a_route_moves_to_the_next_announcer_while_its_first_is_offline() {
+    let mut world = small_world();
+    let route = "10.1.0.0/16".parse().unwrap();
+    for at in [2, 3] {
+        world.nodes[at].announced = vec![route];
+        world.nodes[at].admin_approved = vec![route];
+    }
+    let open = Policy::allow_all();
+    let carrier = |world: &World| {
+        let compiled = recompile(&open, world);
+        let peers = compiled.peers_of(NodeId(1));
+        let carriers = peers
+            .iter()
+            .filter(|(_, peer)| peer.allowed_ips.contains(&route))
+            .map(|(id, _)| id.0);
+        carriers.collect::<Vec<_>>()
+    };
+    assert_eq!(carrier(&world), [3]);
+    world.nodes[2].online = false;
+    assert_eq!(carrier(&world), [4]);
+    world.nodes[3].online = false;
+    assert_eq!(carrier(&world), [3]);
+}
+
+#[test]
+fn an_exit_node_is_shown_to_those_who_may_use_the_internet_only() {
+    let mut world = small_world();
+    let exits = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+    world.nodes[3].announced = exits.clone();
+    world.nodes[3].admin_approved = vec![exits[0]];
+    let policy = Policy::parse(
+        r#"{"acls": [
+            {"action": "accept", "src": ["alice@example.com"], "dst": ["autogroup:internet:*"]},
+            {"action": "accept", "src": ["bob@"], "dst": ["100.64.0.4:22"]},
+        ]}"#,
+    )
+    .unwrap();
+    let compiled = compile(&policy, &world).unwrap();
+    assert_eq!(compiled.approved(NodeId(4)), exits, "approved as a pair");
+    let seen_by = |viewer| compiled.peer_view(NodeId(viewer), NodeId(4)).unwrap();
+    assert_eq!(seen_by(1).allowed_ips.len(), 4);
+    assert!(seen_by(1).primary_routes.is_empty());
+    assert_eq!(seen_by(3).allowed_ips.len(), 2);
+    let filter = compiled.filter_for(NodeId(4));
+    assert!(filter.iter().any(|rule| {
+        rule.dst_ports
+            .iter()
+            .any(|to| to.ip == "1.0.0.0-9.255.255.255")
+    }));
+    assert!(compiled.filter_for(NodeId(3)).is_empty());
+}
+
+#[test]
+fn thousands_of_nodes_compile_quickly() {
+    let (world, policy) = (large_world(), Policy::parse(&large_policy()).unwrap());
+    let ids = || (1..=5_000).map(NodeId);
+    let started = Instant::now();
+    let compiled = compile(&policy, &world).unwrap();
+    let compiling = started.elapsed();
+    let rules: usize = ids().map(|id| compiled.filter_for(id).len()).sum();
+    let filtering = started.elapsed() - compiling;
+    let peers: usize = ids().map(|id| compiled.peers_of(id).len()).sum();
+    let viewing = started.elapsed() - compiling - filtering;
+    println!(
+        "5000 nodes, 200 rules: compiled in {compiling:?}, all filters ({rules} rules) in {filtering:?}, all views ({peers} peers) in {viewing:?}"
+    );
+    // Generous, because this is an unoptimised build on a shared machine.
+    assert!(compiling.as_secs() < 10, "{compiling:?}");
+}
+
+/// 5,000 nodes, half of them tagged, of 500 users; 200 subnet routers.
+fn large_world() -> World {
+    let nodes = (1..=5_000).map(|id| {
+        let tag = format!("tag:t{}", id % 50);
+        let tags: &[&str] = if id % 2 == 0 { &[] } else { &[&tag] };
+        let mut node = node(id, Some(id % 500), tags);
+        if id % 25 == 1 {
+            let route = format!("10.{}.{}.0/24", id % 200, id / 200);
+            node.announced = vec![route.parse().expect("a route")];
+            node.admin_approved = node.announced.clone();
+        }
+        node
+    });
+    World {
+        users: (0..500)
+            .map(|id| user(id, &format!("u{id}@example.com")))
+            .collect(),
+        nodes: nodes.collect(),
+    }
+}
+
+/// 50 tags, 100 groups, 200 rules.
+fn large_policy() -> String {
+    let list = |count: usize, entry: &dyn Fn(usize) -> String| {
+        (0..count).map(entry).collect::<Vec<_>>().join(",")
+    };
+    let tags = list(50, &|at| format!(r#""tag:t{at}": []"#));
+    let groups = list(100, &|at| {
+        let other = at + 100;
+        format!(r#""group:g{at}": ["u{at}@example.com", "u{other}@example.com"]"#)
+    });
+    let rules = list(200, &|at| {
+        let (group, from, to) = (at % 100, at % 49 + 1, at % 50);
+        format!(
+            r#"{{"action": "accept", "src": ["group:g{group}", "tag:t{from}"], "dst": ["tag:t{to}:22,443", "10.{at}.0.0/16:80"]}}"#
+        )
+    });
+    format!(r#"{{"tagOwners": {{{tags}}}, "groups": {{{groups}}}, "acls": [{rules}]}}"#)
+}
+
+const SEED_POLICY: &str = r#"{
+    // A bit of everything.
+    "groups": {"group:ops": ["alice@example.com", "bob@"]},
+    "hosts": {"db": "100.64.0.4", "lan": "10.0.0.0/8", "six": "fd00:1::/64"},
+    "tagOwners": {"tag:server": ["group:ops"]},
+    "acls": [
+        {"action": "accept", "proto": "tcp", "src": ["group:ops", "10.0.0.1"], "dst": ["tag:server:22,80-90", "lan:*"]},
+        {"action": "accept", "src": ["*"], "dst": ["autogroup:self:*", "fd00:1::/64:443", "autogroup:internet:*"]},
+    ],
+    "grants": [{"src": ["autogroup:member"], "dst": ["db", "tag:server"], "ip": ["udp:53", "443", "icmp:*"]}],
+    "autoApprovers": {"routes": {"10.0.0.0/8": ["tag:server"]}, "exitNode": ["tag:server"]},
+    "tests": [{"src": "bob@", "accept": ["tag:server:22"], "deny": ["100.64.0.1:9"]}],
+}"#;
+
+/// Parses and, if it goes so far, compiles; what comes out must hang together.
+fn try_policy(text: &str) {
+    let Ok(policy) = Policy::parse(text) else {
+        return;
+    };
+    let world = small_world();
+    let _ = compile(&policy, &world);
+    let compiled = recompile(&policy, &world);
+    for one in 1..=4 {
+        for rule in compiled.filter_for(NodeId(one)).iter() {
+            assert!(!rule.src_ips.is_empty() && !rule.dst_ports.is_empty());
+        }
+        for other in 1..=4 {
+            let (one, other) = (NodeId(one), NodeId(other));
+            assert_eq!(compiled.sees(one, other), compiled.sees(other, one));
+            assert!(one != other || !compiled.sees(one, other));
+        }
+    }
+}
+
+#[test]
+fn the_seed_of_the_mutations_is_itself_a_good_policy() {
+    let policy = Policy::parse(SEED_POLICY).unwrap();
+    compile(&policy, &small_world()).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn arbitrary_text_never_panics(text in "\\PC{0,200}") {
+        try_policy(&text);
+    }
+
+    #[test]
+    fn text_of_policy_pieces_never_panics(pieces in prop::collection::vec(piece(), 0..60)) {
+        try_policy(&pieces.concat());
+    }
+
+    #[test]
+    fn mutated_policies_never_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0..12_usize, piece()), 1..4),
+    ) {
+        let mut text: Vec<char> = SEED_POLICY.chars().collect();
+        for (at, removed, inserted) in edits {
+            let at = at.index(text.len() + 1);
+            let end = (at + removed).min(text.len());
+            text.splice(at..end, inserted.chars());
+        }
+        try_policy(&text.into_iter().collect::<String>());
+    }
+}
+
+fn piece() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\"",
+        "null",
+        "true",
+        "-1",
+        "1e999",
+        "/*",
+        "*/",
+        "//",
+        "\n",
+        "\\u0000",
+        "\\ud800",
+        "é",
+        "\u{feff}",
+        "\"acls\":",
+        "\"src\":",
+        "\"*\"",
+        "*:*",
+        "tag:server",
+        "tag:",
+        "group:",
+        "group:ops",
+        "autogroup:self",
+        "autogroup:internet",
+        "autogroup:danger-all",
+        "autogroup:tagged",
+        "@",
+        "0.0.0.0/0",
+        "::/0",
+        "[::1]",
+        "/33",
+        ":65535",
+        ":0-0",
+        "-",
+        "255.255.255.255",
+        "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        "99999999999999999999",
+        "tcp:",
+        "\"tests\":",
+        "bob@",
+        "db",
+    ])
+}
