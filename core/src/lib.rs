@@ -2,5 +2,6 @@
 
 pub mod desired;
 pub mod filter;
+pub mod first_contact;
 pub mod path;
 pub mod plan;

@@ -18,13 +18,15 @@ use std::{
 
 use lowroad_wire::{
     control::RegionId,
+    disco::{Envelope, Message, Ping},
     key::{DiscoPrivate, DiscoPublic, NodePublic},
 };
+
+pub use crate::desired::PeerStats;
 
 use deadlines::Deadlines;
 use outbox::Outbox;
 use peer::Peer;
-use standin::{Envelope, Message};
 use timing::{
     MANY_PEERS, MAX_LOCAL_ENDPOINTS, MAX_USER_PINGS, PING_TIMEOUT, STATS, STATS_MANY, STATS_PARKED,
 };
@@ -35,7 +37,6 @@ mod deadlines;
 mod outbox;
 mod peer;
 mod score;
-mod standin;
 pub mod timing;
 
 /// What [`Paths`] needs to know at start.
@@ -61,17 +62,6 @@ pub struct PathPeer {
     pub relay_address: Ipv4Addr,
     /// Endpoint found in the kernel at start.
     pub adopted: Option<SocketAddr>,
-}
-
-/// WireGuard's counters of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerStats {
-    pub key: NodePublic,
-    pub endpoint: Option<SocketAddr>,
-    pub rx_bytes: u64,
-    pub tx_bytes: u64,
-    /// Time of the last handshake since the Unix epoch.
-    pub last_handshake: Option<Duration>,
 }
 
 /// Names a ping asked for by [`Paths::ping`].
@@ -232,7 +222,7 @@ impl Paths {
             return;
         };
         self.with(now, &key, |peer, out| match message {
-            Message::Ping { tx, .. } => peer.on_ping(now, from, tx, out),
+            Message::Ping(Ping { tx, .. }) => peer.on_ping(now, from, tx, out),
             Message::Pong { tx, .. } => peer.on_pong(now, tx, out),
             // The rest is spoken over relays only.
             _ => {}
@@ -245,7 +235,7 @@ impl Paths {
             return;
         };
         self.with(now, &key, |peer, out| match message {
-            Message::Ping { tx, .. } => peer.on_relayed_ping(now, region, tx, out),
+            Message::Ping(Ping { tx, .. }) => peer.on_relayed_ping(now, region, tx, out),
             Message::Pong { tx, .. } => peer.on_relayed_pong(now, region, tx, out),
             Message::CallMeMaybe { endpoints } => peer.on_call(now, region, &endpoints, out),
             _ => {}
@@ -260,7 +250,7 @@ impl Paths {
     /// Data of this peer came by a relay (once a second is enough): counters that grow are then no sign of
     /// life of its direct path, because what the relay brings is injected with the direct endpoint as source.
     pub fn on_relayed_data(&mut self, now: Instant, peer: NodePublic) {
-        self.with(now, &peer, |peer, _| peer.on_relayed_data(now));
+        self.with(now, &peer, |peer, out| peer.on_relayed_data(now, out));
     }
 
     /// WireGuard's counters, as answer to [`Command::ReadStats`] and whenever somebody reads them anyway.
@@ -357,7 +347,7 @@ impl Paths {
     /// Finds out who sent a disco message and what it says. Over UDP the node key inside a ping decides between
     /// nodes that share a disco key, but only among those for which the netmap has that disco key.
     fn open(&mut self, bytes: &[u8], relayed: Option<NodePublic>) -> Option<(NodePublic, Message)> {
-        let envelope = Envelope::parse(bytes)?;
+        let envelope = Envelope::parse(bytes).ok()?;
         let nodes = self.by_disco.get(&envelope.sender)?;
         let opener = relayed
             .map_or_else(|| nodes.first(), |from| nodes.get(&from))
@@ -367,7 +357,7 @@ impl Paths {
             return Some((opener, message));
         }
         let key = match &message {
-            Message::Ping { node, .. } => node.and_then(|node| nodes.get(&node)).copied(),
+            Message::Ping(Ping { node, .. }) => node.and_then(|node| nodes.get(&node)).copied(),
             Message::Pong { tx, .. } => nodes
                 .iter()
                 .find(|key| self.peers.get(key).is_some_and(|peer| peer.has_asked(tx)))
@@ -435,3 +425,6 @@ impl fmt::Debug for Paths {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,11 +8,11 @@ use std::{
 
 use lowroad_wire::{
     control::RegionId,
+    disco::{self, Message, SharedKey, TxId},
     key::{DiscoPrivate, DiscoPublic, NodePublic},
 };
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 
-use super::standin::{self as disco, Message, SharedKey, TxId};
 use super::{
     Command, Config, PingId, PingResult,
     timing::{ENDPOINTS_FRESH, REFRESH_MIN, RESTUN_MILLIS},
@@ -111,6 +111,6 @@ impl Outbox {
     fn seal(&mut self, key: &SharedKey, message: &Message) -> Vec<u8> {
         let mut nonce = [0; 24];
         self.random.fill_bytes(&mut nonce);
-        disco::seal(&self.disco_public, key, nonce, message)
+        disco::seal(self.disco_public, key, nonce, message)
     }
 }

@@ -8,10 +8,10 @@ use std::{
 
 use lowroad_wire::{
     control::RegionId,
+    disco::{self, Envelope, Message, Ping, SharedKey, TxId},
     key::{DiscoPublic, NodePublic},
 };
 
-use super::standin::{self as disco, Envelope, Message, SharedKey, TxId};
 use super::{
     PathPeer, PathStatus, PingId, PingResult,
     bucket::Bucket,
@@ -21,6 +21,7 @@ use super::{
 };
 
 mod messages;
+mod probing;
 mod roaming;
 
 pub(super) struct Peer {
@@ -52,6 +53,8 @@ pub(super) struct Peer {
 
     counters: Option<Counters>,
     relayed_data: Option<Instant>,
+    /// Anything came by the relay: the peer's agent lives.
+    relay_life: Option<Instant>,
     /// Anything at all came from the peer.
     life: Option<Instant>,
     contest: Option<Contest>,
@@ -71,9 +74,27 @@ struct Best {
     latency: Option<Duration>,
     trusted_until: Instant,
     ponged: Option<Instant>,
+    /// The last sign of life on this path, pong or authenticated bytes.
+    lived: Instant,
+    /// Trust has run out, but nothing says that the relay would do better.
+    held: bool,
 }
 
 impl Best {
+    fn answered(endpoint: SocketAddr, latency: Duration, now: Instant) -> Self {
+        Self {
+            latency: Some(latency),
+            ponged: Some(now),
+            ..Self::unproven(endpoint, now)
+        }
+    }
+
+    fn on_life(&mut self, now: Instant) {
+        self.trusted_until = self.trusted_until.max(now + TRUST);
+        self.lived = now;
+        self.held = false;
+    }
+
     /// A path that is given its time of trust without having answered a ping.
     fn unproven(endpoint: SocketAddr, now: Instant) -> Self {
         Self {
@@ -81,6 +102,8 @@ impl Best {
             latency: None,
             trusted_until: now + TRUST,
             ponged: None,
+            lived: now,
+            held: false,
         }
     }
 }
@@ -141,6 +164,7 @@ impl Peer {
             pings: BTreeMap::new(),
             counters: None,
             relayed_data: None,
+            relay_life: None,
             life: None,
             contest: None,
             last_resort: None,
@@ -237,6 +261,8 @@ impl Peer {
         self.candidates.forget_learned();
         self.contest = None;
         self.burst_at = None;
+        // What arrived before says nothing about the links of today.
+        self.counters = None;
         if let Some(best) = &mut self.best {
             best.trusted_until = best.trusted_until.min(now + LINK_CHANGE_GRACE);
             let endpoint = best.endpoint;
@@ -264,9 +290,7 @@ impl Peer {
     pub fn on_timer(&mut self, now: Instant, out: &mut Outbox) {
         self.pings.retain(|_, ping| now < ping.sent + PING_TIMEOUT);
         self.settle_contest(now, out);
-        if self.best.is_some_and(|best| best.trusted_until <= now) && !self.is_parked(now) {
-            self.give_up(now, out);
-        }
+        self.judge_trust(now, out);
         if self.active_until.is_some_and(|until| until <= now) {
             self.fall_asleep(now, out);
         }
@@ -368,150 +392,23 @@ impl Peer {
         self.candidates.sweep(Some(now));
     }
 
-    fn beat(&mut self, now: Instant, out: &mut Outbox) {
-        self.heartbeat = Some(now + HEARTBEAT);
-        self.candidates.sweep(Some(now));
-        let Some(best) = self.best else {
-            self.try_last_resort(now, out);
-            self.round(now, out);
+    /// A path without trust is left for the relay, if the relay is known to be read: whoever is silent on both
+    /// has a dead agent (or is gone), and then the kernel behind the direct path is the better bet.
+    fn judge_trust(&mut self, now: Instant, out: &mut Outbox) {
+        if self.is_parked(now) {
+            return;
+        }
+        let Some(best) = self.best.as_mut().filter(|best| best.trusted_until <= now) else {
             return;
         };
-        // The path in use stays a candidate even if nobody announces it any more.
-        self.candidates.learn(best.endpoint, now);
-        self.ping(now, Some(best.endpoint), None, out);
-        let slow = best.latency.is_none_or(|latency| latency > GOOD_ENOUGH);
-        let due = self
-            .full_round
-            .is_none_or(|at| now.duration_since(at) >= UPGRADE);
-        if slow && due {
-            self.round(now, out);
-        }
-    }
-
-    /// An ordinary full round, and a CallMeMaybe with it if data flows.
-    fn round(&mut self, now: Instant, out: &mut Outbox) {
-        if self.ping_all(now, PER_ENDPOINT, out) > 0 && self.has_data(now) {
-            self.call(now, out);
-        }
-    }
-
-    /// All candidates at once and again soon after; the peer is called to do the same.
-    fn start_burst(&mut self, now: Instant, out: &mut Outbox) {
-        if self.disco.is_none() {
-            return;
-        }
-        out.refresh(now, false);
-        if self.has_data(now) {
-            self.call(now, out);
+        if self.relay_life.is_some_and(|at| at > best.lived) {
+            self.give_up(now, out);
+        } else {
+            best.held = true;
+            best.trusted_until = now + TRUST;
+            best.latency = None;
             self.ask_by_relay(now, out);
         }
-        self.ping_all(now, BURST_PER_ENDPOINT, out);
-        self.burst = Some(Burst {
-            start: now,
-            next: 0,
-        });
-        self.burst_at = Some(now);
-    }
-
-    fn continue_burst(&mut self, now: Instant, out: &mut Outbox) {
-        let Some(mut burst) = self.burst else { return };
-        if now < burst.start + RETRIES[burst.next] {
-            return;
-        }
-        while burst.next < RETRIES.len() && burst.start + RETRIES[burst.next] <= now {
-            burst.next += 1;
-        }
-        self.burst = (burst.next < RETRIES.len()).then_some(burst);
-        if self.best.is_some_and(|best| best.latency.is_some()) {
-            self.burst = None;
-            return;
-        }
-        self.ping_all(now, BURST_PER_ENDPOINT, out);
-        // The peer may not have known us when the first call came.
-        if self.has_data(now) {
-            self.call(now, out);
-        }
-    }
-
-    /// Pings every candidate that wasn't pinged within `pause`; how many.
-    fn ping_all(&mut self, now: Instant, pause: Duration, out: &mut Outbox) -> usize {
-        self.full_round = Some(now);
-        let due = |pinged: Option<Instant>| pinged.is_none_or(|at| now.duration_since(at) >= pause);
-        let due: Vec<_> = (self.candidates.iter().filter(|c| due(c.pinged)))
-            .map(|candidate| candidate.address)
-            .collect();
-        let sent = due
-            .iter()
-            .filter(|to| self.ping(now, Some(**to), None, out));
-        sent.count()
-    }
-
-    /// Sends one ping, by the relay if `to` is `None`; false if that cannot be.
-    fn ping(
-        &mut self,
-        now: Instant,
-        to: Option<SocketAddr>,
-        user: Option<PingId>,
-        out: &mut Outbox,
-    ) -> bool {
-        if self.pings.len() >= MAX_OUTSTANDING || !self.unlock(out) {
-            return false;
-        }
-        let Some(shared) = &self.shared else {
-            return false;
-        };
-        let tx = out.transaction();
-        let message = Message::Ping {
-            tx,
-            node: Some(out.node),
-            padding: 0,
-        };
-        match (to, self.region()) {
-            (Some(to), _) => {
-                out.send_direct(to, shared, &message);
-                if let Some(candidate) = self.candidates.get_mut(&to) {
-                    candidate.pinged = Some(now);
-                }
-            }
-            (None, Some(region)) => out.send_relay((region, self.key), shared, &message),
-            (None, None) => return false,
-        }
-        self.pings.insert(
-            tx,
-            Outstanding {
-                to,
-                sent: now,
-                user,
-            },
-        );
-        true
-    }
-
-    fn call(&mut self, now: Instant, out: &mut Outbox) {
-        let soon = self
-            .call_at
-            .is_some_and(|at| now.duration_since(at) < CALL_MIN);
-        if soon || out.local.is_empty() || !self.unlock(out) {
-            return;
-        }
-        let (Some(region), Some(shared)) = (self.region(), &self.shared) else {
-            return;
-        };
-        self.call_at = Some(now);
-        let endpoints = out.local.clone();
-        out.send_relay(
-            (region, self.key),
-            shared,
-            &Message::CallMeMaybe { endpoints },
-        );
-    }
-
-    /// Computes the shared key when it is first needed: ten thousand idle peers need none.
-    fn unlock(&mut self, out: &Outbox) -> bool {
-        if self.shared.is_none() {
-            self.shared = self.disco.as_ref().map(|disco| out.shared_key(disco));
-        }
-        self.shared.is_some()
     }
 
     fn choose(&mut self, now: Instant, best: Best, out: &mut Outbox) {

@@ -32,11 +32,9 @@ pub(super) fn better(
 
 fn saved_percent(a: Duration, b: Duration) -> u128 {
     let (fast, slow) = (a.min(b).as_nanos(), a.max(b).as_nanos());
-    if slow == 0 {
-        0
-    } else {
-        100 - 100 * fast / slow
-    }
+    (100 * fast)
+        .checked_div(slow)
+        .map_or(0, |percent| 100 - percent)
 }
 
 fn place_points(address: &SocketAddr) -> u128 {

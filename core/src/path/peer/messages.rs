@@ -4,7 +4,7 @@ use super::*;
 use crate::path::score::better;
 
 impl Peer {
-    pub fn open(&mut self, out: &Outbox, envelope: &Envelope) -> Option<Message> {
+    pub fn open(&mut self, out: &Outbox, envelope: &Envelope<'_>) -> Option<Message> {
         if !self.unlock(out) {
             return None;
         }
@@ -39,12 +39,12 @@ impl Peer {
         if self.is_repeated(tx) || !self.answers.take(now) {
             return;
         }
-        self.life = Some(now);
+        self.on_relay_life(now, out);
         self.heard = Some(region);
         let Some(shared) = &self.shared else { return };
         // Where a relayed ping came from: the region's number at a reserved address, as stock does it.
-        let src = SocketAddr::from(([127, 3, 3, 40], region.0));
-        out.send_relay((region, self.key), shared, &Message::Pong { tx, src });
+        let source = SocketAddr::from(([127, 3, 3, 40], region.0));
+        out.send_relay((region, self.key), shared, &Message::Pong { tx, source });
     }
 
     /// A pong that came by UDP; it vouches for the endpoint that was pinged.
@@ -66,12 +66,7 @@ impl Peer {
         if !self.is_active(now) {
             return;
         }
-        let fresh = Best {
-            endpoint,
-            latency: Some(latency),
-            trusted_until: now + TRUST,
-            ponged: Some(now),
-        };
+        let fresh = Best::answered(endpoint, latency, now);
         let contested = self.note_contest_answer(endpoint, latency);
         match self.best {
             Some(best) if best.endpoint == endpoint => {
@@ -94,7 +89,7 @@ impl Peer {
             return;
         };
         self.pings.remove(&tx);
-        self.life = Some(now);
+        self.on_relay_life(now, out);
         self.heard = Some(region);
         let latency = now.duration_since(sent);
         if let Some(id) = user {
@@ -110,7 +105,7 @@ impl Peer {
         endpoints: &[SocketAddr],
         out: &mut Outbox,
     ) {
-        self.life = Some(now);
+        self.on_relay_life(now, out);
         self.heard = Some(region);
         let new = self.candidates.set_called(endpoints);
         if !self.calls.take(now) {
@@ -133,8 +128,8 @@ impl Peer {
     }
 
     fn answer(&mut self, from: Option<SocketAddr>, tx: TxId, out: &mut Outbox) {
-        if let (Some(shared), Some(src)) = (&self.shared, from) {
-            out.send_direct(src, shared, &Message::Pong { tx, src });
+        if let (Some(shared), Some(source)) = (&self.shared, from) {
+            out.send_direct(source, shared, &Message::Pong { tx, source });
         }
     }
 

@@ -5,9 +5,18 @@ use crate::path::{PeerStats, score::better};
 
 impl Peer {
     /// Data of this peer came by a relay; it is injected with the programmed endpoint as its source.
-    pub fn on_relayed_data(&mut self, now: Instant) {
+    pub fn on_relayed_data(&mut self, now: Instant, out: &mut Outbox) {
         self.relayed_data = Some(now);
+        self.on_relay_life(now, out);
+    }
+
+    /// The peer's agent lives and is reached by the relay: a direct path that is merely held is left.
+    pub(super) fn on_relay_life(&mut self, now: Instant, out: &mut Outbox) {
         self.life = Some(now);
+        self.relay_life = Some(now);
+        if self.best.is_some_and(|best| best.held) {
+            self.give_up(now, out);
+        }
     }
 
     pub fn on_stats(&mut self, now: Instant, stats: &PeerStats, out: &mut Outbox) {
@@ -48,7 +57,7 @@ impl Peer {
     /// Authenticated bytes arrived from the path in use: as good as a pong.
     fn on_life(&mut self, now: Instant, observed: SocketAddr) {
         if let Some(best) = self.best.as_mut().filter(|best| best.endpoint == observed) {
-            best.trusted_until = best.trusted_until.max(now + TRUST);
+            best.on_life(now);
             self.proven = Some(observed);
             self.contest = None;
         }
@@ -122,11 +131,9 @@ impl Peer {
         }
         self.contest = None;
         let ours_answered = best.ponged.is_some_and(|at| at >= contest.start);
-        let theirs = Best {
-            endpoint: contest.endpoint,
-            latency: contest.answered,
-            trusted_until: now + TRUST,
-            ponged: contest.answered.map(|_| now),
+        let theirs = match contest.answered {
+            Some(latency) => Best::answered(contest.endpoint, latency, now),
+            None => Best::unproven(contest.endpoint, now),
         };
         let switch = match (ours_answered, contest.answered) {
             (true, Some(latency)) => {

@@ -1,0 +1,295 @@
+use std::time::Duration;
+
+use super::*;
+use sim::{Nat, PORT, World};
+
+mod hostile;
+mod sim;
+
+const TICK: Duration = Duration::from_millis(10);
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+#[test]
+fn two_hosts_on_one_network_are_direct_at_once_and_lose_nothing() {
+    let mut world = World::new(&[(Nat::Easy, 2)]);
+    let lost = world.talk((0, 1), millis(300), TICK);
+    assert_eq!(lost, []);
+    let address = world.hosts[1].address;
+    assert_eq!(world.direct(0, 1), Some(address));
+    assert!(world.direct(1, 0).is_some());
+}
+
+#[test]
+fn two_easy_nats_are_crossed_within_a_second_without_loss() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    let lost = world.talk((0, 1), millis(800), TICK);
+    assert_eq!(lost, []);
+    assert!(world.direct(0, 1).is_some() && world.direct(1, 0).is_some());
+}
+
+#[test]
+fn an_easy_nat_and_a_public_host_are_direct_within_a_second() {
+    for sites in [
+        [(Nat::None, 1), (Nat::Easy, 1)],
+        [(Nat::Easy, 1), (Nat::None, 1)],
+    ] {
+        let mut world = World::new(&sites);
+        assert_eq!(world.talk((0, 1), millis(800), TICK), []);
+        assert!(world.direct(0, 1).is_some() && world.direct(1, 0).is_some());
+    }
+}
+
+#[test]
+fn a_hard_nat_and_a_public_host_are_direct_by_the_endpoint_learned_from_pings() {
+    let mut world = World::new(&[(Nat::Hard, 1), (Nat::None, 1)]);
+    assert_eq!(world.talk((0, 1), millis(800), TICK), []);
+    assert!(world.direct(0, 1).is_some() && world.direct(1, 0).is_some());
+}
+
+#[test]
+fn a_hard_and_an_easy_nat_stay_on_the_relay_without_loss_and_without_a_storm() {
+    let mut world = World::new(&[(Nat::Hard, 1), (Nat::Easy, 1)]);
+    assert_eq!(world.talk((0, 1), secs(60), TICK), []);
+    assert_eq!((world.direct(0, 1), world.direct(1, 0)), (None, None));
+    for host in &world.hosts {
+        assert!(
+            host.disco_sent < 200,
+            "{} disco messages in a minute",
+            host.disco_sent
+        );
+    }
+}
+
+#[test]
+fn a_cut_path_falls_back_to_the_relay_within_the_trust_time() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(10), TICK);
+    assert!(world.direct(0, 1).is_some());
+    world.cut.extend([(0, 1), (1, 0)]);
+    let cut_at = world.now - world.start;
+    let lost = world.talk((0, 1), secs(20), TICK);
+    let last = lost
+        .last()
+        .map(|(at, _)| *at - cut_at)
+        .expect("some are lost");
+    assert!(
+        last < millis(7600),
+        "the last loss came {last:?} after the cut"
+    );
+    assert_eq!((world.direct(0, 1), world.direct(1, 0)), (None, None));
+}
+
+#[test]
+fn a_path_cut_in_one_direction_ends_on_the_relay_for_both_or_loses_nothing() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(10), TICK);
+    world.cut.insert((0, 1));
+    world.talk((0, 1), secs(30), TICK);
+    let lost = world.talk((0, 1), secs(60), TICK);
+    assert_eq!(lost, []);
+}
+
+#[test]
+fn a_cut_path_that_heals_is_used_again() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    world.cut.extend([(0, 1), (1, 0)]);
+    world.talk((0, 1), secs(20), TICK);
+    world.cut.clear();
+    assert_eq!(world.talk((0, 1), secs(10), TICK), []);
+    assert!(world.direct(0, 1).is_some() && world.direct(1, 0).is_some());
+}
+
+#[test]
+fn a_peer_whose_agent_is_dead_keeps_its_direct_path() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    world.hosts[1].agent_dead = true;
+    let lost = world.talk((0, 1), secs(120), TICK);
+    assert_eq!(lost, []);
+    assert!(world.direct(0, 1).is_some());
+}
+
+#[test]
+fn a_peer_with_a_dead_agent_keeps_its_direct_path_through_a_pause() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    world.hosts[1].agent_dead = true;
+    assert_eq!(world.talk((0, 1), secs(20), TICK), []);
+    world.run(secs(100));
+    assert_eq!(world.talk((0, 1), secs(60), TICK), []);
+}
+
+#[test]
+fn an_agent_that_died_while_idle_is_found_by_the_last_direct_path() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    world.run(secs(100));
+    assert_eq!(world.direct(0, 1), None);
+    world.hosts[1].agent_dead = true;
+    world.hosts[1].kernel.get_mut(&0).unwrap().endpoint = world.hosts[0].address;
+    world.talk((0, 1), secs(6), TICK);
+    assert!(world.direct(0, 1).is_some());
+}
+
+#[test]
+fn a_dead_agent_whose_kernel_speaks_first_is_followed() {
+    let mut world = World::new(&[(Nat::None, 1), (Nat::None, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    let direct = world.hosts[1].kernel[&0].endpoint;
+    world.run(secs(100));
+    world.hosts[1].agent_dead = true;
+    world.hosts[1].kernel.get_mut(&0).unwrap().endpoint = direct;
+    world.send(1, 0, 1);
+    world.run(millis(100));
+    let stats = world.stats(0);
+    world.hosts[0].paths.on_stats(world.now, &stats);
+    world.run(Duration::ZERO);
+    assert_eq!(world.talk((0, 1), secs(60), TICK), []);
+}
+
+#[test]
+fn a_restarted_agent_keeps_the_path_that_it_finds() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    world.hosts[1].agent_dead = true;
+    assert_eq!(world.talk((0, 1), secs(10), TICK), []);
+    world.restart_agent(1, 77);
+    assert_eq!(world.talk((0, 1), secs(60), TICK), []);
+    assert!(world.direct(0, 1).is_some() && world.direct(1, 0).is_some());
+}
+
+#[test]
+fn a_rebound_nat_is_followed_within_three_seconds() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::None, 1)]);
+    world.talk((0, 1), secs(10), TICK);
+    world.rebind(0);
+    let at = world.now - world.start;
+    let lost = world.talk((0, 1), secs(20), TICK);
+    if let Some((last, _)) = lost.last() {
+        assert!(*last - at < secs(3), "{:?}", *last - at);
+    }
+    assert!(world.direct(1, 0).is_some());
+}
+
+#[test]
+fn both_nats_rebound_are_crossed_again() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(10), TICK);
+    world.rebind(0);
+    world.rebind(1);
+    world.talk((0, 1), secs(60), TICK);
+    assert_eq!(world.talk((0, 1), secs(10), TICK), []);
+    assert!(world.direct(0, 1).is_some() && world.direct(1, 0).is_some());
+}
+
+#[test]
+fn a_change_of_links_that_hurts_no_path_loses_nothing() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    for _ in 0..5 {
+        world.link_change(0);
+        assert_eq!(world.talk((0, 1), secs(1), TICK), []);
+    }
+    assert!(world.direct(0, 1).is_some());
+}
+
+#[test]
+fn a_change_of_links_that_cuts_the_path_falls_back_quickly() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    world.cut.extend([(0, 1), (1, 0)]);
+    world.link_change(0);
+    world.talk((0, 1), secs(3), TICK);
+    assert_eq!(world.direct(0, 1), None);
+}
+
+#[test]
+fn idle_peers_go_back_to_the_relay_and_cost_nothing() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    world.run(secs(120));
+    assert_eq!((world.direct(0, 1), world.direct(1, 0)), (None, None));
+    let before: usize = world.hosts.iter().map(|host| host.disco_sent).sum();
+    world.run(secs(600));
+    assert_eq!(
+        world
+            .hosts
+            .iter()
+            .map(|host| host.disco_sent)
+            .sum::<usize>(),
+        before
+    );
+    assert_eq!(world.hosts[0].paths.next_deadline(), None);
+    let lost = world.talk((0, 1), secs(2), TICK);
+    assert_eq!(lost, []);
+    assert!(world.direct(0, 1).is_some());
+}
+
+#[test]
+fn a_ping_of_a_person_goes_over_the_relay_first_and_directly_then() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    let first = world.user_ping(0, 1);
+    world.run(secs(1));
+    assert!(matches!(
+        world.hosts[0].pings[&first],
+        PingResult::Relayed { .. }
+    ));
+    let second = world.user_ping(0, 1);
+    world.run(secs(1));
+    assert!(matches!(
+        world.hosts[0].pings[&second],
+        PingResult::Direct { .. }
+    ));
+}
+
+#[test]
+fn a_ping_of_a_person_to_a_silent_peer_times_out() {
+    let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+    world.hosts[1].agent_dead = true;
+    let id = world.user_ping(0, 1);
+    world.run(secs(6));
+    assert_eq!(world.hosts[0].pings[&id], PingResult::TimedOut);
+}
+
+#[test]
+fn relayed_data_injected_with_the_direct_source_keeps_no_dead_path_alive() {
+    let mut world = World::new(&[(Nat::None, 1), (Nat::None, 1)]);
+    world.talk((0, 1), secs(5), TICK);
+    world.cut.extend([(0, 1), (1, 0)]);
+    // Host 1 has given up already; what it sends reaches host 0 by injection.
+    let relay = SocketAddr::from((sim::relay_address(0), sim::RELAY_PORT));
+    world.hosts[1].kernel.get_mut(&0).unwrap().endpoint = relay;
+    for id in 0..800 {
+        world.hosts[1].kernel.get_mut(&0).unwrap().endpoint = relay;
+        world.send(1, 0, id);
+        world.run(TICK);
+    }
+    assert_eq!(world.direct(0, 1), None);
+}
+
+#[test]
+fn a_netmap_patch_of_endpoints_probes_an_active_peer_at_once() {
+    let mut world = World::new(&[(Nat::None, 1), (Nat::None, 1)]);
+    let now = world.now;
+    let mut bare = world.facts(1);
+    let key = bare.key;
+    bare.endpoints.clear();
+    let paths = &mut world.hosts[0].paths;
+    paths.set_peers(now, vec![bare.clone()]);
+    paths.on_outgoing(now, key);
+    while paths.poll_command().is_some() {}
+    bare.endpoints = vec![world.hosts[1].address];
+    let paths = &mut world.hosts[0].paths;
+    paths.set_peers(now, vec![bare]);
+    let commands: Vec<_> = std::iter::from_fn(|| paths.poll_command()).collect();
+    let pinged = |c: &Command| matches!(c, Command::SendDirect { to, .. } if to.port() == PORT);
+    assert!(commands.iter().any(pinged), "{commands:?}");
+}
