@@ -3,12 +3,17 @@
 mod apt;
 mod ci;
 mod ebpf;
+mod lab;
 mod process;
 mod setup;
 mod shell;
 mod signals;
+mod tailnet;
 mod test;
 mod tidy;
+mod topology;
+mod traffic;
+mod wait;
 mod workspace;
 
 use std::process::ExitCode;
@@ -19,6 +24,7 @@ usage: cargo xtask <task>
   setup                      find or fetch all that the other tasks need (idempotent)
   ebpf                       build the eBPF programs into target/bpf/lowroad.o
   test [unit|ebpf|lab|vm]…   run the tests: all suites, or those named
+  lab [name]…                run scenarios in network namespaces: all, or those whose name contains one of these
   tidy                       check the rules that a script can check
   ci                         formatting, clippy, tidy, test: what continuous integration runs
 ";
@@ -40,6 +46,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         ["setup"] => setup::everything()?,
         ["ebpf"] => ebpf::build().map(drop)?,
         ["test", suites @ ..] => return test::main(suites),
+        ["lab", scenarios @ ..] => return lab::main(scenarios),
         ["tidy"] => tidy::main()?,
         ["ci"] => return ci::main(),
         [] | ["help" | "--help" | "-h", ..] => print!("{USAGE}"),

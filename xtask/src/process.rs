@@ -59,9 +59,23 @@ pub fn die_with_us(command: &mut Command) -> &mut Command {
     }
 }
 
-/// Runs a program to its end, with `input`, for at most `limit`.
+/// Runs a program to its end, with `input`, for at most `limit`. A signal to us ends it.
 pub fn run(command: &mut Command, input: &str, limit: Duration) -> Result<Finished> {
     signals::check()?;
+    run_until(command, input, limit, signals::interrupted)
+}
+
+/// For cleaning up: goes on after a signal, too.
+pub fn run_regardless(command: &mut Command, limit: Duration) -> Result<Finished> {
+    run_until(command, "", limit, || false)
+}
+
+fn run_until(
+    command: &mut Command,
+    input: &str,
+    limit: Duration,
+    stop: impl Fn() -> bool,
+) -> Result<Finished> {
     let name = command.get_program().to_string_lossy().into_owned();
     command
         .stdin(Stdio::piped())
@@ -81,7 +95,7 @@ pub fn run(command: &mut Command, input: &str, limit: Duration) -> Result<Finish
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if signals::interrupted() || Instant::now() > deadline {
+        if stop() || Instant::now() > deadline {
             kill_group(&mut child);
             signals::check()?;
             bail!(

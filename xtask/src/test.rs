@@ -47,7 +47,8 @@ fn unit(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
 
 fn lab(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
     let of_lab = |binary: &Binary| binary.needs_root() && !binary.is_ebpf();
-    rooted(binaries, tally, "lab", of_lab)
+    rooted(binaries, tally, "lab", of_lab)?;
+    crate::lab::run(&[], tally)
 }
 
 fn rooted(

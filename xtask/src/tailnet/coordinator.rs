@@ -1,0 +1,141 @@
+//! `lowroad-coordinator` at 203.0.113.10, plain HTTP for control, its own pinned certificate for the relay.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{COORDINATOR, binaries};
+use crate::{
+    process::{self, Daemon, Finished},
+    topology::{Namespace, Net},
+    traffic, wait,
+};
+
+pub const URL: &str = "http://203.0.113.10:8080";
+const PORT: u16 = 8080;
+const START_LIMIT: Duration = Duration::from_secs(30);
+const CLI_LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub struct Coordinator {
+    pub namespace: Namespace,
+    folder: PathBuf,
+    state: PathBuf,
+    daemon: Daemon,
+}
+
+impl Coordinator {
+    /// On a host of its own in `net`, with this policy.
+    pub fn start(net: &Net, policy: &str) -> Result<Self> {
+        let namespace = net.public("coordinator", COORDINATOR)?;
+        let folder = net.folder().to_owned();
+        let state = folder.join("coordinator");
+        fs::write(folder.join("policy.hujson"), policy)?;
+        let daemon = serve(&namespace, &folder, &state)?;
+        let mut coordinator = Self {
+            namespace,
+            folder,
+            state,
+            daemon,
+        };
+        coordinator.wait_until_ready()?;
+        Ok(coordinator)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let address = SocketAddr::from(([203, 0, 113, COORDINATOR], PORT));
+        let (result, _) = wait::wait_for("the coordinator's /health", START_LIMIT, || {
+            if let Some(status) = self.daemon.ended() {
+                return Ok(Some(Err(status)));
+            }
+            let code = traffic::status(&self.namespace, address, "/health")?;
+            Ok((code == 200).then_some(Ok(())))
+        })?;
+        if let Err(status) = result {
+            bail!(
+                "the coordinator ended with {status}: {}",
+                process::tail(&self.daemon.log, 5)
+            );
+        }
+        Ok(())
+    }
+
+    /// `kill -9`, and nothing after it.
+    pub fn kill_9(&mut self) {
+        self.daemon.kill_9();
+    }
+
+    /// Starts it again on the same state.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.daemon.stop();
+        self.daemon = serve(&self.namespace, &self.folder, &self.state)?;
+        self.wait_until_ready()
+    }
+
+    /// Starts it with a state of its own: another server with other keys at the same address.
+    pub fn start_as_another(&mut self) -> Result<()> {
+        self.daemon.stop();
+        self.state = self.folder.join("another-coordinator");
+        self.daemon = serve(&self.namespace, &self.folder, &self.state)?;
+        self.wait_until_ready()
+    }
+
+    /// Runs its administration command line.
+    pub fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
+        let mut command = self
+            .namespace
+            .command(binaries().join("lowroad-coordinator"));
+        command.arg("--state-dir").arg(&self.state).arg("--json");
+        process::run(command.args(arguments), "", CLI_LIMIT)
+    }
+
+    pub fn cli(&self, arguments: &[&str]) -> Result<Value> {
+        let finished = self
+            .try_cli(arguments)?
+            .ok(&format!("lowroad-coordinator {}", arguments.join(" ")))?;
+        if finished.stdout.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&finished.stdout)
+            .with_context(|| format!("{} answered {}", arguments.join(" "), finished.stdout))
+    }
+
+    /// A reusable auth key, for nodes of `user`, or with `tags`.
+    pub fn auth_key(&self, user: &str, tags: &str) -> Result<String> {
+        let mut arguments = vec!["auth-keys", "create", "--user", user, "--reusable"];
+        if !tags.is_empty() {
+            arguments.extend(["--tags", tags]);
+        }
+        let answer = self.cli(&arguments)?;
+        let key = answer["key"].as_str().context("no `key` in the answer")?;
+        Ok(key.to_owned())
+    }
+
+    pub fn set_policy(&self, policy: &str) -> Result<()> {
+        let file = self.folder.join("new-policy.hujson");
+        fs::write(&file, policy)?;
+        self.cli(&["policy", "set", path(&file)?]).map(drop)
+    }
+}
+
+fn serve(namespace: &Namespace, folder: &Path, state: &Path) -> Result<Daemon> {
+    let mut command = namespace.command(binaries().join("lowroad-coordinator"));
+    command
+        .args(["serve", "--listen", "0.0.0.0:8080", "--url", URL])
+        .args(["--stun", "0.0.0.0:3478", "--base-domain", "tail.lab"])
+        .arg("--state-dir")
+        .arg(state)
+        .arg("--policy")
+        .arg(folder.join("policy.hujson"));
+    Daemon::spawn(&mut command, &folder.join("coordinator.log"))
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
+}

@@ -1,0 +1,250 @@
+//! One node: `lowroad agent` in a namespace, driven by the `lowroad` command line.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{URL, binaries};
+use crate::{
+    process::{self, Daemon, Finished},
+    topology::{Namespace, Net},
+    wait,
+};
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+const CLI_LIMIT: Duration = Duration::from_secs(90);
+const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
+
+/// How packets to a peer go, as the status says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathKind {
+    Direct(String),
+    Relay(String),
+    /// Nothing is known about the peer, or it isn't there.
+    None,
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub name: String,
+    pub namespace: Namespace,
+    folder: PathBuf,
+    agent: Option<Daemon>,
+    options: Vec<String>,
+}
+
+impl Node {
+    /// Starts an agent in `namespace`; it joins nothing yet.
+    pub fn start(net: &Net, name: &str, namespace: Namespace) -> Result<Self> {
+        Self::start_with(net, name, namespace, &[])
+    }
+
+    pub fn start_with(
+        net: &Net,
+        name: &str,
+        namespace: Namespace,
+        options: &[&str],
+    ) -> Result<Self> {
+        let mut node = Self {
+            name: name.to_owned(),
+            namespace,
+            folder: net.folder().join(name),
+            agent: None,
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+        };
+        std::fs::create_dir_all(&node.folder)?;
+        node.start_agent()?;
+        Ok(node)
+    }
+
+    pub fn state_folder(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("sock")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.folder.with_extension("log")
+    }
+
+    /// `lowroad agent` with this node's folders, not started.
+    pub fn agent_command(&self) -> Command {
+        let mut command = self.namespace.command(binaries().join("lowroad"));
+        command.arg("agent").arg("--state-dir");
+        command.arg(self.state_folder());
+        command.arg("--socket").arg(self.socket());
+        command.args(&self.options);
+        command
+    }
+
+    /// Starts the agent (again) and waits for its socket to answer.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let daemon = Daemon::spawn(&mut self.agent_command(), &self.log())?;
+        let agent = self.agent.insert(daemon);
+        let socket = self.folder.join("sock");
+        let (result, _) = wait::wait_for("the agent's socket", START_LIMIT, || {
+            if let Some(status) = agent.ended() {
+                return Ok(Some(Err(status)));
+            }
+            let connected = std::os::unix::net::UnixStream::connect(&socket).is_ok();
+            Ok(connected.then_some(Ok(())))
+        })?;
+        if let Err(status) = result {
+            let log = process::tail(&self.log(), 5);
+            bail!("the agent of {} ended with {status}: {log}", self.name);
+        }
+        Ok(())
+    }
+
+    pub fn kill_9(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill_9();
+        }
+    }
+
+    /// SIGTERM, as a service manager does on restart.
+    pub fn stop_agent(&mut self) {
+        self.agent = None;
+    }
+
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Daemon::pid)
+    }
+
+    /// Runs `lowroad --socket … <arguments>`.
+    pub fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
+        let mut command = self.namespace.command(binaries().join("lowroad"));
+        command.arg("--socket").arg(self.socket()).args(arguments);
+        process::run(&mut command, "", CLI_LIMIT)
+    }
+
+    pub fn cli(&self, arguments: &[&str]) -> Result<String> {
+        let what = format!("{}: lowroad {}", self.name, arguments.join(" "));
+        Ok(self.try_cli(arguments)?.ok(&what)?.stdout)
+    }
+
+    /// Joins, and returns how long that took.
+    pub fn up(&self, auth_key: &str) -> Result<Duration> {
+        self.up_with(auth_key, &[])
+    }
+
+    pub fn up_with(&self, auth_key: &str, flags: &[&str]) -> Result<Duration> {
+        let start = Instant::now();
+        let server = format!("--login-server={URL}");
+        let key = format!("--auth-key={auth_key}");
+        let hostname = format!("--hostname={}", self.name);
+        let mut arguments = vec!["up", &server, &key, &hostname, "--timeout=60s"];
+        arguments.extend(flags);
+        self.cli(&arguments)?;
+        Ok(start.elapsed())
+    }
+
+    pub fn status(&self) -> Result<Value> {
+        let text = self.cli(&["status", "--json"])?;
+        serde_json::from_str(&text).with_context(|| format!("{}'s status {text}", self.name))
+    }
+
+    /// `kernel` or `userspace`.
+    pub fn dataplane(&self) -> Result<String> {
+        let status = self.status()?;
+        let plane = status["Lowroad"]["Dataplane"].as_str();
+        Ok(plane
+            .context("no Lowroad.Dataplane in the status")?
+            .to_owned())
+    }
+
+    pub fn ip(&self, family: u8) -> Result<IpAddr> {
+        let text = self.cli(&["ip", &format!("-{family}")])?;
+        let first = text.split_whitespace().next().unwrap_or_default();
+        first
+            .parse()
+            .with_context(|| format!("{}'s address {text:?}", self.name))
+    }
+
+    /// What the status says about the peer that has this host name.
+    pub fn peer(&self, name: &str) -> Result<Option<Value>> {
+        let mut status = self.status()?;
+        let peers = status["Peer"].as_object_mut();
+        Ok(peers.and_then(|peers| {
+            let mut all = peers.values_mut().map(Value::take);
+            all.find(|peer| peer["HostName"] == name)
+        }))
+    }
+
+    pub fn path_to(&self, name: &str) -> Result<PathKind> {
+        let Some(peer) = self.peer(name)? else {
+            return Ok(PathKind::None);
+        };
+        let text = |key: &str| peer[key].as_str().unwrap_or_default().to_owned();
+        Ok(match (text("CurAddr"), text("Relay")) {
+            (direct, _) if !direct.is_empty() => PathKind::Direct(direct),
+            (_, relay) if !relay.is_empty() => PathKind::Relay(relay),
+            _ => PathKind::None,
+        })
+    }
+
+    /// Waits until packets to the peer go directly.
+    pub fn wait_for_direct(&self, name: &str, limit: Duration) -> Result<(String, Duration)> {
+        let what = format!("a direct path from {} to {name}", self.name);
+        wait::wait_for(&what, limit, || {
+            Ok(match self.path_to(name)? {
+                PathKind::Direct(address) => Some(address),
+                PathKind::Relay(_) | PathKind::None => None,
+            })
+        })
+    }
+
+    /// Waits until the netmap has the peer.
+    pub fn wait_for_peer(&self, name: &str, limit: Duration) -> Result<Duration> {
+        let what = format!("{name} among the peers of {}", self.name);
+        let (_, time) = wait::wait_for(&what, limit, || self.peer(name))?;
+        Ok(time)
+    }
+
+    fn clean_up(&mut self) -> Result<()> {
+        self.agent = None;
+        let mut command = self.agent_command();
+        process::run_regardless(command.arg("--cleanup"), CLEANUP_LIMIT)?
+            .ok("lowroad agent --cleanup")
+            .map(drop)
+    }
+}
+
+impl Drop for Node {
+    /// Without this, what is pinned in the bpffs would stay behind.
+    fn drop(&mut self) {
+        if let Err(error) = self.clean_up() {
+            eprintln!("   cleaning up {}: {error:#}", self.name);
+        }
+    }
+}
+
+impl PathKind {
+    pub fn is_direct(&self) -> bool {
+        matches!(self, Self::Direct(_))
+    }
+}
+
+/// The last lines of every log in `folder`, for a person who looks for what went wrong.
+pub fn print_logs(folder: &Path, lines: usize) {
+    let mut logs: Vec<PathBuf> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    logs.sort();
+    for log in logs {
+        eprintln!("--- {}", log.display());
+        eprintln!("{}", process::tail(&log, lines));
+    }
+}

@@ -1,0 +1,153 @@
+//! One network namespace: entered by `setns`, which leaves `/sys` (and the bpffs there) as it is, unlike `ip netns exec`.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::Command,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::{process, shell::find_program};
+
+const FOLDER: &str = "/run/netns";
+/// Each of these takes milliseconds; in the emulated VM up to a second.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Deletes the namespace when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct Namespace(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    file: File,
+}
+
+impl Namespace {
+    pub fn create(name: &str) -> Result<Self> {
+        ip_command(&["netns", "add", name])?;
+        let path = Path::new(FOLDER).join(name);
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let namespace = Self(Arc::new(Inner {
+            name: name.to_owned(),
+            file,
+        }));
+        // Addresses are usable at once: nobody else can have them here.
+        for interfaces in ["all", "default"] {
+            let key = format!("net/ipv6/conf/{interfaces}/accept_dad");
+            namespace.sysctl(&key, "0")?;
+        }
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// A program that will run inside.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let descriptor = self.0.file.as_raw_fd();
+        // SAFETY: setns is async-signal-safe; the descriptor is open in the child, which shares our table until exec,
+        // and `self` outlives the spawn, because callers hold the namespace while they spawn.
+        unsafe { command.pre_exec(move || set_namespace(descriptor)) };
+        command
+    }
+
+    /// Runs `work` on a thread inside; sockets that it opens stay there.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let descriptor = self.0.file.as_raw_fd();
+        thread::scope(|scope| {
+            let worker = scope.spawn(move || set_namespace(descriptor).map(|()| work()));
+            match worker.join() {
+                Ok(result) => result.with_context(|| format!("enter {}", self.name())),
+                Err(_) => Err(anyhow!("a thread in {} panicked", self.name())),
+            }
+        })
+    }
+
+    /// Runs lines of `ip` commands inside.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        let mut command = ip()?;
+        command.args(["-n", self.name(), "-batch", "-"]);
+        process::run(&mut command, &format!("{lines}\n"), LIMIT)?
+            .ok(&format!("ip -n {} {lines}", self.name()))
+            .map(drop)
+    }
+
+    /// Loads nftables rules inside.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let nft = find_program("nft").context("there is no nft: run `cargo xtask setup`")?;
+        process::run(self.command(nft).args(["-f", "-"]), rules, LIMIT)?
+            .ok("nft")
+            .map(drop)
+    }
+
+    /// Writes `/proc/sys/<key>`.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(key);
+        self.enter(|| fs::write(&path, value))?
+            .with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Whether a network device of this name exists inside.
+    pub fn has_device(&self, device: &str) -> Result<bool> {
+        let name = std::ffi::CString::new(device)?;
+        // SAFETY: the string is terminated and outlives the call.
+        self.enter(|| unsafe { libc::if_nametoindex(name.as_ptr()) } != 0)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Err(error) = ip_command(&["netns", "del", &self.name]) {
+            eprintln!("   {error:#}");
+        }
+    }
+}
+
+/// Namespaces left by a run that was killed with SIGKILL.
+pub fn remove_those_of_dead_processes() {
+    let Ok(entries) = fs::read_dir(FOLDER) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name
+            .strip_prefix("lr")
+            .and_then(|rest| rest.split_once('-'))
+            .and_then(|(pid, _)| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            eprintln!("   removing {name}, left by a run that was killed");
+            let _ = ip_command(&["netns", "del", &name]);
+        }
+    }
+}
+
+fn set_namespace(descriptor: RawFd) -> io::Result<()> {
+    // SAFETY: no pointers; a wrong descriptor is an error, not undefined behaviour.
+    if unsafe { libc::setns(descriptor, libc::CLONE_NEWNET) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn ip() -> Result<Command> {
+    let program = find_program("ip").context("there is no ip: run `cargo xtask setup`")?;
+    Ok(Command::new(program))
+}
+
+/// Not by `process::run`, which refuses to start anything after Ctrl-C: cleaning up must go on then.
+fn ip_command(arguments: &[&str]) -> Result<()> {
+    crate::shell::output(ip()?.args(arguments)).map(drop)
+}

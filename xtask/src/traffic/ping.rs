@@ -1,0 +1,268 @@
+//! A ping that counts: one thread sends at a fixed pace, another notes which came back and when.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::{FromRawFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU16, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{topology::Namespace, wait};
+
+static IDENTIFIERS: AtomicU16 = AtomicU16::new(1);
+
+/// How long an answer may be under way when the ping is stopped.
+const STRAGGLERS: Duration = Duration::from_secs(2);
+
+/// Runs until stopped or dropped.
+#[derive(Debug)]
+pub struct Pinger {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop_sending: AtomicBool,
+    stop: AtomicBool,
+    packets: Mutex<Packets>,
+}
+
+#[derive(Debug, Default)]
+struct Packets {
+    /// When each sequence number left, and when its answer came.
+    seen: BTreeMap<u16, (Instant, Option<Instant>)>,
+    send_errors: usize,
+}
+
+/// What a ping saw.
+#[derive(Debug, Clone)]
+pub struct Report {
+    pub sent: usize,
+    pub answered: usize,
+    /// From the first packet sent to the first answer received, to any of them.
+    pub first_answer: Option<Duration>,
+    /// The longest time between two answers.
+    pub longest_silence: Duration,
+    pub median: Option<Duration>,
+}
+
+impl Report {
+    pub fn lost(&self) -> usize {
+        self.sent - self.answered
+    }
+}
+
+impl Pinger {
+    pub fn start(namespace: &Namespace, to: IpAddr, interval: Duration) -> Result<Self> {
+        let identifier =
+            (std::process::id() as u16).wrapping_add(IDENTIFIERS.fetch_add(1, Ordering::Relaxed));
+        let socket = namespace
+            .enter(|| Socket::open(to))?
+            .with_context(|| format!("open a ping socket in {}", namespace.name()))?;
+        let socket = Arc::new(socket);
+        let shared = Arc::new(Shared {
+            stop_sending: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            packets: Mutex::default(),
+        });
+        let (to_send, sending) = (Arc::clone(&socket), Arc::clone(&shared));
+        let receiving = Arc::clone(&shared);
+        Ok(Self {
+            shared,
+            threads: vec![
+                thread::spawn(move || send_loop(&to_send, &sending, identifier, interval)),
+                thread::spawn(move || receive_loop(&socket, &receiving, identifier)),
+            ],
+        })
+    }
+
+    /// What it has seen so far; packets under way count as lost.
+    pub fn report(&self) -> Report {
+        self.shared.lock().report()
+    }
+
+    /// How many answers have come so far.
+    pub fn answered(&self) -> usize {
+        self.report().answered
+    }
+
+    /// Waits for the first answer.
+    pub fn first_answer(&self, limit: Duration) -> Result<Duration> {
+        wait::wait_for("an answer to the ping", limit, || {
+            Ok(self.report().first_answer)
+        })
+        .map(|(time, _)| time)
+    }
+
+    /// Stops sending, waits for stragglers, and reports.
+    pub fn stop(self) -> Report {
+        self.shared.stop_sending.store(true, Ordering::Relaxed);
+        let _ = wait::wait_for("stragglers", STRAGGLERS, || {
+            Ok((self.report().lost() == 0).then_some(()))
+        });
+        self.report()
+    }
+}
+
+impl Drop for Pinger {
+    fn drop(&mut self) {
+        self.shared.stop_sending.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Packets> {
+        self.packets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Packets {
+    fn report(&self) -> Report {
+        let first = self.seen.values().next().map(|(sent, _)| *sent);
+        let mut times: Vec<Duration> = Vec::new();
+        let mut arrivals: Vec<Instant> = Vec::new();
+        for (sent, answered) in self.seen.values() {
+            if let Some(answered) = answered {
+                times.push(*answered - *sent);
+                arrivals.push(*answered);
+            }
+        }
+        times.sort();
+        arrivals.sort();
+        Report {
+            sent: self.seen.len(),
+            answered: arrivals.len(),
+            first_answer: arrivals
+                .first()
+                .zip(first)
+                .map(|(answered, sent)| answered.saturating_duration_since(sent)),
+            longest_silence: arrivals
+                .windows(2)
+                .map(|pair| pair[1] - pair[0])
+                .max()
+                .unwrap_or_default(),
+            median: times.get(times.len() / 2).copied(),
+        }
+    }
+}
+
+fn send_loop(socket: &Socket, shared: &Shared, identifier: u16, interval: Duration) {
+    let start = Instant::now();
+    for number in 0..u16::MAX {
+        let due = start + interval * u32::from(number);
+        while Instant::now() < due {
+            if shared.stop_sending.load(Ordering::Relaxed) {
+                return;
+            }
+            thread::sleep((due - Instant::now().min(due)).min(Duration::from_millis(20)));
+        }
+        if shared.stop_sending.load(Ordering::Relaxed) {
+            return;
+        }
+        // Noted first: the answer may be faster than the next line.
+        shared.lock().seen.insert(number, (Instant::now(), None));
+        if socket.send(identifier, number).is_err() {
+            // The packet never left (no route, for instance): to the user it is lost all the same.
+            shared.lock().send_errors += 1;
+        }
+    }
+}
+
+fn receive_loop(socket: &Socket, shared: &Shared, identifier: u16) {
+    while !shared.stop.load(Ordering::Relaxed) {
+        let Ok(Some(number)) = socket.receive(identifier) else {
+            continue;
+        };
+        let now = Instant::now();
+        if let Some((_, answered)) = shared.lock().seen.get_mut(&number) {
+            answered.get_or_insert(now);
+        }
+    }
+}
+
+/// A raw ICMP socket of either family. The standard library's UDP type serves as its handle: sending, receiving and
+/// timeouts are the same calls.
+#[derive(Debug)]
+struct Socket {
+    handle: UdpSocket,
+    to: SocketAddr,
+}
+
+impl Socket {
+    fn open(to: IpAddr) -> io::Result<Self> {
+        let (family, protocol) = if to.is_ipv6() {
+            (libc::AF_INET6, libc::IPPROTO_ICMPV6)
+        } else {
+            (libc::AF_INET, libc::IPPROTO_ICMP)
+        };
+        // SAFETY: no pointers.
+        let descriptor =
+            unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a fresh descriptor that nobody else owns.
+        let handle = UdpSocket::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+        handle.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let to = SocketAddr::new(to, 0);
+        Ok(Self { handle, to })
+    }
+
+    fn send(&self, identifier: u16, number: u16) -> io::Result<()> {
+        let kind = if self.to.is_ipv6() { 128 } else { 8 };
+        let mut packet = vec![kind, 0, 0, 0];
+        packet.extend_from_slice(&identifier.to_be_bytes());
+        packet.extend_from_slice(&number.to_be_bytes());
+        packet.extend_from_slice(&[0x5a; 48]);
+        // For ICMPv6 the kernel overwrites this with the right one.
+        let sum = checksum(&packet);
+        packet[2..4].copy_from_slice(&sum.to_be_bytes());
+        self.handle.send_to(&packet, self.to).map(drop)
+    }
+
+    /// The number of an answer to us, if the next packet is one.
+    fn receive(&self, identifier: u16) -> io::Result<Option<u16>> {
+        let mut buffer = [0; 2048];
+        let length = self.handle.recv(&mut buffer)?;
+        let mut packet = &buffer[..length];
+        let mut answer = 129;
+        if self.to.is_ipv4() {
+            answer = 0;
+            let header = usize::from(packet.first().copied().unwrap_or_default() & 0xf) * 4;
+            packet = packet.get(header..).unwrap_or_default();
+        }
+        let [kind, _, _, _, id @ .., n1, n0] = packet.first_chunk::<8>().unwrap_or(&[255; 8]);
+        let ours = *kind == answer && *id == identifier.to_be_bytes();
+        Ok(ours.then_some(u16::from_be_bytes([*n1, *n0])))
+    }
+}
+
+/// RFC 1071.
+fn checksum(packet: &[u8]) -> u16 {
+    let mut sum: u32 = packet
+        .chunks(2)
+        .map(|pair| {
+            u32::from(u16::from_be_bytes([
+                pair[0],
+                pair.get(1).copied().unwrap_or(0),
+            ]))
+        })
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("folded to 16 bits")
+}
