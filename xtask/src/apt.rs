@@ -125,11 +125,12 @@ impl Suites {
             .with_context(|| format!("apt downloaded no {package}"))
     }
 
-    /// Installs packages, from these suites only (`name/suite` chooses one).
-    pub fn install(&self, packages: &[&str]) -> Result<()> {
+    /// Installs packages, preferring `release` for them and for what they newly need. (Naming it for the packages only
+    /// fails when one of their dependencies must come from there, too.)
+    pub fn install(&self, release: &str, packages: &[&str]) -> Result<()> {
         let flags = ["-q", "install", "-y", "--no-install-recommends"];
-        self.apt("apt-get", &[&flags[..], packages].concat())
-            .map(drop)
+        let arguments = [&flags[..], &["-t", release], packages].concat();
+        self.apt("apt-get", &arguments).map(drop)
     }
 
     fn apt(&self, program: &str, arguments: &[&str]) -> Result<String> {

@@ -13,6 +13,7 @@ mod test;
 mod tidy;
 mod topology;
 mod traffic;
+mod vm;
 mod wait;
 mod workspace;
 
@@ -25,11 +26,15 @@ usage: cargo xtask <task>
   ebpf                       build the eBPF programs into target/bpf/lowroad.o
   test [unit|ebpf|lab|vm]…   run the tests: all suites, or those named
   lab [name]…                run scenarios in network namespaces: all, or those whose name contains one of these
+  vm [command]               run a shell command, or a shell, on Debian 13's kernel in QEMU
   tidy                       check the rules that a script can check
   ci                         formatting, clippy, tidy, test: what continuous integration runs
 ";
 
 fn main() -> ExitCode {
+    if vm::is_init() {
+        vm::init();
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match run(&arguments) {
@@ -47,6 +52,8 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         ["ebpf"] => ebpf::build().map(drop)?,
         ["test", suites @ ..] => return test::main(suites),
         ["lab", scenarios @ ..] => return lab::main(scenarios),
+        ["vm", command @ ..] => return vm::main(command),
+        ["vm-suite"] => return vm::suite_inside(),
         ["tidy"] => tidy::main()?,
         ["ci"] => return ci::main(),
         [] | ["help" | "--help" | "-h", ..] => print!("{USAGE}"),

@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     apt,
-    shell::{cargo, output, step},
+    shell::{cargo, find_program, output, step},
+    vm,
     workspace::{ToolsLock, lock_tools, tools},
 };
 
@@ -35,11 +36,19 @@ pub fn everything() -> Result<()> {
     println!("bpf-linker  {}", toolchain.bpf_linker.display());
     lab()?;
     println!("lab         {}", programs(LAB_PROGRAMS));
+    println!("vm          {}", vm::setup()?);
     Ok(())
 }
 
 /// Programs that the lab, the demo and the tests in namespaces need.
 pub fn lab() -> Result<()> {
+    // Also in the VM, where nothing can be installed and all of it is there.
+    if LAB_PROGRAMS
+        .iter()
+        .all(|(program, _)| find_program(program).is_some())
+    {
+        return Ok(());
+    }
     let _lock = lock_tools()?;
     apt::install_programs(LAB_PROGRAMS)
 }

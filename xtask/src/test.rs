@@ -8,7 +8,7 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::{Result, bail};
 
 use crate::{ebpf, setup, signals, workspace::is_root};
-use binaries::Binary;
+pub use binaries::Binary;
 pub use tally::Tally;
 
 const SUITES: &[&str] = &["unit", "ebpf", "lab", "vm"];
@@ -30,7 +30,7 @@ pub fn main(names: &[&str]) -> Result<ExitCode> {
             "unit" => unit(&binaries, &mut tally)?,
             "ebpf" => rooted(&binaries, &mut tally, suite, Binary::is_ebpf)?,
             "lab" => lab(&binaries, &mut tally)?,
-            "vm" => {}
+            "vm" => crate::vm::suite(&binaries, &mut tally)?,
             other => unreachable!("{other} is not in the list of suites"),
         }
     }

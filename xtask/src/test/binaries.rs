@@ -1,7 +1,7 @@
 //! Cargo's test binaries: built once, then run one after another.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -61,6 +61,18 @@ impl Binary {
             target: message["target"]["name"].as_str()?.to_owned(),
             executable,
             folder,
+        })
+    }
+
+    /// A binary that the VM's image holds as `<package>--<target>`.
+    pub fn packed(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let (package, target) = name.split_once("--")?;
+        Some(Self {
+            package: package.to_owned(),
+            target: target.to_owned(),
+            executable: path.to_owned(),
+            folder: PathBuf::from("/root"),
         })
     }
 

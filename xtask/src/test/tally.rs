@@ -38,6 +38,29 @@ impl Tally {
         self.skipped.extend(other.skipped);
     }
 
+    /// For a host that counts what ran in a guest.
+    pub fn write_lines(&self) {
+        println!("TALLY passed {}", self.passed);
+        for (kind, list) in [("failed", &self.failed), ("skipped", &self.skipped)] {
+            for line in list {
+                println!("TALLY {kind} {}", line.replace('\n', " "));
+            }
+        }
+    }
+
+    /// Takes one line of `write_lines`; says whether it was one.
+    pub fn read_line(&mut self, line: &str) -> bool {
+        let Some((kind, rest)) = line.strip_prefix("TALLY ").and_then(|l| l.split_once(' ')) else {
+            return false;
+        };
+        match kind {
+            "passed" => self.passed += rest.parse::<usize>().unwrap_or(0),
+            "failed" => self.failed.push(format!("vm: {rest}")),
+            _ => self.skipped.push(format!("vm: {rest}")),
+        }
+        true
+    }
+
     /// The summary; its last line is for scripts: `N passed, N failed, N skipped`.
     pub fn print(&self) -> ExitCode {
         for (title, list) in [("failed", &self.failed), ("skipped", &self.skipped)] {

@@ -1,0 +1,150 @@
+//! The init of the VM: mounts, loads modules, runs one command, and hands its exit code to QEMU.
+
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    io,
+    os::{fd::AsRawFd, unix::process::CommandExt},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+
+/// Kernel parameter with the command; spaces are written as `+`.
+pub const COMMAND: &str = "lowroad.command";
+/// Printed when the guest is ready and the command begins.
+pub const BEGINS: &str = "LOWROAD-VM ready";
+const DEBUG_EXIT_PORT: u16 = 0xf4;
+
+/// Whether this process is the VM's init.
+pub fn is_init() -> bool {
+    std::process::id() == 1
+}
+
+/// Never returns to the caller alive: it powers the machine off.
+pub fn main() -> ! {
+    let code = run().unwrap_or_else(|error| {
+        println!("init: {error:#}");
+        125
+    });
+    println!("LOWROAD-VM command ended with {code}");
+    debug_exit(code);
+    // SAFETY: no pointers. Reached only without the debug-exit device.
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+    std::process::exit(1);
+}
+
+fn run() -> Result<u8> {
+    for (kind, folder) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
+        ("devpts", "/dev/pts"),
+        ("bpf", "/sys/fs/bpf"),
+        ("cgroup2", "/sys/fs/cgroup"),
+    ] {
+        let _ = fs::create_dir_all(folder);
+        if let Err(error) = mount(kind, folder) {
+            println!("init: mount {kind} on {folder}: {error}");
+        }
+    }
+    let list = fs::read_to_string("/modules/list").context("read /modules/list")?;
+    for module in list.lines() {
+        if let Err(error) = load_module(module) {
+            println!("init: load {module}: {error}");
+        }
+    }
+    let _ = Command::new("/bin/ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
+    let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let seconds = uptime.split(' ').next().unwrap_or_default();
+    println!("{BEGINS} after {seconds} s, kernel {}", kernel.trim());
+    let parameters = fs::read_to_string("/proc/cmdline")?;
+    let command = parameters
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(COMMAND)?.strip_prefix('='))
+        .unwrap_or_default()
+        .replace('+', " ");
+    let mut shell = Command::new("/bin/sh");
+    if command.is_empty() {
+        shell = Command::new("/bin/setsid");
+        shell.args(["cttyhack", "sh"]);
+    } else {
+        shell.args(["-c", &command]);
+    }
+    shell
+        .env_clear()
+        .env("PATH", "/bin")
+        .env("HOME", "/root")
+        .env("RUST_BACKTRACE", "1")
+        .env("LOWROAD_BIN_DIR", "/bin")
+        .env("LOWROAD_EMULATED", "1")
+        .current_dir("/root")
+        .process_group(0);
+    wait_for(shell.spawn().context("start the command")?.id())
+}
+
+/// Waits for `command`, reaping whatever else ends meanwhile, as an init must.
+fn wait_for(command: u32) -> Result<u8> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        let pid = unsafe { libc::wait(&raw mut status) };
+        if pid < 0 {
+            return Err(io::Error::last_os_error()).context("wait for the command");
+        }
+        if u32::try_from(pid) == Ok(command) {
+            let code = if libc::WIFEXITED(status) {
+                libc::WEXITSTATUS(status)
+            } else {
+                128 + libc::WTERMSIG(status)
+            };
+            return Ok(u8::try_from(code).unwrap_or(u8::MAX));
+        }
+    }
+}
+
+fn mount(kind: &str, folder: &str) -> Result<()> {
+    let (kind, folder) = (CString::new(kind)?, CString::new(folder)?);
+    // SAFETY: terminated strings that outlive the call; no data.
+    let result = unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            folder.as_ptr(),
+            kind.as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    Ok(())
+}
+
+fn load_module(path: &str) -> Result<()> {
+    let file = File::open(path)?;
+    // SAFETY: an open descriptor and a terminated string, which outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    let error = io::Error::last_os_error();
+    if result != 0 && error.raw_os_error() != Some(libc::EEXIST) {
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+/// QEMU's isa-debug-exit device ends the emulator with `(code << 1) | 1`.
+fn debug_exit(code: u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: only reached as the init of our own VM, where this port belongs to the debug-exit device.
+    unsafe {
+        if libc::ioperm(DEBUG_EXIT_PORT.into(), 1, 1) == 0 {
+            std::arch::asm!("out dx, al", in("dx") DEBUG_EXIT_PORT, in("al") code);
+        }
+    }
+}
