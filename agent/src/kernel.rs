@@ -5,22 +5,39 @@
 //! this module.
 
 pub mod bpf;
+pub mod fake;
+mod link;
+mod linux;
+mod monitor;
+mod netlink;
+mod probe;
+mod route;
+mod userspace;
+mod wireguard;
 
 use std::io;
 
 use futures_util::future::BoxFuture;
 use lowroad_core::desired::{Mark, Observed, PeerStats};
+use lowroad_core::filter::{Compiled, FilterCounters, FilterEvent};
 use lowroad_core::plan::Step;
 use tokio::sync::mpsc;
 
+pub use self::linux::{LinuxKernel, cleanup, start};
+use crate::traversal::port::{Datagram, Port};
+
 pub type KernelFuture<'a, T> = BoxFuture<'a, Result<T, KernelError>>;
 
-/// Kernel state, real ([`linux::LinuxKernel`]) or in memory ([`fake::FakeKernel`]).
+/// Kernel state, real ([`LinuxKernel`]) or in memory ([`fake::FakeKernel`]).
 pub trait Kernel: Send {
     /// Reads back what is ours.
     fn observe(&mut self) -> KernelFuture<'_, Observed>;
     /// Does one step. A step that is in force already succeeds.
     fn apply<'a>(&'a mut self, step: &'a Step) -> KernelFuture<'a, ()>;
+    /// Puts a policy in force, in one step. Until the first one the filter drops everything.
+    fn install_filter<'a>(&'a mut self, compiled: &'a Compiled) -> KernelFuture<'a, ()>;
+    /// Counters since the filter was first attached.
+    fn filter_counters(&mut self) -> Result<FilterCounters, KernelError>;
     /// Counters of every peer.
     fn peer_stats(&mut self) -> KernelFuture<'_, Vec<PeerStats>>;
     /// Removes device, routes, rules and pins, only ours. Succeeds if there is nothing.
@@ -87,11 +104,19 @@ pub struct KernelOptions {
     pub mark: Mark,
     /// From the state directory: names our pins and marks our device, so that a restarted agent knows its own.
     pub state_id: String,
+    /// Let the eBPF programs log each packet, at debug level.
+    pub filter_traces: bool,
 }
 
 /// The running kernel side.
 pub struct Started {
     pub kernel: Box<dyn Kernel>,
+    /// Sends from the WireGuard port.
+    pub port: Port,
+    /// Disco and STUN that came to the WireGuard port.
+    pub datagrams: mpsc::Receiver<Datagram>,
+    /// Of whatever filter is attached.
+    pub filter_events: mpsc::Receiver<FilterEvent>,
     /// Netlink changes that may concern us. The engine reconciles and looks at its endpoints again.
     pub changes: mpsc::Receiver<KernelChange>,
     pub dataplane: Dataplane,
@@ -161,6 +186,15 @@ pub enum KernelError {
     Netlink { what: String, source: io::Error },
     #[error("{what}: {source}")]
     WireGuard { what: String, source: io::Error },
+    #[error("Linux {release} is too old: lowroad needs 5.15 or newer")]
+    TooOld { release: String },
+    #[error("{what}: {source}")]
+    Filter {
+        what: &'static str,
+        source: bpf::FilterError,
+    },
+    #[error("{what}: the device has no filter")]
+    NoFilter { what: &'static str },
     #[error("{what}: not possible with a running userspace device; restart the agent")]
     NeedsRestart { what: String },
     /// Of the fake kernel only.

@@ -1,0 +1,293 @@
+//! The device as a network link: found, created, recognised as ours, addressed, brought up, deleted.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+use rtnetlink::{Handle, LinkUnspec, LinkWireguard};
+
+use super::netlink::{described, failed, family_of, io_error, unless};
+use super::{Dataplane, KernelError};
+
+/// Longest name of a device, without the final zero.
+const NAME_LENGTH: usize = 15;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub index: u32,
+    pub kind: Kind,
+    pub alias: String,
+    pub mtu: u32,
+    pub up: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    WireGuard,
+    Tun,
+    Other(String),
+}
+
+/// What the alias of our device says.
+pub(super) fn alias(state_id: &str) -> String {
+    format!("lowroad:{state_id}")
+}
+
+pub(super) fn check_name(device: &str) -> Result<(), KernelError> {
+    let fine = (1..=NAME_LENGTH).contains(&device.len())
+        && device != "."
+        && device != ".."
+        && !device
+            .bytes()
+            .any(|byte| byte.is_ascii_whitespace() || matches!(byte, b'/' | b':' | b'%' | 0));
+    if fine {
+        return Ok(());
+    }
+    Err(KernelError::BadName {
+        device: device.into(),
+    })
+}
+
+pub(super) async fn find(handle: &Handle, device: &str) -> Result<Option<Link>, KernelError> {
+    let answer = handle
+        .link()
+        .get()
+        .match_name(device)
+        .execute()
+        .try_next()
+        .await;
+    match answer.map_err(io_error) {
+        Ok(message) => Ok(message.map(|message| parse(&message))),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(described(format!("looking for the device {device}"), error)),
+    }
+}
+
+/// The device if it is ours and of this data plane.
+///
+/// # Errors
+/// [`KernelError::NameTaken`] if somebody else has the name.
+pub(super) async fn find_own(
+    handle: &Handle,
+    device: &str,
+    alias: &str,
+    dataplane: Dataplane,
+) -> Result<Option<Link>, KernelError> {
+    let Some(link) = find(handle, device).await? else {
+        return Ok(None);
+    };
+    let ours = link.alias == alias;
+    let expected = match dataplane {
+        Dataplane::Kernel => Kind::WireGuard,
+        Dataplane::Userspace => Kind::Tun,
+    };
+    let what = match (&link.kind, ours) {
+        (kind, true) if *kind == expected => return Ok(Some(link)),
+        (Kind::Tun, true) => "a userspace lowroad of the same state directory is running on it".into(),
+        (Kind::WireGuard, true) => "it is the kernel WireGuard device of an earlier lowroad; `lowroad agent --cleanup` removes it".into(),
+        (Kind::WireGuard, false) => "a WireGuard device".into(),
+        (Kind::Tun, false) => "a TUN or TAP device of another program".into(),
+        (Kind::Other(kind), _) => format!("a {kind} device"),
+    };
+    Err(KernelError::NameTaken {
+        device: device.into(),
+        what,
+    })
+}
+
+fn parse(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        kind: Kind::Other("plain".into()),
+        alias: String::new(),
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(InfoKind::Wireguard) => link.kind = Kind::WireGuard,
+                        LinkInfo::Kind(InfoKind::Tun) => link.kind = Kind::Tun,
+                        LinkInfo::Kind(kind) => link.kind = Kind::Other(kind.to_string()),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+/// A WireGuard link, down, without alias.
+pub(super) async fn create_wireguard(
+    handle: &Handle,
+    device: &str,
+) -> Result<(), rtnetlink::Error> {
+    handle
+        .link()
+        .add(LinkWireguard::new(device).build())
+        .execute()
+        .await
+}
+
+/// Marks the new device as ours. IPv6 link-local addresses are switched off: they would only send router solicitations into the tunnel.
+pub(super) async fn make_own(
+    handle: &Handle,
+    index: u32,
+    alias: &str,
+    mtu: u32,
+) -> Result<(), KernelError> {
+    let message = LinkUnspec::new_with_index(index)
+        .alias(alias)
+        .mtu(mtu)
+        .build();
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .map_err(failed("marking the new device as ours"))?;
+    let no_link_local =
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )])]);
+    let message = LinkUnspec::new_with_index(index)
+        .append_extra_attribute(no_link_local)
+        .build();
+    if let Err(error) = handle.link().set(message).execute().await {
+        tracing::debug!(error = %io_error(error), "link-local addresses stay as the kernel makes them");
+    }
+    Ok(())
+}
+
+pub(super) async fn set_mtu(handle: &Handle, index: u32, mtu: u32) -> Result<(), KernelError> {
+    let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .map_err(failed(format!("setting the device's MTU to {mtu}")))
+}
+
+pub(super) async fn set_up(handle: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
+    let message = LinkUnspec::new_with_index(index).up().build();
+    handle.link().set(message).execute().await
+}
+
+pub(super) async fn delete(handle: &Handle, index: u32) -> Result<(), KernelError> {
+    unless(
+        handle.link().del(index).execute().await,
+        &[libc::ENODEV],
+        || "deleting the device".into(),
+    )
+}
+
+/// Addresses of the device, without link-local ones.
+pub(super) async fn addresses(handle: &Handle, index: u32) -> Result<BTreeSet<IpNet>, KernelError> {
+    let mut request = handle.address().get().set_link_index_filter(index);
+    request.message_mut().header.index = index;
+    let messages: Vec<AddressMessage> = request
+        .execute()
+        .try_collect()
+        .await
+        .map_err(failed("reading the device's addresses"))?;
+    Ok(messages
+        .iter()
+        .filter_map(address_of)
+        .filter(|net| !is_link_local(net.addr()))
+        .collect())
+}
+
+fn address_of(message: &AddressMessage) -> Option<IpNet> {
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+    let address = local.or_else(|| {
+        message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            })
+    })?;
+    IpNet::new(address, message.header.prefix_len).ok()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => Ipv6Addr::is_unicast_link_local(&address),
+    }
+}
+
+pub(super) async fn add_address(
+    handle: &Handle,
+    index: u32,
+    address: IpNet,
+) -> Result<(), rtnetlink::Error> {
+    handle
+        .address()
+        .add(index, address.addr(), address.prefix_len())
+        .execute()
+        .await
+}
+
+pub(super) async fn remove_address(
+    handle: &Handle,
+    index: u32,
+    address: IpNet,
+) -> Result<(), KernelError> {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.family = family_of(address.addr());
+    message.header.prefix_len = address.prefix_len();
+    message.attributes = vec![
+        AddressAttribute::Local(address.addr()),
+        AddressAttribute::Address(address.addr()),
+    ];
+    unless(
+        handle.address().del(message).execute().await,
+        &[libc::EADDRNOTAVAIL, libc::ENODEV],
+        || format!("removing the address {address}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_refuses_are_refused_with_a_reason() {
+        for bad in [
+            "",
+            "a/b",
+            "with space",
+            "sixteen-letters!",
+            "..",
+            "a:1",
+            "x%d",
+        ] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+        for good in ["lowroad0", "fifteen-letters"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+    }
+}

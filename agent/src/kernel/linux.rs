@@ -1,0 +1,502 @@
+//! The real kernel: netlink, one of two WireGuards, and the filter, behind [`Kernel`].
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures_util::FutureExt;
+use lowroad_core::desired::{Family, Observed, ObservedDevice, PeerStats};
+use lowroad_core::filter::{Compiled, FilterCounters, FilterEvent};
+use lowroad_core::plan::{Step, apply_to_model};
+use tokio::sync::mpsc;
+
+use super::bpf::{Filter, FilterError, FilterOptions};
+use super::link::{self, Link};
+use super::monitor::{self, OwnIndex};
+use super::netlink::{Netlink, described, io_error};
+use super::probe::{self, Probed};
+use super::userspace::Userspace;
+use super::wireguard::{Snapshot, WireGuard};
+use super::{Dataplane, Kernel, KernelError, KernelFuture, KernelOptions, Started, route};
+use crate::traversal::port::Port;
+
+/// Filter events that wait for the engine; the newest are lost beyond that.
+const FILTER_EVENTS: usize = 1024;
+
+/// Errors for an IPv6 object on a machine where IPv6 is switched off, altogether or for new devices (as Docker does).
+const NO_IPV6: [i32; 4] = [
+    libc::EAFNOSUPPORT,
+    libc::EOPNOTSUPP,
+    libc::EACCES,
+    libc::EADDRNOTAVAIL,
+];
+
+/// Probes, binds the port and starts watching. The device is created by the first plan's steps.
+pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
+    let netlink = Netlink::connect()?;
+    let alias = link::alias(&options.state_id);
+    let Probed {
+        dataplane,
+        why_userspace,
+        adopted,
+    } = probe::probe(&netlink.handle, &options, &alias).await?;
+    let own = OwnIndex::new(AtomicU32::new(0));
+    let changes = monitor::watch(options.device.clone(), own.clone())?;
+    let (wireguard, port, datagrams) = match dataplane {
+        Dataplane::Userspace => {
+            let (userspace, port, datagrams) = Userspace::bind(options.port, options.mark.value)?;
+            (Backend::Userspace(Box::new(userspace)), port, datagrams)
+        }
+        Dataplane::Kernel => {
+            let (port, datagrams) =
+                Port::raw(options.port, options.mark.value).map_err(|source| {
+                    described(
+                        "opening raw sockets for disco and STUN (needs CAP_NET_RAW)",
+                        source,
+                    )
+                })?;
+            (
+                Backend::Kernel(WireGuard::new(&options.device)),
+                port,
+                datagrams,
+            )
+        }
+    };
+    let (events, filter_events) = mpsc::channel(FILTER_EVENTS);
+    let kernel = LinuxKernel {
+        netlink,
+        options,
+        alias,
+        own,
+        wireguard,
+        filter: None,
+        events,
+        pretended: Observed::default(),
+    };
+    Ok(Started {
+        kernel: Box::new(kernel),
+        port,
+        datagrams,
+        filter_events,
+        changes,
+        dataplane,
+        why_userspace,
+        adopted,
+    })
+}
+
+/// Removes what an agent of this state directory left, without one running: `lowroad agent --cleanup`.
+pub async fn cleanup(options: &KernelOptions) -> Result<(), KernelError> {
+    let netlink = Netlink::connect()?;
+    let alias = link::alias(&options.state_id);
+    remove_routes_and_rules(&netlink, None).await?;
+    if let Some(link) = link::find(&netlink.handle, &options.device).await?
+        && link.alias == alias
+    {
+        link::delete(&netlink.handle, link.index).await?;
+    }
+    Filter::cleanup(&filter_options(options)).map_err(|source| KernelError::Filter {
+        what: "removing the filter's pins",
+        source,
+    })
+}
+
+/// Kernel state of this machine.
+pub struct LinuxKernel {
+    netlink: Netlink,
+    options: KernelOptions,
+    alias: String,
+    own: OwnIndex,
+    wireguard: Backend,
+    filter: Option<Filter>,
+    events: mpsc::Sender<FilterEvent>,
+    /// IPv6 objects that this machine can't have: observed as if they were there, or each plan would try again.
+    pretended: Observed,
+}
+
+impl std::fmt::Debug for LinuxKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinuxKernel")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+enum Backend {
+    Kernel(WireGuard),
+    Userspace(Box<Userspace>),
+}
+
+impl Backend {
+    fn dataplane(&self) -> Dataplane {
+        match self {
+            Self::Kernel(_) => Dataplane::Kernel,
+            Self::Userspace(_) => Dataplane::Userspace,
+        }
+    }
+
+    async fn read(&self) -> Result<Snapshot, KernelError> {
+        match self {
+            Self::Kernel(wireguard) => wireguard.read().await,
+            Self::Userspace(userspace) => userspace.read().await,
+        }
+    }
+
+    /// The steps that are WireGuard's.
+    async fn apply(&mut self, step: &Step) -> Result<(), KernelError> {
+        match (self, step) {
+            (Self::Kernel(wireguard), Step::SetPrivateKey(key)) => {
+                wireguard.set_private_key(key).await
+            }
+            (Self::Userspace(userspace), Step::SetPrivateKey(key)) => {
+                userspace.set_private_key(key).await
+            }
+            (Self::Kernel(wireguard), Step::SetListenPort(port)) => {
+                wireguard.set_listen_port(*port).await
+            }
+            (Self::Userspace(userspace), Step::SetListenPort(port)) => {
+                userspace.set_listen_port(*port)
+            }
+            (Self::Kernel(wireguard), Step::SetFwmark(mark)) => wireguard.set_fwmark(*mark).await,
+            (Self::Userspace(userspace), Step::SetFwmark(mark)) => {
+                userspace.set_fwmark(*mark).await
+            }
+            (Self::Kernel(wireguard), Step::AddPeer { key, peer }) => {
+                wireguard.add_peer(key, peer).await
+            }
+            (Self::Userspace(userspace), Step::AddPeer { key, peer }) => {
+                userspace.add_peer(key, peer).await
+            }
+            (
+                Self::Kernel(wireguard),
+                Step::UpdatePeer {
+                    key,
+                    endpoint,
+                    allowed_ips,
+                },
+            ) => wireguard.update_peer(key, *endpoint, allowed_ips).await,
+            (
+                Self::Userspace(userspace),
+                Step::UpdatePeer {
+                    key,
+                    endpoint,
+                    allowed_ips,
+                },
+            ) => userspace.update_peer(key, *endpoint, allowed_ips).await,
+            (Self::Kernel(wireguard), Step::RemovePeer(key)) => wireguard.remove_peer(key).await,
+            (Self::Userspace(userspace), Step::RemovePeer(key)) => userspace.remove_peer(key).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Kernel for LinuxKernel {
+    fn observe(&mut self) -> KernelFuture<'_, Observed> {
+        self.read_back().boxed()
+    }
+
+    fn apply<'a>(&'a mut self, step: &'a Step) -> KernelFuture<'a, ()> {
+        self.take(step).boxed()
+    }
+
+    fn install_filter<'a>(&'a mut self, compiled: &'a Compiled) -> KernelFuture<'a, ()> {
+        async move {
+            let what = "installing the packet filter";
+            let filter = self.filter.as_mut().ok_or(KernelError::NoFilter { what })?;
+            without_stalling(|| filter.install(compiled)).map_err(filter_failed(what))
+        }
+        .boxed()
+    }
+
+    fn filter_counters(&mut self) -> Result<FilterCounters, KernelError> {
+        let what = "reading the filter's counters";
+        let filter = self.filter.as_ref().ok_or(KernelError::NoFilter { what })?;
+        filter.counters().map_err(filter_failed(what))
+    }
+
+    fn peer_stats(&mut self) -> KernelFuture<'_, Vec<PeerStats>> {
+        async move { Ok(self.wireguard.read().await?.stats) }.boxed()
+    }
+
+    fn teardown(&mut self) -> KernelFuture<'_, ()> {
+        self.remove_everything().boxed()
+    }
+}
+
+impl LinuxKernel {
+    async fn read_back(&mut self) -> Result<Observed, KernelError> {
+        let found = self.find().await?;
+        let index = found.as_ref().map(|link| link.index);
+        let handle = &self.netlink.handle;
+        let mut observed = Observed {
+            device: None,
+            routes: route::routes(handle, index).await?,
+            rules: route::rules(handle).await?,
+        };
+        if let Some(link) = found {
+            let addresses = link::addresses(handle, link.index).await?;
+            let snapshot = self.wireguard.read().await?;
+            observed.device = Some(ObservedDevice {
+                mtu: link.mtu,
+                up: link.up,
+                filter_attached: self.filter_is_attached(),
+                addresses,
+                public_key: snapshot.public_key,
+                listen_port: snapshot.listen_port,
+                fwmark: snapshot.fwmark,
+                peers: snapshot.peers,
+            });
+        }
+        self.pretend(&mut observed);
+        Ok(observed)
+    }
+
+    /// Our device, if it is there and, with userspace, driven by us.
+    async fn find(&self) -> Result<Option<Link>, KernelError> {
+        let dataplane = self.wireguard.dataplane();
+        let found = link::find_own(
+            &self.netlink.handle,
+            &self.options.device,
+            &self.alias,
+            dataplane,
+        )
+        .await?;
+        self.own.store(
+            found.as_ref().map_or(0, |link| link.index),
+            Ordering::Relaxed,
+        );
+        match (&self.wireguard, &found) {
+            (Backend::Userspace(userspace), Some(_)) if !userspace.is_running() => {
+                Err(KernelError::NameTaken {
+                    device: self.options.device.clone(),
+                    what: "a userspace lowroad of the same state directory is running on it".into(),
+                })
+            }
+            _ => Ok(found),
+        }
+    }
+
+    async fn index(&self) -> Result<u32, KernelError> {
+        let gone = || KernelError::NoDevice {
+            device: self.options.device.clone(),
+        };
+        Ok(self.find().await?.ok_or_else(gone)?.index)
+    }
+
+    fn filter_is_attached(&self) -> bool {
+        let attached = self.filter.as_ref().map(Filter::is_attached);
+        if let Some(Err(error)) = &attached {
+            tracing::warn!(%error, "looking whether the filter is attached");
+        }
+        matches!(attached, Some(Ok(true)))
+    }
+
+    async fn take(&mut self, step: &Step) -> Result<(), KernelError> {
+        match step {
+            Step::CreateDevice { mtu } => self.create(*mtu).await,
+            Step::AttachFilter => self.attach_filter().await,
+            Step::LinkUp => self.link_up().await,
+            Step::SetMtu(mtu) => {
+                if let Backend::Userspace(userspace) = &self.wireguard {
+                    userspace.set_mtu(*mtu);
+                }
+                link::set_mtu(&self.netlink.handle, self.index().await?, *mtu).await
+            }
+            Step::AddAddress(_) | Step::AddRoute(_) | Step::AddRule(_) => {
+                self.add_object(step).await
+            }
+            Step::RemoveAddress(address) => {
+                link::remove_address(&self.netlink.handle, self.index().await?, *address).await
+            }
+            Step::RemoveRoute(gone) => {
+                let index = self.find().await?.map(|link| link.index);
+                route::remove_route(&self.netlink.handle, gone, index).await
+            }
+            Step::RemoveRule(rule) => route::remove_rule(&self.netlink.handle, rule).await,
+            wireguards => {
+                if let Backend::Kernel(_) = self.wireguard {
+                    self.index().await?;
+                }
+                self.wireguard.apply(wireguards).await
+            }
+        }
+    }
+
+    async fn create(&mut self, mtu: u32) -> Result<(), KernelError> {
+        let handle = &self.netlink.handle;
+        let device = &self.options.device;
+        if link::find(handle, device).await?.is_some() {
+            // Ours, or an error that says whose.
+            return self.find().await.map(drop);
+        }
+        self.filter = None;
+        match &mut self.wireguard {
+            Backend::Userspace(userspace) => userspace.create(device, mtu).await?,
+            Backend::Kernel(_) => {
+                link::create_wireguard(handle, device)
+                    .await
+                    .map_err(|error| {
+                        described(
+                            format!("creating the WireGuard device {device}"),
+                            io_error(error),
+                        )
+                    })?
+            }
+        }
+        let gone = || KernelError::NoDevice {
+            device: device.clone(),
+        };
+        let created = link::find(handle, device).await?.ok_or_else(gone)?;
+        if let Err(error) = link::make_own(handle, created.index, &self.alias, mtu).await {
+            link::delete(handle, created.index).await?;
+            return Err(error);
+        }
+        tracing::info!(device, dataplane = %self.wireguard.dataplane(), "device created");
+        Ok(())
+    }
+
+    async fn attach_filter(&mut self) -> Result<(), KernelError> {
+        if self.filter_is_attached() {
+            return Ok(());
+        }
+        let index = self.index().await?;
+        let options = filter_options(&self.options);
+        let device = &self.options.device;
+        self.filter = None;
+        let what = "attaching the packet filter";
+        let attached = without_stalling(|| Filter::attach_or_adopt(device, index, &options));
+        let mut filter = attached.map_err(filter_failed(what))?;
+        forward(
+            filter
+                .events()
+                .map_err(filter_failed("reading the filter's events"))?,
+            self.events.clone(),
+        );
+        self.filter = Some(filter);
+        Ok(())
+    }
+
+    /// A device is never up without its filter.
+    async fn link_up(&mut self) -> Result<(), KernelError> {
+        let index = self.index().await?;
+        if !self.filter_is_attached() {
+            return Err(KernelError::NoFilter {
+                what: "bringing the device up",
+            });
+        }
+        let device = &self.options.device;
+        match link::set_up(&self.netlink.handle, index)
+            .await
+            .map_err(io_error)
+        {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(KernelError::PortTaken {
+                port: self.options.port,
+            }),
+            Err(error) => Err(described(format!("bringing the device {device} up"), error)),
+        }
+    }
+
+    /// An address, route or rule; an IPv6 one is allowed to be impossible.
+    async fn add_object(&mut self, step: &Step) -> Result<(), KernelError> {
+        let handle = &self.netlink.handle;
+        let (result, what, is_v6) = match step {
+            Step::AddAddress(address) => (
+                link::add_address(handle, self.index().await?, *address).await,
+                format!("adding the address {address}"),
+                address.addr().is_ipv6(),
+            ),
+            Step::AddRoute(new) => (
+                route::add_route(handle, new, self.index().await?).await,
+                format!("adding the route to {}", new.prefix),
+                new.prefix.addr().is_ipv6(),
+            ),
+            Step::AddRule(rule) => (
+                route::add_rule(handle, rule).await,
+                format!("adding the rule {}", rule.priority),
+                rule.family == Family::V6,
+            ),
+            _ => return Ok(()),
+        };
+        let Err(error) = result.map_err(io_error) else {
+            return Ok(());
+        };
+        match error.raw_os_error() {
+            Some(libc::EEXIST) => Ok(()),
+            Some(code) if is_v6 && NO_IPV6.contains(&code) => {
+                tracing::debug!(what, %error, "IPv6 is switched off on this machine");
+                self.pretended.device.get_or_insert_default();
+                apply_to_model(&mut self.pretended, step);
+                Ok(())
+            }
+            _ => Err(described(what, error)),
+        }
+    }
+
+    fn pretend(&self, observed: &mut Observed) {
+        observed.rules.extend(&self.pretended.rules);
+        if let (Some(device), Some(pretended)) = (&mut observed.device, &self.pretended.device) {
+            device.addresses.extend(&pretended.addresses);
+            observed.routes.extend(&self.pretended.routes);
+        }
+    }
+
+    /// First what leads to the device, then the device, and the filter last: it is never up without.
+    async fn remove_everything(&mut self) -> Result<(), KernelError> {
+        let found = link::find(&self.netlink.handle, &self.options.device).await?;
+        let own = found.filter(|link| link.alias == self.alias);
+        remove_routes_and_rules(&self.netlink, own.as_ref().map(|link| link.index)).await?;
+        if let Backend::Userspace(userspace) = &mut self.wireguard {
+            userspace.stop().await;
+        }
+        if let Some(link) = own {
+            link::delete(&self.netlink.handle, link.index).await?;
+            tracing::info!(device = self.options.device, "device removed");
+        }
+        self.pretended = Observed::default();
+        let result = match self.filter.take() {
+            Some(filter) => filter.detach(),
+            None => Filter::cleanup(&filter_options(&self.options)),
+        };
+        result.map_err(filter_failed("removing the filter"))
+    }
+}
+
+async fn remove_routes_and_rules(netlink: &Netlink, index: Option<u32>) -> Result<(), KernelError> {
+    for rule in route::rules(&netlink.handle).await? {
+        route::remove_rule(&netlink.handle, &rule).await?;
+    }
+    for gone in route::routes(&netlink.handle, index).await? {
+        route::remove_route(&netlink.handle, &gone, index).await?;
+    }
+    Ok(())
+}
+
+fn filter_options(options: &KernelOptions) -> FilterOptions {
+    FilterOptions {
+        traces: options.filter_traces,
+        ..FilterOptions::new(options.state_id.clone(), options.mark.value)
+    }
+}
+
+fn filter_failed(what: &'static str) -> impl FnOnce(FilterError) -> KernelError {
+    move |source| KernelError::Filter { what, source }
+}
+
+/// Runs what takes some milliseconds, and lets the other tasks of this worker (the userspace WireGuard's) go elsewhere meanwhile.
+fn without_stalling<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+/// Each attached filter has a channel of its own; the engine keeps one.
+fn forward(mut from: mpsc::Receiver<FilterEvent>, to: mpsc::Sender<FilterEvent>) {
+    tokio::spawn(async move {
+        while let Some(event) = from.recv().await {
+            if let Err(mpsc::error::TrySendError::Closed(_)) = to.try_send(event) {
+                return;
+            }
+        }
+    });
+}

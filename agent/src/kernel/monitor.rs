@@ -1,0 +1,152 @@
+//! Watches netlink for changes of links, addresses, routes and rules.
+//!
+//! Changes are coalesced: what waits to be taken is a set, so a storm of notifications costs one look, and memory is bounded.
+//! When the kernel drops notifications, or the watch had to be opened anew, [`KernelChange::Overflow`] says so.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lowroad_core::desired::TABLE;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
+use tokio::sync::mpsc;
+
+use super::{KernelChange, KernelError};
+
+const GROUPS: [MulticastGroup; 7] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
+];
+
+/// Pause before a broken watch is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// The set of kinds is small; more room would only hold duplicates.
+const WAITING: usize = 8;
+
+/// Index of our device, 0 while there is none; shared with who creates it.
+pub(super) type OwnIndex = Arc<AtomicU32>;
+
+/// Watches in the calling thread's network namespace until the receiver is dropped.
+pub(super) fn watch(
+    device: String,
+    own: OwnIndex,
+) -> Result<mpsc::Receiver<KernelChange>, KernelError> {
+    let mut messages = open()?;
+    let (changes, receiver) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        loop {
+            forward(&mut messages, &changes, &device, &own).await;
+            loop {
+                tokio::select! {
+                    () = changes.closed() => return,
+                    () = tokio::time::sleep(REOPEN) => {}
+                }
+                match open() {
+                    Ok(again) => {
+                        messages = again;
+                        break;
+                    }
+                    Err(error) => tracing::warn!(%error, "watching the kernel's network changes"),
+                }
+            }
+            if changes.send(KernelChange::Overflow).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// Unbounded inside, but emptied at once into a set.
+type Messages =
+    std::pin::Pin<Box<dyn futures_util::Stream<Item = NetlinkPayload<RouteNetlinkMessage>> + Send>>;
+
+fn open() -> Result<Messages, KernelError> {
+    let (connection, _, messages) =
+        rtnetlink::new_multicast_connection(&GROUPS).map_err(|source| KernelError::Netlink {
+            what: "watching the kernel's network changes".into(),
+            source,
+        })?;
+    tokio::spawn(connection);
+    Ok(Box::pin(messages.map(|(message, _)| message.payload)))
+}
+
+/// Until the stream ends or nobody listens any more.
+async fn forward(
+    messages: &mut Messages,
+    changes: &mpsc::Sender<KernelChange>,
+    device: &str,
+    own: &AtomicU32,
+) {
+    let mut waiting = BTreeSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            message = messages.next() => match message {
+                Some(payload) => waiting.extend(classify(&payload, device, own.load(Ordering::Relaxed))),
+                None => return,
+            },
+            permit = changes.reserve(), if !waiting.is_empty() => match permit {
+                Ok(permit) => permit.send(waiting.pop_first().expect("checked by the branch's condition")),
+                Err(_) => return,
+            },
+            () = changes.closed() => return,
+        }
+    }
+}
+
+fn classify(
+    payload: &NetlinkPayload<RouteNetlinkMessage>,
+    device: &str,
+    own: u32,
+) -> Option<KernelChange> {
+    use RouteNetlinkMessage as Message;
+    let message = match payload {
+        NetlinkPayload::Overrun(_) => return Some(KernelChange::Overflow),
+        NetlinkPayload::InnerMessage(message) => message,
+        _ => return None,
+    };
+    Some(match message {
+        Message::NewLink(link) | Message::DelLink(link) if is_named(link, device) => {
+            KernelChange::Device
+        }
+        Message::NewLink(_) | Message::DelLink(_) => KernelChange::Links,
+        Message::NewAddress(address) | Message::DelAddress(address)
+            if address.header.index == own =>
+        {
+            KernelChange::Device
+        }
+        Message::NewAddress(_) | Message::DelAddress(_) => KernelChange::Addresses,
+        Message::NewRoute(route) | Message::DelRoute(route) if is_ours(route) => {
+            KernelChange::Table
+        }
+        Message::NewRoute(_) | Message::DelRoute(_) => KernelChange::Routes,
+        Message::NewRule(_) | Message::DelRule(_) => KernelChange::Rules,
+        _ => return None,
+    })
+}
+
+fn is_named(link: &LinkMessage, device: &str) -> bool {
+    link.attributes
+        .iter()
+        .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if name == device))
+}
+
+fn is_ours(route: &RouteMessage) -> bool {
+    route
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, RouteAttribute::Table(TABLE)))
+}

@@ -1,0 +1,402 @@
+//! gotatun's UDP side: two plain sockets on the WireGuard port, out of which disco and STUN are taken before WireGuard sees them.
+//!
+//! The sockets live as long as the agent and are shared with `traversal::port`. While no WireGuard runs, an idle reader takes its
+//! place, so that STUN and disco work before the first netmap. No UDP GRO: a disco datagram would arrive glued to others.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use gotatun::packet::{Packet, PacketBufPool};
+use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
+use lowroad_wire::{Kind, classify};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, watch};
+
+use super::super::KernelError;
+use super::mmsg::{self, BATCH, Received};
+use crate::traversal::port::Datagram;
+
+/// Room for bursts; the kernel's default holds some 150 full packets.
+const BUFFER: usize = 4 << 20;
+
+/// Disco and STUN that wait for the engine; more is dropped, as a full socket would.
+pub(super) const DATAGRAMS: usize = 1024;
+
+/// Pause after an error that isn't "nothing there", so that a lasting one can't spin.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
+/// The sockets of the WireGuard port.
+#[derive(Clone, Debug)]
+pub(super) struct Sockets {
+    pub v4: Arc<UdpSocket>,
+    /// `None` where the kernel has no IPv6.
+    pub v6: Option<Arc<UdpSocket>>,
+}
+
+impl Sockets {
+    pub fn bind(port: u16, mark: u32) -> Result<Self, KernelError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => KernelError::PortTaken { port },
+            io::ErrorKind::PermissionDenied => KernelError::NotPermitted {
+                what: format!("binding and marking UDP port {port}"),
+            },
+            _ => KernelError::Netlink {
+                what: format!("binding UDP port {port}"),
+                source,
+            },
+        };
+        let v4 = bind((Ipv4Addr::UNSPECIFIED, port).into(), mark).map_err(failed)?;
+        let v6 = match bind((Ipv6Addr::UNSPECIFIED, port).into(), mark) {
+            Ok(socket) => Some(Arc::new(socket)),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+                ) =>
+            {
+                None
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        Ok(Self {
+            v4: Arc::new(v4),
+            v6,
+        })
+    }
+
+    fn each(&self) -> impl Iterator<Item = &UdpSocket> {
+        std::iter::once(&*self.v4).chain(self.v6.as_deref())
+    }
+
+    fn for_target(&self, to: SocketAddr) -> io::Result<&UdpSocket> {
+        match (to, &self.v6) {
+            (SocketAddr::V4(_), _) => Ok(&self.v4),
+            (SocketAddr::V6(_), Some(v6)) => Ok(v6),
+            (SocketAddr::V6(_), None) => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
+    }
+
+    async fn readable(&self) {
+        let v6 = async {
+            match &self.v6 {
+                Some(socket) => socket.readable().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.v4.readable() => {}
+            _ = v6 => {}
+        }
+    }
+
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.each()
+            .try_for_each(|socket| socket2::SockRef::from(socket).set_mark(mark))
+    }
+}
+
+fn bind(address: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM.nonblocking().cloexec(),
+        Some(Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+        if let Err(error) = force_buffer(&socket, option) {
+            tracing::debug!(%error, "the socket keeps its small buffer");
+        }
+    }
+    socket.bind(&address.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+fn force_buffer(socket: &Socket, option: libc::c_int) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let size = BUFFER as libc::c_int;
+    // SAFETY: the descriptor is open, and the pointer and length are those of an integer, as these options want.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw const size).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Reads the sockets and takes out what isn't WireGuard's.
+#[derive(Clone, Debug)]
+struct Reader {
+    sockets: Sockets,
+    datagrams: mpsc::Sender<Datagram>,
+}
+
+impl Reader {
+    /// Waits for datagrams and hands those for WireGuard to `keep`, at least one.
+    async fn read(
+        &self,
+        slots: &mut Slots,
+        pool: &PacketBufPool,
+        keep: &mut Vec<(Packet, SocketAddr)>,
+    ) {
+        let before = keep.len();
+        while keep.len() == before {
+            self.sockets.readable().await;
+            for socket in self.sockets.each() {
+                if !self.read_ready(socket, slots, pool, keep) {
+                    tokio::time::sleep(ERROR_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn read_ready(
+        &self,
+        socket: &UdpSocket,
+        slots: &mut Slots,
+        pool: &PacketBufPool,
+        keep: &mut Vec<(Packet, SocketAddr)>,
+    ) -> bool {
+        slots.fill(pool);
+        let result = socket.try_io(Interest::READABLE, || {
+            mmsg::receive(socket.as_fd(), &mut slots.buffers, &mut slots.received)
+        });
+        match result {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            Err(error) => {
+                tracing::debug!(%error, "reading the WireGuard port");
+                return false;
+            }
+        }
+        let count = slots.received.len();
+        let packets = slots.buffers.drain(..count).map(|Slot(packet)| packet);
+        for (mut packet, received) in packets.zip(slots.received.drain(..)) {
+            let Some(Received { length, from }) = received else {
+                continue;
+            };
+            packet.truncate(length);
+            if matches!(classify(&packet), Kind::Disco | Kind::Stun) {
+                self.take(from, &packet);
+            } else {
+                keep.push((packet, from));
+            }
+        }
+        true
+    }
+
+    fn take(&self, from: SocketAddr, bytes: &[u8]) {
+        let bytes = Bytes::copy_from_slice(bytes);
+        if self.datagrams.try_send(Datagram { from, bytes }).is_err() {
+            tracing::debug!(%from, "a disco or STUN datagram too many is dropped");
+        }
+    }
+}
+
+/// Packet buffers to read into, kept between calls.
+pub(super) struct Slots {
+    buffers: Vec<Slot>,
+    received: Vec<Option<Received>>,
+    limit: usize,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self::up_to(BATCH)
+    }
+}
+
+impl Slots {
+    fn up_to(limit: usize) -> Self {
+        Self {
+            buffers: Vec::new(),
+            received: Vec::new(),
+            limit,
+        }
+    }
+
+    fn fill(&mut self, pool: &PacketBufPool) {
+        self.received.clear();
+        while self.buffers.len() < self.limit {
+            self.buffers.push(Slot(pool.get()));
+        }
+    }
+}
+
+struct Slot(Packet);
+
+impl AsMut<[u8]> for Slot {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// Gives every gotatun device the same sockets.
+pub(super) struct Factory {
+    reader: Reader,
+    /// How many receivers WireGuard holds; the idle reader reads while it is none.
+    users: watch::Sender<usize>,
+}
+
+impl Factory {
+    /// Starts the idle reader, which ends with the factory.
+    pub fn new(sockets: Sockets, datagrams: mpsc::Sender<Datagram>) -> Self {
+        let reader = Reader { sockets, datagrams };
+        let (users, watched) = watch::channel(0);
+        tokio::spawn(read_while_idle(reader.clone(), watched));
+        Self { reader, users }
+    }
+
+    /// Another handle on the same sockets.
+    pub fn share(&self) -> Self {
+        Self {
+            reader: self.reader.clone(),
+            users: self.users.clone(),
+        }
+    }
+}
+
+async fn read_while_idle(reader: Reader, mut users: watch::Receiver<usize>) {
+    let pool = PacketBufPool::new(0);
+    let mut slots = Slots::default();
+    let mut unwanted = Vec::new();
+    while users.wait_for(|users| *users == 0).await.is_ok() {
+        tokio::select! {
+            result = users.wait_for(|users| *users > 0) => if result.is_err() {
+                return;
+            },
+            () = reader.read(&mut slots, &pool, &mut unwanted) => unwanted.clear(),
+        }
+    }
+}
+
+impl UdpTransportFactory for Factory {
+    type Send = Sender;
+    type Recv = Receiver;
+
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(Sender, Receiver)> {
+        if let Some(mark) = params.fwmark {
+            self.reader.sockets.set_mark(mark)?;
+        }
+        let sender = Sender(self.reader.sockets.clone());
+        self.users.send_modify(|users| *users += 1);
+        let receiver = Receiver {
+            reader: self.reader.clone(),
+            waiting: Vec::new(),
+            users: self.users.clone(),
+        };
+        Ok((sender, receiver))
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Sender(Sockets);
+
+impl UdpSend for Sender {
+    type SendManyBuf = ();
+
+    async fn send_to(&self, packet: Packet, destination: SocketAddr) -> io::Result<()> {
+        let socket = self.0.for_target(destination)?;
+        socket.send_to(&packet, destination).await.map(drop)
+    }
+
+    fn max_number_of_packets_to_send(&self) -> usize {
+        BATCH
+    }
+
+    /// All of one family, as gotatun promises. A packet that can't go out costs only itself.
+    async fn send_many_to(
+        &self,
+        (): &mut (),
+        packets: &mut Vec<(Packet, SocketAddr)>,
+    ) -> io::Result<()> {
+        let Some((_, first)) = packets.first() else {
+            return Ok(());
+        };
+        let socket = self.0.for_target(*first)?;
+        let mut done = 0;
+        while done < packets.len() {
+            let sent = socket
+                .async_io(Interest::WRITABLE, || {
+                    let rest = packets[done..]
+                        .iter()
+                        .map(|(packet, to)| (&packet[..], *to));
+                    mmsg::send(socket.as_fd(), rest)
+                })
+                .await;
+            done += match sent {
+                Ok(sent) => sent,
+                Err(error) => {
+                    tracing::trace!(%error, to = %packets[done].1, "sending from the WireGuard port");
+                    1
+                }
+            };
+        }
+        packets.clear();
+        Ok(())
+    }
+
+    fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+        self.0.v4.local_addr().map(Some)
+    }
+
+    fn set_fwmark(&self, mark: u32) -> io::Result<()> {
+        self.0.set_mark(mark)
+    }
+}
+
+pub(super) struct Receiver {
+    reader: Reader,
+    /// What came with the datagram that [`UdpRecv::recv_from`] returned: one socket each may have had one.
+    waiting: Vec<(Packet, SocketAddr)>,
+    users: watch::Sender<usize>,
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.users.send_modify(|users| *users -= 1);
+    }
+}
+
+impl UdpRecv for Receiver {
+    type RecvManyBuf = Slots;
+
+    async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
+        let mut packets = std::mem::take(&mut self.waiting);
+        if packets.is_empty() {
+            self.reader
+                .read(&mut Slots::up_to(1), pool, &mut packets)
+                .await;
+        }
+        let first = packets.remove(0);
+        self.waiting = packets;
+        Ok(first)
+    }
+
+    async fn recv_many_from(
+        &mut self,
+        slots: &mut Slots,
+        pool: &mut PacketBufPool,
+        packets: &mut Vec<(Packet, SocketAddr)>,
+    ) -> io::Result<()> {
+        self.reader.read(slots, pool, packets).await;
+        Ok(())
+    }
+}
