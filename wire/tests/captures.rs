@@ -1,5 +1,10 @@
 //! What stock clients and a Headscale server said to each other, replayed (`samples/captures/wire-*.jsonl`).
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
 #[path = "support/samples.rs"]
 mod samples;
 

@@ -1,5 +1,10 @@
 //! Our codecs against bytes that the stock code wrote (`samples/vectors/codecs.json`).
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
 #[path = "support/samples.rs"]
 mod samples;
 
