@@ -1,6 +1,12 @@
 //! `cargo xtask lab [name…]`: whole tailnets in namespaces, one scenario after another.
 
+mod bad_input;
+mod join;
+mod kernel;
 mod network;
+mod paths;
+mod policy;
+mod restart;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -10,7 +16,13 @@ use std::{
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::{setup, signals, tailnet, test::Tally, topology::Net, workspace::is_root};
+use crate::{
+    setup, signals,
+    tailnet::{self, Coordinator, Node},
+    test::Tally,
+    topology::{Nat, Net},
+    workspace::is_root,
+};
 
 /// What a scenario gets.
 #[derive(Debug)]
@@ -22,6 +34,7 @@ pub struct Lab<'a> {
 
 type Scenario = fn(&Lab) -> Result<()>;
 
+/// On the host, whatever its kernel has.
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("network-easy-nat", network::an_easy_nat_keeps_one_mapping),
     (
@@ -32,7 +45,95 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         "network-traffic",
         network::traffic_is_counted_and_cut_networks_heal,
     ),
+    ("join", join::two_nodes_join_and_reach_each_other),
+    (
+        "join-down-up",
+        join::down_leaves_the_host_as_it_was_and_up_joins_again,
+    ),
+    (
+        "join-one-lan",
+        join::two_nodes_behind_one_router_talk_over_its_lan,
+    ),
+    (
+        "deltas",
+        join::changes_reach_connected_nodes_without_reconnect,
+    ),
+    (
+        "policy",
+        policy::a_refused_connection_is_dropped_and_told_and_a_change_opens_it,
+    ),
+    ("policy-empty", policy::without_rules_nothing_passes),
+    (
+        "direct-easy-easy",
+        paths::two_easy_nats_are_crossed_within_a_second_without_loss,
+    ),
+    (
+        "direct-hard-public",
+        paths::a_node_behind_a_hard_nat_reaches_a_public_one_directly,
+    ),
+    (
+        "relay-udp-blocked",
+        paths::with_udp_blocked_everything_goes_over_the_relay,
+    ),
+    ("relay-hard-hard", paths::two_hard_nats_stay_on_the_relay),
+    (
+        "partition",
+        paths::after_a_partition_the_direct_path_comes_back,
+    ),
+    (
+        "restart-agent",
+        restart::a_killed_agent_comes_back_without_up_and_its_peers_find_it,
+    ),
+    (
+        "restart-agent-stopped",
+        restart::a_stopped_agent_starts_again_where_it_was,
+    ),
+    (
+        "restart-coordinator",
+        restart::without_the_coordinator_direct_traffic_goes_on_and_nobody_registers_again,
+    ),
+    (
+        "restart-relay",
+        restart::relayed_nodes_find_a_restarted_relay,
+    ),
+    ("bad-up", bad_input::up_says_what_is_wrong),
+    (
+        "bad-server-key",
+        bad_input::a_server_with_another_key_is_not_trusted,
+    ),
+    (
+        "bad-agent-start",
+        bad_input::the_agent_says_why_it_does_not_start,
+    ),
+    (
+        "bad-coordinator",
+        bad_input::the_coordinator_says_what_is_wrong,
+    ),
 ];
+
+/// In the VM, whose kernel has WireGuard.
+const IN_THE_VM: &[(&str, Scenario)] = &[
+    ("network-easy-nat", network::an_easy_nat_keeps_one_mapping),
+    (
+        "kernel",
+        kernel::nodes_join_and_talk_directly_and_over_the_relay,
+    ),
+    (
+        "kernel-survival",
+        kernel::a_killed_agent_loses_no_packet_and_its_filter_stays,
+    ),
+];
+
+/// The policy of most scenarios, which are about other things.
+const ALLOW_ALL: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#;
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
 
 pub fn main(names: &[&str]) -> Result<ExitCode> {
     signals::catch();
@@ -43,12 +144,13 @@ pub fn main(names: &[&str]) -> Result<ExitCode> {
 
 /// Runs the scenarios whose name contains one of `names`; without names, all.
 pub fn run(names: &[&str], tally: &mut Tally) -> Result<()> {
-    let chosen: Vec<_> = SCENARIOS
+    let all = if emulated() { IN_THE_VM } else { SCENARIOS };
+    let chosen: Vec<_> = all
         .iter()
         .filter(|(name, _)| names.is_empty() || names.iter().any(|part| name.contains(part)))
         .collect();
     if chosen.is_empty() {
-        let all: Vec<_> = SCENARIOS.iter().map(|(name, _)| *name).collect();
+        let all: Vec<_> = all.iter().map(|(name, _)| *name).collect();
         bail!("no scenario of this name; there are: {}", all.join(", "));
     }
     if !is_root() {
@@ -107,6 +209,21 @@ impl Lab<'_> {
             bail!("{what} took {measured:.2} s, more than {bound:.1} s");
         }
         Ok(())
+    }
+
+    pub fn coordinator(&self, policy: &str) -> Result<Coordinator> {
+        Coordinator::start(self.net, policy)
+    }
+
+    /// An agent on the public segment, at 203.0.113.`last`.
+    pub fn public_node(&self, name: &str, last: u8) -> Result<Node> {
+        Node::start(self.net, name, self.net.public(name, last)?)
+    }
+
+    /// An agent behind a router of its own, which is at 203.0.113.`last`.
+    pub fn node_behind(&self, name: &str, last: u8, nat: Nat) -> Result<Node> {
+        let router = self.net.router(&format!("router-{name}"), last, nat)?;
+        Node::start(self.net, name, self.net.behind(name, &router, 2)?)
     }
 
     pub fn note(&self, text: &str) {

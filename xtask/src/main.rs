@@ -2,6 +2,7 @@
 
 mod apt;
 mod ci;
+mod demo;
 mod ebpf;
 mod lab;
 mod process;
@@ -24,6 +25,7 @@ usage: cargo xtask <task>
 
   setup                      find or fetch all that the other tasks need (idempotent)
   ebpf                       build the eBPF programs into target/bpf/lowroad.o
+  demo [--keep] [--vm]       a whole tailnet on this machine (or on Debian 13's kernel), shown and checked
   test [unit|ebpf|lab|vm]…   run the tests: all suites, or those named
   lab [name]…                run scenarios in network namespaces: all, or those whose name contains one of these
   vm [command]               run a shell command, or a shell, on Debian 13's kernel in QEMU
@@ -50,6 +52,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     match arguments {
         ["setup"] => setup::everything()?,
         ["ebpf"] => ebpf::build().map(drop)?,
+        ["demo", options @ ..] => return demo::main(options),
         ["test", suites @ ..] => return test::main(suites),
         ["lab", scenarios @ ..] => return lab::main(scenarios),
         ["vm", command @ ..] => return vm::main(command),

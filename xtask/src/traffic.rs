@@ -3,5 +3,5 @@
 mod http;
 mod ping;
 
-pub use http::{Fetched, Server, get, status};
-pub use ping::{Pinger, Report};
+pub use http::{Server, get, status};
+pub use ping::Pinger;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::Lab;
+use super::{Lab, ms};
 use crate::{
     topology::{Namespace, Nat},
     traffic::{self, Pinger},
@@ -87,8 +87,4 @@ pub fn traffic_is_counted_and_cut_networks_heal(lab: &Lab) -> Result<()> {
     let ping = Pinger::start(&second, "2001:db8::30".parse()?, ms(20))?;
     ping.first_answer(LIMIT)?;
     Ok(())
-}
-
-fn ms(milliseconds: u64) -> Duration {
-    Duration::from_millis(milliseconds)
 }

@@ -209,6 +209,12 @@ impl Node {
         Ok(time)
     }
 
+    /// The last drop that involves this port, as `lowroad flows` tells it.
+    pub fn drop_event(&self, port: u16) -> Result<Option<String>> {
+        let flows = self.cli(&["flows", "--port", &port.to_string()])?;
+        Ok(flows.lines().last().map(|line| line.trim().to_owned()))
+    }
+
     fn clean_up(&mut self) -> Result<()> {
         self.agent = None;
         let mut command = self.agent_command();

@@ -1,0 +1,127 @@
+//! The VM's suite: kernel WireGuard, and what survives an agent's death.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+
+use super::{Lab, ms, policy, secs};
+use crate::{
+    tailnet::{Node, PathKind},
+    topology::Nat,
+    traffic::{self, Pinger},
+    wait,
+};
+
+const WEB: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}"#;
+
+pub fn nodes_join_and_talk_directly_and_over_the_relay(lab: &Lab) -> Result<()> {
+    let coordinator = lab.coordinator(WEB)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.node_behind("alpha", 21, Nat::Easy)?;
+    let bravo = lab.node_behind("bravo", 22, Nat::Easy)?;
+    let blocked = lab.node_behind("blocked", 23, Nat::UdpBlocked)?;
+    for node in [&alpha, &bravo, &blocked] {
+        let time = node.up(&key)?;
+        lab.note(&format!(
+            "{} up after {:.2} s",
+            node.name,
+            time.as_secs_f64()
+        ));
+        let plane = node.dataplane()?;
+        ensure!(plane == "kernel", "{}'s data plane is {plane}", node.name);
+    }
+    for (to, direct) in [(&bravo, true), (&blocked, false)] {
+        let ping = Pinger::start(&alpha.namespace, to.ip(4)?, ms(100))?;
+        let first = ping.first_answer(secs(60))?;
+        lab.within("first answer", first, secs(1))?;
+        if direct {
+            let (path, time) = alpha.wait_for_direct(&to.name, secs(60))?;
+            lab.within(&format!("direct by {path}"), time, secs(1))?;
+        }
+        let _server = traffic::Server::start(&to.namespace, 80)?;
+        let _closed = traffic::Server::start(&to.namespace, 81)?;
+        let at = |port| Ok::<_, anyhow::Error>(SocketAddr::new(to.ip(4)?, port));
+        let fetched = traffic::get(&alpha.namespace, at(80)?, 1_000_000, secs(120))?;
+        let path = alpha.path_to(&to.name)?;
+        lab.note(&format!(
+            "{path:?}: {:.0} Mbit/s",
+            fetched.megabits_per_second()
+        ));
+        ensure!(path.is_direct() == direct, "the path is {path:?}");
+        ensure!(path != PathKind::None, "the path is unknown");
+        policy::refused(&alpha, at(81)?)?;
+        let (event, _) = wait::wait_for("the drop event", secs(20), || to.drop_event(81))?;
+        lab.note(&event);
+        let report = ping.stop();
+        ensure!(report.lost() == 0, "{report:?}");
+    }
+    Ok(())
+}
+
+pub fn a_killed_agent_loses_no_packet_and_its_filter_stays(lab: &Lab) -> Result<()> {
+    let coordinator = lab.coordinator(WEB)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.node_behind("alpha", 21, Nat::Easy)?;
+    let mut bravo = lab.node_behind("bravo", 22, Nat::Easy)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    let _server = traffic::Server::start(&bravo.namespace, 80)?;
+    let _closed = traffic::Server::start(&bravo.namespace, 81)?;
+    let address = bravo.ip(4)?;
+    let ping = Pinger::start(&alpha.namespace, address, ms(100))?;
+    let (path, _) = alpha.wait_for_direct("bravo", secs(60))?;
+    bravo.kill_9();
+    let sent = ping.report().sent;
+    // Issue 3 asks for 30 s; several rounds of path discovery and of WireGuard's timers fall into them.
+    for _ in 0..6 {
+        wait::pass(secs(5))?;
+        policy::refused(&alpha, SocketAddr::new(address, 81))?;
+        traffic::get(
+            &alpha.namespace,
+            SocketAddr::new(address, 80),
+            10_000,
+            secs(20),
+        )?;
+    }
+    let during = ping.report();
+    lab.note(&format!(
+        "agent dead: {} pings sent meanwhile, {} lost",
+        during.sent - sent,
+        during.lost().saturating_sub(1)
+    ));
+    let device = device_index(&bravo)?;
+    bravo.start_agent()?;
+    wait::wait_for("the new agent running", secs(60), || {
+        Ok((bravo.status()?["BackendState"] == "Running").then_some(()))
+    })?;
+    ensure!(
+        device_index(&bravo)? == device,
+        "the restart made a new device"
+    );
+    ensure!(bravo.ip(4)? == address, "another address");
+    policy::refused(&alpha, SocketAddr::new(address, 81))?;
+    traffic::get(
+        &alpha.namespace,
+        SocketAddr::new(address, 80),
+        10_000,
+        secs(20),
+    )?;
+    ensure!(
+        alpha.path_to("bravo")?.is_direct(),
+        "no longer direct by {path}"
+    );
+    let report = ping.stop();
+    lab.note(&format!("{} pings, {} lost", report.sent, report.lost()));
+    ensure!(report.lost() == 0, "{report:?}");
+    Ok(())
+}
+
+fn device_index(node: &Node) -> Result<u32> {
+    let name = c"lowroad0";
+    // SAFETY: a terminated string that outlives the call.
+    let index = node
+        .namespace
+        .enter(|| unsafe { libc::if_nametoindex(name.as_ptr()) })?;
+    ensure!(index != 0, "{} has no lowroad0", node.name);
+    Ok(index)
+}

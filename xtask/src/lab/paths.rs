@@ -1,0 +1,138 @@
+//! Relay where nothing else works, direct where it does, and the way from one to the other.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+
+use super::{ALLOW_ALL, Lab, ms, secs};
+use crate::{
+    tailnet::{Coordinator, Node, PathKind},
+    topology::Nat,
+    traffic::{self, Pinger},
+    wait,
+};
+
+struct Pair {
+    _coordinator: Coordinator,
+    alpha: Node,
+    bravo: Node,
+}
+
+/// Two nodes, each behind a router of its own; both are up.
+fn behind_routers(lab: &Lab, one: Nat, other: Nat) -> Result<Pair> {
+    let coordinator = lab.coordinator(ALLOW_ALL)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.node_behind("alpha", 21, one)?;
+    let bravo = lab.node_behind("bravo", 22, other)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    Ok(Pair {
+        _coordinator: coordinator,
+        alpha,
+        bravo,
+    })
+}
+
+pub fn two_easy_nats_are_crossed_within_a_second_without_loss(lab: &Lab) -> Result<()> {
+    let pair = behind_routers(lab, Nat::Easy, Nat::Easy)?;
+    upgrade(lab, &pair.alpha, &pair.bravo)
+}
+
+pub fn a_node_behind_a_hard_nat_reaches_a_public_one_directly(lab: &Lab) -> Result<()> {
+    let coordinator = lab.coordinator(ALLOW_ALL)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.node_behind("alpha", 21, Nat::Hard)?;
+    let bravo = lab.public_node("bravo", 31)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    upgrade(lab, &alpha, &bravo)
+}
+
+/// The first packet goes over the relay at once, then the path becomes direct, and no ping is lost meanwhile.
+fn upgrade(lab: &Lab, from: &Node, to: &Node) -> Result<()> {
+    let ping = Pinger::start(&from.namespace, to.ip(4)?, ms(20))?;
+    let (path, direct) = from.wait_for_direct(&to.name, secs(30))?;
+    lab.within(
+        "ping started when the second `up` returned",
+        ping.first_answer(secs(20))?,
+        secs(1),
+    )?;
+    lab.within("direct after the first packet", direct, secs(1))?;
+    // Some answers on the new path, too.
+    let before = ping.answered();
+    wait::wait_for("answers on the direct path", secs(10), || {
+        Ok((ping.answered() > before + 20).then_some(()))
+    })?;
+    let report = ping.stop();
+    lab.note(&format!(
+        "direct by {path}; {} pings, {} lost, median {:.1} ms, longest silence {} ms",
+        report.sent,
+        report.lost(),
+        report.median.unwrap_or_default().as_secs_f64() * 1e3,
+        report.longest_silence.as_millis()
+    ));
+    ensure!(report.lost() == 0, "the upgrade lost pings: {report:?}");
+    let server = traffic::Server::start(&to.namespace, 80)?;
+    let fetched = traffic::get(
+        &from.namespace,
+        SocketAddr::new(to.ip(4)?, 80),
+        4_000_000,
+        secs(60),
+    )?;
+    drop(server);
+    lab.note(&format!("{:.0} Mbit/s", fetched.megabits_per_second()));
+    Ok(())
+}
+
+pub fn with_udp_blocked_everything_goes_over_the_relay(lab: &Lab) -> Result<()> {
+    let pair = behind_routers(lab, Nat::UdpBlocked, Nat::Easy)?;
+    stays_on_relay(lab, &pair)
+}
+
+pub fn two_hard_nats_stay_on_the_relay(lab: &Lab) -> Result<()> {
+    let pair = behind_routers(lab, Nat::Hard, Nat::Hard)?;
+    stays_on_relay(lab, &pair)
+}
+
+fn stays_on_relay(lab: &Lab, pair: &Pair) -> Result<()> {
+    let (alpha, bravo) = (&pair.alpha, &pair.bravo);
+    let ping = Pinger::start(&alpha.namespace, bravo.ip(4)?, ms(50))?;
+    let first = ping.first_answer(secs(20))?;
+    lab.within("ping started when the second `up` returned", first, secs(1))?;
+    let _server = traffic::Server::start(&bravo.namespace, 80)?;
+    let server = SocketAddr::new(bravo.ip(4)?, 80);
+    let fetched = traffic::get(&alpha.namespace, server, 2_000_000, secs(90))?;
+    lab.note(&format!(
+        "TCP over the relay: {:.0} Mbit/s",
+        fetched.megabits_per_second()
+    ));
+    // Long enough for several rounds of discovery.
+    let before = ping.answered();
+    wait::wait_for("pings over the relay", secs(20), || {
+        Ok((ping.answered() > before + 60).then_some(()))
+    })?;
+    let path = alpha.path_to("bravo")?;
+    ensure!(matches!(path, PathKind::Relay(_)), "the path is {path:?}");
+    let report = ping.stop();
+    ensure!(report.lost() * 50 <= report.sent, "{report:?}");
+    Ok(())
+}
+
+pub fn after_a_partition_the_direct_path_comes_back(lab: &Lab) -> Result<()> {
+    let pair = behind_routers(lab, Nat::Easy, Nat::Easy)?;
+    let ping = Pinger::start(&pair.alpha.namespace, pair.bravo.ip(4)?, ms(50))?;
+    pair.alpha.wait_for_direct("bravo", secs(30))?;
+    lab.net.cut(22)?;
+    let answered = ping.answered();
+    wait::pass(secs(8))?;
+    ensure!(ping.answered() <= answered + 2, "the network isn't cut");
+    lab.net.heal(22)?;
+    let before = ping.answered();
+    let (_, time) = wait::wait_for("answers after the partition", secs(60), || {
+        Ok((ping.answered() > before).then_some(()))
+    })?;
+    lab.within("answers after the partition", time, secs(10))?;
+    let (_, time) = pair.alpha.wait_for_direct("bravo", secs(60))?;
+    lab.note(&format!("direct again {:.1} s later", time.as_secs_f64()));
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! The policy decides, in the kernel, and a change is in force at once.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, bail, ensure};
+
+use super::{Lab, ms, secs};
+use crate::{
+    tailnet::{Node, timed},
+    traffic::{self, Pinger},
+    wait,
+};
+
+const WEB_ONLY: &str = r#"{
+    // Everybody may fetch pages; nothing else.
+    "acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}],
+}"#;
+const WEB_AND_8080: &str =
+    r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80", "*:8080"]}]}"#;
+const NOTHING: &str = r#"{"acls": []}"#;
+
+pub fn a_refused_connection_is_dropped_and_told_and_a_change_opens_it(lab: &Lab) -> Result<()> {
+    let coordinator = lab.coordinator(WEB_ONLY)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.public_node("alpha", 30)?;
+    let bravo = lab.public_node("bravo", 31)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    let _open = traffic::Server::start(&bravo.namespace, 80)?;
+    let _closed = traffic::Server::start(&bravo.namespace, 8080)?;
+    let at = |port| Ok::<_, anyhow::Error>(SocketAddr::new(bravo.ip(4)?, port));
+    traffic::get(&alpha.namespace, at(80)?, 1000, secs(10))?;
+    refused(&alpha, at(8080)?)?;
+    let (event, _) = wait::wait_for("the drop among bravo's flows", secs(5), || {
+        bravo.drop_event(8080)
+    })?;
+    lab.note(&event);
+
+    coordinator.set_policy(WEB_AND_8080)?;
+    let (_, time) = wait::wait_for("port 8080 open", secs(20), || {
+        traffic::get(&alpha.namespace, at(8080)?, 1000, ms(400)).map(Some)
+    })?;
+    lab.within("policy change to effect", time, secs(1))?;
+
+    coordinator.set_policy(WEB_ONLY)?;
+    let closed = || {
+        wait::wait_for("port 8080 closed", secs(20), || {
+            let fetched = traffic::get(&alpha.namespace, at(8080)?, 1000, ms(300));
+            Ok(fetched.is_err().then_some(()))
+        })
+    };
+    let ((), time) = timed(closed)?.0;
+    // One attempt must run into its own limit first.
+    lab.within("closing it again", time, secs(1))?;
+    traffic::get(&alpha.namespace, at(80)?, 1000, secs(5))?;
+    Ok(())
+}
+
+pub fn without_rules_nothing_passes(lab: &Lab) -> Result<()> {
+    let coordinator = lab.coordinator(super::ALLOW_ALL)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.public_node("alpha", 30)?;
+    let bravo = lab.public_node("bravo", 31)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    let address = bravo.ip(4)?;
+    let ping = Pinger::start(&alpha.namespace, address, ms(50))?;
+    ping.first_answer(secs(20))?;
+    coordinator.set_policy(NOTHING)?;
+    wait::wait_for("silence", secs(20), || {
+        let before = ping.answered();
+        wait::pass(ms(300))?;
+        Ok((ping.answered() == before).then_some(()))
+    })?;
+    coordinator.set_policy(super::ALLOW_ALL)?;
+    let before = ping.answered();
+    let (_, time) = wait::wait_for("answers again", secs(20), || {
+        Ok((ping.answered() > before).then_some(()))
+    })?;
+    lab.note(&format!("open again after {:.2} s", time.as_secs_f64()));
+    Ok(())
+}
+
+/// A connection that gets no answer for a second.
+pub fn refused(from: &Node, to: SocketAddr) -> Result<()> {
+    match traffic::get(&from.namespace, to, 1000, ms(1000)) {
+        Ok(_) => bail!("{to} answered, although the policy refuses it"),
+        Err(error) => {
+            crate::signals::check()?;
+            let text = format!("{error:#}");
+            ensure!(text.contains("connect"), "{text}");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Agents, coordinator and relay die and come back.
+
+use anyhow::{Result, ensure};
+
+use super::{ALLOW_ALL, Lab, ms, secs};
+use crate::{
+    tailnet::{Coordinator, Node},
+    topology::Nat,
+    traffic::Pinger,
+    wait,
+};
+
+struct Pair {
+    coordinator: Coordinator,
+    alpha: Node,
+    bravo: Node,
+}
+
+fn pair(lab: &Lab, nat: Nat) -> Result<Pair> {
+    let coordinator = lab.coordinator(ALLOW_ALL)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.node_behind("alpha", 21, nat)?;
+    let bravo = lab.node_behind("bravo", 22, nat)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    Ok(Pair {
+        coordinator,
+        alpha,
+        bravo,
+    })
+}
+
+/// Natively, with the userspace device, the tunnel dies with the agent: this shows loss and recovery. With the kernel's
+/// WireGuard nothing is lost (the VM's suite).
+pub fn a_killed_agent_comes_back_without_up_and_its_peers_find_it(lab: &Lab) -> Result<()> {
+    let mut pair = pair(lab, Nat::Easy)?;
+    let ping = Pinger::start(&pair.alpha.namespace, pair.bravo.ip(4)?, ms(50))?;
+    pair.alpha.wait_for_direct("bravo", secs(30))?;
+    let kernel = pair.bravo.dataplane()? == "kernel";
+    let address = pair.bravo.ip(4)?;
+    pair.bravo.kill_9();
+    wait::pass(secs(3))?;
+    let lost_while_dead = ping.report().lost();
+    pair.bravo.start_agent()?;
+    let before = ping.answered();
+    let (_, time) = wait::wait_for("answers from the new agent", secs(60), || {
+        Ok((ping.answered() > before).then_some(()))
+    })?;
+    lab.within("answers after the agent's restart", time, secs(10))?;
+    ensure!(pair.bravo.ip(4)? == address, "another address");
+    let report = ping.stop();
+    lab.note(&format!(
+        "agent dead for 3 s: {lost_while_dead} pings unanswered meanwhile, {} of {} in all",
+        report.lost(),
+        report.sent
+    ));
+    ensure!(!kernel || report.lost() == 0, "{report:?}");
+    Ok(())
+}
+
+pub fn a_stopped_agent_starts_again_where_it_was(lab: &Lab) -> Result<()> {
+    let mut pair = pair(lab, Nat::Easy)?;
+    let before = pair.alpha.status()?["Self"]["PublicKey"].clone();
+    pair.alpha.stop_agent();
+    pair.alpha.start_agent()?;
+    let (status, time) = wait::wait_for("a running agent", secs(30), || {
+        let status = pair.alpha.status()?;
+        Ok((status["BackendState"] == "Running").then_some(status))
+    })?;
+    lab.note(&format!("running again after {:.2} s", time.as_secs_f64()));
+    ensure!(status["Self"]["PublicKey"] == before, "another node key");
+    let ping = Pinger::start(&pair.bravo.namespace, pair.alpha.ip(4)?, ms(100))?;
+    ping.first_answer(secs(30))?;
+    Ok(())
+}
+
+pub fn without_the_coordinator_direct_traffic_goes_on_and_nobody_registers_again(
+    lab: &Lab,
+) -> Result<()> {
+    let mut pair = pair(lab, Nat::Easy)?;
+    let ping = Pinger::start(&pair.alpha.namespace, pair.bravo.ip(4)?, ms(50))?;
+    pair.alpha.wait_for_direct("bravo", secs(30))?;
+    let nodes = pair.coordinator.cli(&["nodes", "list"])?;
+    let sent = ping.report().sent;
+    pair.coordinator.kill_9();
+    wait::wait_for("pings without a coordinator", secs(20), || {
+        Ok((ping.report().sent > sent + 80).then_some(()))
+    })?;
+    pair.coordinator.start_again()?;
+    let online = |node: &Node, peer: &str| {
+        wait::wait_for(&format!("{peer} online again"), secs(60), || {
+            Ok(node.peer(peer)?.filter(|peer| peer["Online"] == true))
+        })
+    };
+    let (_, time) = online(&pair.alpha, "bravo")?;
+    lab.note(&format!(
+        "connected again after {:.1} s",
+        time.as_secs_f64()
+    ));
+    online(&pair.bravo, "alpha")?;
+    let count = |value: &serde_json::Value| value.as_array().map(Vec::len);
+    let after = pair.coordinator.cli(&["nodes", "list"])?;
+    ensure!(
+        count(&nodes) == count(&after),
+        "before {nodes}, after {after}"
+    );
+    let report = ping.stop();
+    lab.note(&format!("{} pings, {} lost", report.sent, report.lost()));
+    ensure!(report.lost() == 0, "{report:?}");
+    Ok(())
+}
+
+/// The relay is part of the coordinator: it goes and comes with it.
+pub fn relayed_nodes_find_a_restarted_relay(lab: &Lab) -> Result<()> {
+    let mut pair = pair(lab, Nat::Hard)?;
+    let ping = Pinger::start(&pair.alpha.namespace, pair.bravo.ip(4)?, ms(100))?;
+    ping.first_answer(secs(20))?;
+    pair.coordinator.kill_9();
+    wait::pass(secs(2))?;
+    pair.coordinator.start_again()?;
+    let before = ping.answered();
+    let (_, time) = wait::wait_for("answers over the relay", secs(60), || {
+        Ok((ping.answered() > before).then_some(()))
+    })?;
+    lab.within("answers after the relay's restart", time, secs(10))
+}
