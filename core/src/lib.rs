@@ -3,5 +3,6 @@
 pub mod desired;
 pub mod filter;
 pub mod first_contact;
+pub mod intent;
 pub mod path;
 pub mod plan;
