@@ -1,0 +1,75 @@
+//! What we tell the control server about this host.
+
+use std::fs;
+
+use lowroad_wire::control::Hostinfo;
+use sha2::{Digest, Sha256};
+
+use crate::{prefs::Prefs, status::VERSION};
+
+/// Facts that stay the same while the agent runs; the preferences' share is laid over them.
+pub fn hostinfo(prefs: &Prefs, state_id: &str) -> Hostinfo {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    Hostinfo {
+        ipn_version: format!("{VERSION}-lowroad"),
+        // Stock servers expect 64 hex digits; nothing is ever logged there.
+        backend_log_id: hex::encode(Sha256::digest(format!("lowroad log id {state_id}"))),
+        os: "linux".to_owned(),
+        os_version: kernel("osrelease"),
+        distro: release_field(&release, "ID"),
+        distro_version: release_field(&release, "VERSION_ID"),
+        distro_code_name: release_field(&release, "VERSION_CODENAME"),
+        hostname: hostname(prefs),
+        machine: std::env::consts::ARCH.to_owned(),
+        shields_up: prefs.shields_up,
+        request_tags: prefs.advertise_tags.clone(),
+        no_logs_no_support: true,
+        ..Hostinfo::default()
+    }
+}
+
+/// The preferred name, or the host's up to its first dot.
+fn hostname(prefs: &Prefs) -> String {
+    if !prefs.hostname.is_empty() {
+        return prefs.hostname.clone();
+    }
+    let name = kernel("hostname");
+    let first = name.split('.').next().unwrap_or_default();
+    if first.is_empty() || first == "(none)" {
+        "lowroad".to_owned()
+    } else {
+        first.to_owned()
+    }
+}
+
+fn kernel(name: &str) -> String {
+    fs::read_to_string(format!("/proc/sys/kernel/{name}"))
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+fn release_field(release: &str, name: &str) -> String {
+    let line = release
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    line.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_os_release_are_taken_without_quotes_and_by_whole_name() {
+        let release = "PRETTY_NAME=\"Debian\"\nVERSION_ID=\"12\"\nID=debian\n";
+        assert_eq!(release_field(release, "ID"), "debian");
+        assert_eq!(release_field(release, "VERSION_ID"), "12");
+        assert_eq!(release_field(release, "VERSION"), "");
+    }
+
+    #[test]
+    fn the_log_id_is_sixty_four_hex_digits() {
+        assert_eq!(hostinfo(&Prefs::default(), "x").backend_log_id.len(), 64);
+    }
+}
