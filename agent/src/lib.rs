@@ -1,4 +1,12 @@
 //! The agent: the loop, its shells and the kernel side.
 
+pub mod cli;
+pub mod control;
+pub mod daemon;
+pub mod engine;
 pub mod kernel;
+pub mod localapi;
+pub mod prefs;
+pub mod state;
+pub mod status;
 pub mod traversal;

@@ -1,0 +1,151 @@
+//! The daemon: from its arguments to a running engine.
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwapOption;
+use futures_util::FutureExt;
+use lowroad_core::desired::Mark;
+use lowroad_wire::key::DiscoPrivate;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    cli::args::{AgentArgs, DataplaneChoice as Choice},
+    engine::{Engine, EngineOptions},
+    kernel::{self, DataplaneChoice, KernelOptions},
+    localapi::{self, Server},
+    state::StateDir,
+};
+
+/// Questions from the socket that wait for the engine.
+const ASK_QUEUE: usize = 64;
+/// Enough for two cores' worth of relaying beside the engine.
+const WORKERS: usize = 2;
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub fn run(args: AgentArgs, socket: &Path) -> Result<()> {
+    start_logging(&args);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(serve(args, socket));
+    // A name lookup that hangs must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    outcome
+}
+
+async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
+    let (dir, state) = StateDir::open(&args.state_dir, |bytes| {
+        getrandom::fill(bytes).expect("the kernel's random numbers cannot fail after boot")
+    })?;
+    let options = kernel_options(&args, &state.id);
+    if args.cleanup {
+        kernel::cleanup(&options).await?;
+        info!("removed what an earlier agent left in the kernel");
+        return Ok(());
+    }
+    let listener = localapi::bind(socket)?;
+    let operator = Arc::new(ArcSwapOption::empty());
+    let (ask, asks) = mpsc::channel(ASK_QUEUE);
+    let own_user = fs::metadata("/proc/self")
+        .map(|metadata| metadata.uid())
+        .context("cannot learn the own user")?;
+    tokio::spawn(Server::new(ask, operator.clone(), own_user).run(listener));
+    let (order, stop) = watch::channel(false);
+    tokio::spawn(stop_on_signals(order)?);
+    let mut random = zeroize::Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *random).context("cannot draw random numbers")?;
+    let engine = EngineOptions {
+        kernel: options,
+        start_kernel: Box::new(|options| kernel::start(options).boxed()),
+        tls: crate::control::tls::client_config()
+            .context("cannot load the trusted certificates")?,
+        traversal: true,
+        uptime: uptime(),
+        operator,
+    };
+    info!(version = crate::status::VERSION, socket = %socket.display(), state = %args.state_dir.display(), "lowroad agent");
+    Engine::new(
+        engine,
+        dir,
+        state,
+        DiscoPrivate::from_random(*random),
+        asks,
+        stop,
+    )
+    .run()
+    .await;
+    if let Err(error) = fs::remove_file(socket) {
+        warn!(%error, "cannot remove the socket");
+    }
+    Ok(())
+}
+
+fn kernel_options(args: &AgentArgs, state_id: &str) -> KernelOptions {
+    KernelOptions {
+        device: args.tun.clone(),
+        port: args.port,
+        dataplane: match args.dataplane {
+            Choice::Auto => DataplaneChoice::Auto,
+            Choice::Kernel => DataplaneChoice::Kernel,
+            Choice::Userspace => DataplaneChoice::Userspace,
+        },
+        mark: Mark {
+            value: args.fwmark,
+            mask: args.fwmark,
+        },
+        state_id: state_id.to_owned(),
+        filter_traces: args.verbose > 1,
+    }
+}
+
+fn stop_on_signals(order: watch::Sender<bool>) -> Result<impl Future<Output = ()> + Send> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        order.send_replace(true);
+        // Dropping the sender is the same order; keep it until the engine has seen this one.
+        order.closed().await;
+    })
+}
+
+/// The monotonic clock, as the kernel stamps events with it.
+fn uptime() -> Duration {
+    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = text
+        .split(' ')
+        .next()
+        .and_then(|seconds| seconds.parse().ok())
+        .unwrap_or_default();
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+/// To standard error; `RUST_LOG` overrules the flags.
+fn start_logging(args: &AgentArgs) {
+    let default = match args.verbose {
+        0 => "info",
+        1 => "info,lowroad_agent=debug,lowroad_core=debug",
+        _ => "info,lowroad_agent=trace,lowroad_core=trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // Another logger in this process (a test's) stays.
+    let _ = if args.log_json {
+        builder.json().try_init()
+    } else {
+        builder.with_ansi(false).try_init()
+    };
+}

@@ -1,0 +1,354 @@
+//! The agent's loop: one closed [`Event`] enum, taken in a stated order of priority, and everything that follows from it.
+//!
+//! Priority: the order to stop, timers, the local API, the control server, kernel changes, the relays, datagrams, filter events. Timers come early so that
+//! no flood of packets can hold them up; what strangers can send in quantity comes last.
+
+mod addresses;
+mod answer;
+mod flows;
+mod net;
+mod node;
+mod pings;
+mod session;
+mod up;
+mod view;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwapOption;
+use futures_util::future::BoxFuture;
+use lowroad_core::filter::{FilterEvent, Punt};
+use lowroad_wire::key::DiscoPrivate;
+use serde_json::Value;
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::sleep_until,
+};
+use tracing::{debug, error, info, warn};
+
+use self::{flows::Flows, session::Session, up::PendingUp};
+use crate::{
+    control::ControlEvent,
+    kernel::{KernelChange, KernelError, KernelOptions, Started},
+    localapi::{Ask, user_id},
+    prefs::Prefs,
+    state::{State, StateDir, StateError},
+    status::BackendState,
+    traversal::{port::Datagram, relay::RelayEvent},
+};
+
+/// The kernel is compared with what it should hold at least this often.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
+/// Changes that come together are done together.
+const COALESCE: Duration = Duration::from_millis(5);
+/// After the kernel refused something, or could not be started.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Everything that can happen to the agent.
+#[derive(Debug)]
+enum Event {
+    Stop,
+    Timer,
+    Ask(Ask),
+    Control(ControlEvent),
+    Kernel(KernelChange),
+    Relay(RelayEvent),
+    Datagram(Datagram),
+    Filter(FilterEvent),
+}
+
+/// How the kernel side is started: really, or as a fake.
+pub type StartKernel =
+    Box<dyn Fn(KernelOptions) -> BoxFuture<'static, Result<Started, KernelError>> + Send>;
+
+pub struct EngineOptions {
+    pub kernel: KernelOptions,
+    pub start_kernel: StartKernel,
+    pub tls: Arc<rustls::ClientConfig>,
+    /// False leaves out relays and STUN, for tests without privileges.
+    pub traversal: bool,
+    /// Of the monotonic clock, when the engine starts.
+    pub uptime: Duration,
+    pub operator: Arc<ArcSwapOption<u32>>,
+}
+
+impl std::fmt::Debug for EngineOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineOptions")
+            .field("kernel", &self.kernel)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where events come from while a session runs.
+#[derive(Debug, Default)]
+struct Sources {
+    control: Option<mpsc::Receiver<ControlEvent>>,
+    changes: Option<mpsc::Receiver<KernelChange>>,
+    relay: Option<mpsc::Receiver<RelayEvent>>,
+    datagrams: Option<mpsc::Receiver<Datagram>>,
+    filter: Option<mpsc::Receiver<FilterEvent>>,
+}
+
+#[derive(Debug)]
+pub struct Engine {
+    options: EngineOptions,
+    dir: StateDir,
+    state: State,
+    /// In force; the state's are those last saved.
+    prefs: Prefs,
+    /// New at every start.
+    disco: DiscoPrivate,
+    asks: mpsc::Receiver<Ask>,
+    stop: watch::Receiver<bool>,
+    sources: Sources,
+    session: Option<Session>,
+    ups: Vec<PendingUp>,
+    flows: Flows,
+    notify: broadcast::Sender<Value>,
+    notified: Option<BackendState>,
+    reconcile_at: Instant,
+    /// When to try again to start a session that could not be.
+    restart_at: Option<Instant>,
+    /// Why the node isn't running although it should: for `status`.
+    failure: Option<String>,
+}
+
+impl Engine {
+    pub fn new(
+        options: EngineOptions,
+        dir: StateDir,
+        state: State,
+        disco: DiscoPrivate,
+        asks: mpsc::Receiver<Ask>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let flows = Flows::new(SystemTime::now(), options.uptime);
+        let engine = Self {
+            prefs: state.prefs.clone(),
+            options,
+            dir,
+            state,
+            disco,
+            asks,
+            stop,
+            sources: Sources::default(),
+            session: None,
+            ups: Vec::new(),
+            flows,
+            notify: broadcast::channel(64).0,
+            notified: None,
+            reconcile_at: Instant::now() + RECONCILE_INTERVAL,
+            restart_at: None,
+            failure: None,
+        };
+        engine.set_operator();
+        engine
+    }
+
+    /// Runs until told to stop. What the kernel holds stays.
+    pub async fn run(mut self) {
+        if self.prefs.want_running {
+            self.start_or_retry().await;
+        }
+        loop {
+            match self.next_event().await {
+                Event::Stop => break,
+                event => self.on_event(event).await,
+            }
+            self.settle().await;
+        }
+        info!("the agent ends; what it programmed into the kernel stays");
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let deadline = self.next_deadline();
+        let sources = &mut self.sources;
+        tokio::select! {
+            biased;
+            // The daemon dropping its end is an order to stop, too.
+            _ = self.stop.wait_for(|stop| *stop) => Event::Stop,
+            () = sleep_until(deadline.into()) => Event::Timer,
+            Some(ask) = self.asks.recv() => Event::Ask(ask),
+            event = receive(&mut sources.control) => Event::Control(event),
+            change = receive(&mut sources.changes) => Event::Kernel(change),
+            event = receive(&mut sources.relay) => Event::Relay(event),
+            datagram = receive(&mut sources.datagrams) => Event::Datagram(datagram),
+            event = receive(&mut sources.filter) => Event::Filter(event),
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let session = self.session.as_ref().and_then(Session::next_deadline);
+        let ups = self.ups.iter().filter_map(PendingUp::deadline).min();
+        [session, ups, self.restart_at]
+            .into_iter()
+            .flatten()
+            .fold(self.reconcile_at, Instant::min)
+    }
+
+    async fn on_event(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Stop => {}
+            Event::Timer => self.on_timer(now).await,
+            Event::Ask(ask) => self.on_ask(ask).await,
+            Event::Control(event) => self.on_control(event).await,
+            Event::Kernel(change) => self.on_kernel_change(now, change),
+            Event::Relay(event) => self.with_session(|session| session.on_relay(now, event)),
+            Event::Datagram(datagram) => {
+                self.with_session(|session| session.on_datagram(now, &datagram))
+            }
+            Event::Filter(event) => self.on_filter(event),
+        }
+    }
+
+    fn with_session(&mut self, act: impl FnOnce(&mut Session)) {
+        if let Some(session) = &mut self.session {
+            act(session);
+        }
+    }
+
+    async fn on_timer(&mut self, now: Instant) {
+        if self.restart_at.is_some_and(|at| at <= now) {
+            self.restart_at = None;
+            self.start_or_retry().await;
+        }
+        self.with_session(|session| session.on_timer(now));
+        if self.reconcile_at <= now {
+            self.reconcile(now).await;
+        }
+    }
+
+    fn on_kernel_change(&mut self, now: Instant, change: KernelChange) {
+        debug!(?change, "kernel change");
+        if matches!(
+            change,
+            KernelChange::Links
+                | KernelChange::Addresses
+                | KernelChange::Routes
+                | KernelChange::Overflow
+        ) {
+            self.with_session(|session| session.on_link_change(now));
+        }
+        if matches!(
+            change,
+            KernelChange::Device
+                | KernelChange::Rules
+                | KernelChange::Table
+                | KernelChange::Overflow
+        ) {
+            self.reconcile_soon(now);
+        }
+    }
+
+    fn on_filter(&mut self, event: FilterEvent) {
+        match event {
+            FilterEvent::Drop {
+                time,
+                direction,
+                reason,
+                tuple,
+                length,
+            } => {
+                if let Some(tuple) = tuple {
+                    self.flows.push(flows::Drop {
+                        time,
+                        direction,
+                        reason,
+                        tuple,
+                        length,
+                    });
+                }
+            }
+            FilterEvent::Punt {
+                punt: Punt::Answer(packet),
+                ..
+            } => answer::send(
+                &self.options.kernel.device,
+                self.options.kernel.mark.value,
+                &packet,
+            ),
+            FilterEvent::Punt {
+                punt: Punt::Rejected { flow, reason },
+                ..
+            } => {
+                debug!(%reason, destination = %flow.destination, "a peer refused a connection of ours");
+            }
+        }
+    }
+
+    fn reconcile_soon(&mut self, now: Instant) {
+        self.reconcile_at = self.reconcile_at.min(now + COALESCE);
+    }
+
+    async fn reconcile(&mut self, now: Instant) {
+        self.reconcile_at = now + RECONCILE_INTERVAL;
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        match session.reconcile(now).await {
+            Ok(0) => {}
+            Ok(steps) => debug!(steps, "the kernel holds what it should"),
+            Err(why) => {
+                error!(error = %why, "cannot bring the kernel to what it should hold");
+                self.reconcile_at = now + RETRY_INTERVAL;
+                self.fail_ups(&why.to_string()).await;
+            }
+        }
+    }
+
+    /// What follows from any event: commands of the paths, reports to the server, progress of `up`.
+    async fn settle(&mut self) {
+        let now = Instant::now();
+        if let Some(session) = &mut self.session {
+            if let Err(why) = session.run_commands(now).await {
+                warn!(error = %why, "cannot program a path");
+                self.reconcile_at = self.reconcile_at.min(now + RETRY_INTERVAL);
+            }
+            session.report();
+        }
+        self.advance_ups(now).await;
+        self.notify_state();
+    }
+
+    fn save(&mut self) -> Result<(), StateError> {
+        self.dir
+            .save(&self.state)
+            .inspect_err(|why| error!(error = %why, "cannot save the state"))
+    }
+
+    fn set_operator(&self) {
+        let operator = Some(&self.prefs.operator_user)
+            .filter(|name| !name.is_empty())
+            .and_then(|name| user_id(name));
+        self.options.operator.store(operator.map(Arc::new));
+    }
+
+    fn notify_state(&mut self) {
+        let state = self.backend_state();
+        if self.notified != Some(state) {
+            self.notified = Some(state);
+            info!(?state, "state");
+            // Nobody listening is no error.
+            let _ = self.notify.send(self.notification());
+        }
+    }
+}
+
+/// The next item of a source; never, while there is no source or once it has ended.
+async fn receive<T>(source: &mut Option<mpsc::Receiver<T>>) -> T {
+    if let Some(receiver) = source {
+        if let Some(item) = receiver.recv().await {
+            return item;
+        }
+        *source = None;
+    }
+    std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests;

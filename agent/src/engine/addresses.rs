@@ -1,0 +1,104 @@
+//! A loopback address for every peer, in 127.128.0.0/9, by which the relay door tells them apart.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use lowroad_wire::key::NodePublic;
+
+const FIRST: u32 = u32::from_be_bytes([127, 128, 0, 0]);
+/// Addresses of the range. The last one is the loopback network's broadcast address.
+const COUNT: u32 = (1 << 23) - 1;
+
+/// Which peer has which address. A peer's address follows from its key, unless another one has it or the kernel says otherwise, so that endpoints
+/// survive a restart.
+#[derive(Debug, Default)]
+pub struct RelayAddresses {
+    by_peer: BTreeMap<NodePublic, Ipv4Addr>,
+    taken: BTreeSet<Ipv4Addr>,
+}
+
+impl RelayAddresses {
+    /// Takes over an endpoint found in the kernel, if it is a relay address.
+    pub fn adopt(&mut self, peer: NodePublic, endpoint: SocketAddr) {
+        if let Some(address) = relay_address(endpoint)
+            && !self.by_peer.contains_key(&peer)
+            && self.taken.insert(address)
+        {
+            self.by_peer.insert(peer, address);
+        }
+    }
+
+    /// The peer's address, given to it now if it has none.
+    pub fn of(&mut self, peer: NodePublic) -> Ipv4Addr {
+        if let Some(address) = self.by_peer.get(&peer) {
+            return *address;
+        }
+        let [a, b, c, d, ..] = *peer.as_bytes();
+        let start = u32::from_be_bytes([a, b, c, d]) % COUNT;
+        let free = (0..COUNT)
+            .map(|step| Ipv4Addr::from(FIRST + (start + step) % COUNT))
+            .find(|address| !self.taken.contains(address));
+        let address = free.expect("a netmap message cannot hold eight million peers");
+        self.taken.insert(address);
+        self.by_peer.insert(peer, address);
+        address
+    }
+
+    /// Forgets peers that are not in `kept`.
+    pub fn retain(&mut self, kept: &BTreeSet<NodePublic>) {
+        let taken = &mut self.taken;
+        self.by_peer
+            .retain(|peer, address| kept.contains(peer) || !taken.remove(address));
+    }
+}
+
+/// The address, if this endpoint is one of the relay door's.
+pub fn relay_address(endpoint: SocketAddr) -> Option<Ipv4Addr> {
+    match endpoint {
+        SocketAddr::V4(v4) if (FIRST..FIRST + COUNT).contains(&u32::from(*v4.ip())) => {
+            Some(*v4.ip())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(bytes: [u8; 5]) -> NodePublic {
+        let mut whole = [0; 32];
+        whole[..5].copy_from_slice(&bytes);
+        NodePublic::from_bytes(whole)
+    }
+
+    #[test]
+    fn peers_get_distinct_addresses_inside_the_range_even_if_their_keys_collide() {
+        let mut addresses = RelayAddresses::default();
+        let given: BTreeSet<_> = (0..100)
+            .map(|n| addresses.of(key([0, 0x7f, 0xff, 0xfe, n])))
+            .collect();
+        assert_eq!(given.len(), 100);
+        assert!(
+            given
+                .iter()
+                .all(|address| relay_address(SocketAddr::new((*address).into(), 1)).is_some())
+        );
+        assert!(!given.contains(&Ipv4Addr::new(127, 255, 255, 255)));
+    }
+
+    #[test]
+    fn an_adopted_address_stays_and_a_forgotten_one_is_free_again() {
+        let mut addresses = RelayAddresses::default();
+        let (a, b) = (key([1, 0, 0, 0, 0]), key([1, 0, 0, 0, 1]));
+        let found = Ipv4Addr::new(127, 200, 1, 2);
+        addresses.adopt(a, SocketAddr::new(found.into(), 41642));
+        addresses.adopt(b, "192.0.2.1:41641".parse().unwrap());
+        assert_eq!(addresses.of(a), found);
+        addresses.retain(&BTreeSet::new());
+        addresses.adopt(b, SocketAddr::new(found.into(), 41642));
+        assert_eq!(addresses.of(b), found);
+    }
+}

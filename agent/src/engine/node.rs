@@ -1,0 +1,328 @@
+//! This node's data plane: from the netmap to kernel state and relay table. No sockets; the kernel is behind its seam.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Instant,
+};
+
+use lowroad_core::{
+    desired::PeerStats,
+    filter::{self, Compiled},
+    intent::{self, Choices},
+    path::{Config, PathPeer, Paths},
+    plan::{AllowedIps, Step, plan},
+};
+use lowroad_wire::{
+    control::{Malformed, MapResponse},
+    key::{DiscoPrivate, NodePublic},
+    netmap::NetMap,
+};
+use time::OffsetDateTime;
+use tracing::{debug, info, warn};
+
+use super::addresses::RelayAddresses;
+use crate::{
+    kernel::{Kernel, KernelError},
+    traversal::relay::{RelayEntry, RelayTable},
+};
+
+/// What a netmap message asks the engine to do beside reconciling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Consequences {
+    pub derp_map: bool,
+    /// Peers, addresses or rules changed: the kernel is to be reconciled.
+    pub kernel: bool,
+}
+
+pub struct Node {
+    pub kernel: Box<dyn Kernel>,
+    pub paths: Paths,
+    pub choices: Choices,
+    /// Of the current poll; `None` until its first message has come in this run.
+    pub map: Option<NetMap>,
+    /// What was left out of the netmap, for `status`.
+    pub malformed: Vec<String>,
+    /// The kernel holds what the netmap wants.
+    pub programmed: bool,
+    /// It has held what a netmap wanted at least once.
+    pub was_programmed: bool,
+    pub stats: BTreeMap<NodePublic, PeerStats>,
+    relay_port: u16,
+    relays: RelayAddresses,
+    /// Endpoints found in the kernel at start, until the netmap says whose they are.
+    adopted: BTreeMap<NodePublic, SocketAddr>,
+    /// The next message begins a new netmap.
+    fresh: bool,
+    filter_stale: bool,
+    installed: Option<Compiled>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("programmed", &self.programmed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Takes over what an earlier agent left in the kernel. Nothing is changed until there is a netmap: meanwhile the old state, filter included, is in force.
+    pub async fn adopt(
+        mut kernel: Box<dyn Kernel>,
+        choices: Choices,
+        disco: DiscoPrivate,
+        seed: [u8; 32],
+    ) -> Result<Self, KernelError> {
+        let observed = kernel.observe().await?;
+        let mut relays = RelayAddresses::default();
+        let mut adopted = BTreeMap::new();
+        let own_key = choices.private_key.public();
+        // Endpoints of another identity's sessions mean nothing.
+        if let Some(device) = observed
+            .device
+            .filter(|device| device.public_key == Some(own_key))
+        {
+            for (key, endpoint) in device
+                .peers
+                .iter()
+                .filter_map(|(key, peer)| Some((*key, peer.endpoint?)))
+            {
+                relays.adopt(key, endpoint);
+                adopted.insert(key, endpoint);
+            }
+            if !adopted.is_empty() {
+                info!(
+                    peers = adopted.len(),
+                    "took over the kernel state of an earlier agent"
+                );
+            }
+        }
+        let relay_port = choices.listen_port + 1;
+        let paths = Paths::new(Config {
+            node: own_key,
+            disco,
+            relay_port,
+            seed,
+        });
+        Ok(Self {
+            kernel,
+            paths,
+            choices,
+            map: None,
+            malformed: Vec::new(),
+            programmed: false,
+            was_programmed: false,
+            stats: BTreeMap::new(),
+            relay_port,
+            relays,
+            adopted,
+            fresh: true,
+            filter_stale: true,
+            installed: None,
+        })
+    }
+
+    /// A new poll has begun: its first message replaces the netmap. The old one stays in force until then.
+    pub fn poll_started(&mut self) {
+        self.fresh = true;
+    }
+
+    /// Takes in one netmap message.
+    pub fn take_map(
+        &mut self,
+        response: MapResponse,
+        malformed: &[Malformed],
+        now: Instant,
+        clock: OffsetDateTime,
+    ) -> Consequences {
+        if self.fresh {
+            self.malformed.clear();
+        }
+        for piece in malformed {
+            warn!(%piece, "part of the netmap was left out");
+            self.malformed.push(piece.to_string());
+        }
+        let begins = std::mem::take(&mut self.fresh) || self.map.is_none();
+        let mut map = if begins {
+            NetMap::default()
+        } else {
+            self.map.take().unwrap_or_default()
+        };
+        let changes = map.apply(response, clock);
+        let peers = begins || changes.any_peers();
+        let consequences = Consequences {
+            derp_map: begins || changes.derp,
+            kernel: peers || changes.filter || changes.self_node,
+        };
+        self.map = Some(map);
+        if consequences.kernel {
+            self.filter_stale = true;
+            self.programmed = false;
+        }
+        if peers {
+            self.update_paths(now, clock);
+        }
+        consequences
+    }
+
+    /// The preferences have changed.
+    pub fn set_choices(&mut self, choices: Choices) {
+        self.choices = choices;
+        self.filter_stale = true;
+        self.programmed = false;
+    }
+
+    fn update_paths(&mut self, now: Instant, clock: OffsetDateTime) {
+        let Some(map) = &self.map else { return };
+        let clock = map.control_time(clock);
+        let mut peers = Vec::new();
+        let mut kept = BTreeSet::new();
+        for node in intent::routable_peers(map, clock).filter(|node| !node.is_wireguard_only) {
+            kept.insert(node.key);
+            peers.push(PathPeer {
+                key: node.key,
+                disco: node.disco_key,
+                home: node.home_region(),
+                endpoints: node.endpoints.clone(),
+                relay_address: self.relays.of(node.key),
+                adopted: self.adopted.get(&node.key).copied(),
+            });
+        }
+        self.paths.set_peers(now, peers);
+        self.relays.retain(&kept);
+        self.stats.retain(|key, _| kept.contains(key));
+        self.adopted.clear();
+    }
+
+    /// Makes the kernel hold what netmap and preferences want. Returns how many steps that took; none if it did already.
+    ///
+    /// Without a netmap nothing is done: what an earlier agent left stays in force, and a new device does not exist yet.
+    pub async fn reconcile(
+        &mut self,
+        now: Instant,
+        clock: OffsetDateTime,
+    ) -> Result<usize, KernelError> {
+        if self.map.is_none() {
+            return Ok(0);
+        }
+        self.programmed = false;
+        let observed = self.kernel.observe().await?;
+        // A peer may have moved by itself, and be right: Paths has to see that before its choice is put back.
+        if observed.device.is_some() {
+            self.read_stats(now).await?;
+        }
+        let Some(map) = &self.map else { return Ok(0) };
+        let clock = map.control_time(clock);
+        let desired = intent::desired(map, &self.choices, |key| self.paths.endpoint(key), clock);
+        let steps = plan(&desired, &observed);
+        let attached = observed
+            .device
+            .as_ref()
+            .is_some_and(|device| device.filter_attached);
+        let new_filter = self.stale_filter(clock);
+        if attached && let Some(compiled) = &new_filter {
+            self.install(compiled).await?;
+        }
+        for step in &steps {
+            debug!(?step, "kernel");
+            self.kernel.apply(step).await?;
+            if matches!(step, Step::AttachFilter) {
+                let compiled = new_filter.as_ref().or(self.installed.as_ref()).cloned();
+                if let Some(compiled) = &compiled {
+                    self.install(compiled).await?;
+                }
+            }
+        }
+        self.programmed = true;
+        self.was_programmed = true;
+        Ok(steps.len())
+    }
+
+    /// The filter of the netmap, if it isn't the installed one.
+    fn stale_filter(&mut self, clock: OffsetDateTime) -> Option<Compiled> {
+        if !self.filter_stale {
+            return None;
+        }
+        let compiled = filter::compile(&intent::filter_input(
+            self.map.as_ref()?,
+            &self.choices,
+            clock,
+        ));
+        // It stays stale until it is installed, whatever fails before.
+        self.filter_stale = self.installed.as_ref() != Some(&compiled);
+        self.filter_stale.then_some(compiled)
+    }
+
+    async fn install(&mut self, compiled: &Compiled) -> Result<(), KernelError> {
+        // If this fails it is not known what is in force.
+        self.installed = None;
+        self.filter_stale = true;
+        self.kernel.install_filter(compiled).await?;
+        info!(
+            rules = compiled.rules.len(),
+            "the packet filter is in force"
+        );
+        self.installed = Some(compiled.clone());
+        self.filter_stale = false;
+        Ok(())
+    }
+
+    /// Feeds WireGuard's counters to the paths.
+    pub async fn read_stats(&mut self, now: Instant) -> Result<(), KernelError> {
+        let stats = self.kernel.peer_stats().await?;
+        self.paths.on_stats(now, &stats);
+        self.stats = stats.into_iter().map(|stats| (stats.key, stats)).collect();
+        Ok(())
+    }
+
+    /// Programs one peer's endpoint, and touches nothing else. A peer that the kernel doesn't have yet gets it when it is added.
+    pub async fn set_endpoint(
+        &mut self,
+        peer: NodePublic,
+        endpoint: SocketAddr,
+    ) -> Result<(), KernelError> {
+        if !self.programmed {
+            return Ok(());
+        }
+        let step = Step::UpdatePeer {
+            key: peer,
+            endpoint: Some(endpoint),
+            allowed_ips: AllowedIps::Keep,
+        };
+        self.kernel.apply(&step).await
+    }
+
+    /// How every peer is relayed.
+    pub fn relay_table(&mut self, clock: OffsetDateTime) -> RelayTable {
+        let Some(map) = &self.map else {
+            return RelayTable::new();
+        };
+        let clock = map.control_time(clock);
+        let mut table = RelayTable::new();
+        for node in intent::routable_peers(map, clock).filter(|node| !node.is_wireguard_only) {
+            let address = self.relays.of(node.key);
+            let region = self
+                .paths
+                .status(&node.key)
+                .and_then(|status| status.relay)
+                .or(node.home_region());
+            let endpoint = self
+                .paths
+                .endpoint(&node.key)
+                .unwrap_or_else(|| SocketAddr::new(address.into(), self.relay_port));
+            table.insert(
+                node.key,
+                RelayEntry {
+                    address,
+                    region,
+                    endpoint,
+                },
+            );
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,306 @@
+//! `up`: waits until the node is connected, and puts everything back if that fails.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{Engine, session::Login};
+use crate::{
+    localapi::UpRequest,
+    prefs::{Change, Prefs},
+    status::Progress,
+};
+
+/// How long an unreachable server may stay unreachable before `up` gives up: a server that starts beside us gets its chance, a wrong address an answer.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// An `up` that somebody waits for.
+#[derive(Debug)]
+pub struct PendingUp {
+    progress: mpsc::Sender<Progress>,
+    /// From `--timeout`.
+    timeout: Option<(Instant, Duration)>,
+    /// Since when there has been nothing but trouble with the server.
+    trouble_since: Option<Instant>,
+    said: String,
+    visited: String,
+    before: Before,
+}
+
+/// What a failed `up` goes back to.
+#[derive(Clone, Debug)]
+struct Before {
+    prefs: Prefs,
+    running: bool,
+    /// The session was replaced for this `up`.
+    restarted: bool,
+}
+
+impl PendingUp {
+    pub fn deadline(&self) -> Option<Instant> {
+        let trouble = self.trouble_since.map(|since| since + UNREACHABLE_AFTER);
+        [self.timeout.map(|(at, _)| at), trouble]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn tell(&self, step: Progress) {
+        // A reader that doesn't keep up misses a line; one that has gone is noticed elsewhere.
+        let _ = self.progress.try_send(step);
+    }
+}
+
+impl Engine {
+    pub(super) async fn on_up(&mut self, request: UpRequest, progress: mpsc::Sender<Progress>) {
+        let timeout = Duration::from_millis(request.timeout_ms);
+        match self.begin_up(request).await {
+            Ok(before) => self.ups.push(PendingUp {
+                progress,
+                timeout: (!timeout.is_zero()).then(|| (Instant::now() + timeout, timeout)),
+                trouble_since: None,
+                said: String::new(),
+                visited: String::new(),
+                before,
+            }),
+            Err(why) => {
+                let _ = progress.try_send(Progress::Failed(why));
+            }
+        }
+    }
+
+    async fn begin_up(&mut self, request: UpRequest) -> Result<Before, String> {
+        let mut change = request.change;
+        change.validate().map_err(|error| error.to_string())?;
+        if !request.reset {
+            change
+                .require_complete(&self.prefs)
+                .map_err(|error| error.to_string())?;
+        }
+        let mut prefs = if request.reset {
+            Prefs::default()
+        } else {
+            self.prefs.clone()
+        };
+        change.apply(&mut prefs);
+        prefs.want_running = true;
+        prefs.logged_out = false;
+        let elsewhere = self.state.node_key.is_some()
+            && self
+                .state
+                .registered_at
+                .as_ref()
+                .is_some_and(|url| *url != prefs.control_url);
+        if elsewhere && !request.force_reauth {
+            return Err("can't change --login-server without --force-reauth: this node is registered with another server".to_owned());
+        }
+        let mut before = Before {
+            prefs: self.prefs.clone(),
+            running: self.session.is_some(),
+            restarted: false,
+        };
+        let turned_away = self
+            .session
+            .as_ref()
+            .is_none_or(|session| session.control.is_none());
+        let registered = self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.registered.is_some());
+        let restart = turned_away
+            || request.force_reauth
+            || request.accept_server_key
+            || prefs.control_url != self.prefs.control_url
+            || (request.auth_key.is_some() && !registered);
+        self.prefs = prefs;
+        self.apply_preferences();
+        if restart {
+            let login = Login {
+                auth_key: request.auth_key,
+                force_reauth: request.force_reauth,
+                accept_server_key: request.accept_server_key,
+            };
+            before.restarted = before.running;
+            if let Err(why) = self.start_session(login).await {
+                self.go_back(&before).await;
+                return Err(why.to_string());
+            }
+        }
+        Ok(before)
+    }
+
+    /// Tells those who wait how far it is, and ends what has succeeded or failed.
+    pub(super) async fn advance_ups(&mut self, now: Instant) {
+        if self.ups.is_empty() {
+            return;
+        }
+        let Some(session) = &self.session else {
+            let why = self
+                .failure
+                .clone()
+                .unwrap_or_else(|| "the node was stopped".to_owned());
+            return self.fail_ups(&why).await;
+        };
+        let Some(waiting) = session.waiting_for() else {
+            return self.finish_ups();
+        };
+        let (trouble, auth_url) = (session.trouble.clone(), session.auth_url.clone());
+        if let Some(trouble) = trouble.as_ref().filter(|trouble| trouble.ends_up) {
+            return self.fail_ups(&trouble.message).await;
+        }
+        let mut failed = None;
+        for up in &mut self.ups {
+            match &trouble {
+                None => up.trouble_since = None,
+                Some(trouble)
+                    if up.trouble_since.get_or_insert(now).elapsed() >= UNREACHABLE_AFTER =>
+                {
+                    failed = Some(trouble.message.clone())
+                }
+                Some(_) => {}
+            }
+            if let Some((_, timeout)) = up.timeout.filter(|(at, _)| *at <= now) {
+                failed = Some(format!(
+                    "not connected within {} s: it waits for {waiting}",
+                    timeout.as_secs_f64()
+                ));
+            }
+            if up.progress.is_closed() {
+                failed = Some("the command was interrupted".to_owned());
+            }
+            if !auth_url.is_empty() && up.visited != auth_url {
+                up.visited.clone_from(&auth_url);
+                up.tell(Progress::AuthUrl(auth_url.clone()));
+            } else if auth_url.is_empty() && up.said != waiting {
+                up.said.clone_from(&waiting);
+                up.tell(Progress::Waiting(waiting.clone()));
+            }
+        }
+        if let Some(why) = failed {
+            self.fail_ups(&why).await;
+        }
+    }
+
+    fn finish_ups(&mut self) {
+        self.state.prefs = self.prefs.clone();
+        let saved = self.save();
+        for up in self.ups.drain(..) {
+            up.tell(match &saved {
+                Ok(()) => Progress::Done,
+                Err(why) => Progress::Failed(why.to_string()),
+            });
+        }
+        info!("connected");
+    }
+
+    /// Every waiting `up` fails, and the host is as it was before the first of them.
+    pub(super) async fn fail_ups(&mut self, why: &str) {
+        let mut ups = std::mem::take(&mut self.ups).into_iter();
+        let Some(first) = ups.next() else { return };
+        warn!(why, "up failed");
+        self.go_back(&first.before).await;
+        for up in std::iter::once(first).chain(ups) {
+            up.tell(Progress::Failed(why.to_owned()));
+        }
+    }
+
+    async fn go_back(&mut self, before: &Before) {
+        self.prefs = before.prefs.clone();
+        if !before.running {
+            if let Err(error) = self.stop_session().await {
+                warn!(%error, "cannot remove everything that `up` made");
+            }
+            self.forget_unregistered_key();
+        } else if before.restarted {
+            self.start_or_retry().await;
+        }
+        self.apply_preferences();
+    }
+
+    /// A key that no server has accepted is no identity: the next `up` makes its own.
+    fn forget_unregistered_key(&mut self) {
+        if self.state.registered_at.is_none() && self.state.node_key.take().is_some() {
+            let _ = self.save();
+        }
+    }
+
+    /// `start`, `login-interactive` and `WantRunning: true`: connects, and doesn't wait for it.
+    pub(super) async fn start_without_waiting(
+        &mut self,
+        auth_key: Option<crate::prefs::AuthKey>,
+        mut change: Change,
+    ) -> Result<(), String> {
+        change.validate().map_err(|error| error.to_string())?;
+        change.apply(&mut self.prefs);
+        self.prefs.want_running = true;
+        self.prefs.logged_out = false;
+        self.state.prefs = self.prefs.clone();
+        self.save().map_err(|error| error.to_string())?;
+        self.apply_preferences();
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.control.is_some())
+        {
+            return Ok(());
+        }
+        self.start_session(Login {
+            auth_key,
+            ..Login::default()
+        })
+        .await
+        .map_err(|error| error.to_string())
+    }
+
+    /// `down`: everything that lowroad made on this host is removed, and a restarted agent stays down.
+    pub(super) async fn on_down(&mut self) -> Result<(), String> {
+        self.prefs.want_running = false;
+        self.state.prefs = self.prefs.clone();
+        self.failure = None;
+        let saved = self.save();
+        let stopped = self.stop_session().await;
+        self.ups.drain(..).for_each(|up| {
+            up.tell(Progress::Failed(
+                "the node was stopped by `lowroad down`".to_owned(),
+            ))
+        });
+        saved.map_err(|error| error.to_string())?;
+        stopped.map_err(|error| error.to_string())
+    }
+
+    pub(super) async fn on_logout(&mut self) -> Result<(), String> {
+        let options = self.saved_control_options();
+        let told = tokio::time::timeout(LOGOUT_TIMEOUT, crate::control::logout(&options)).await;
+        self.prefs.want_running = false;
+        self.prefs.logged_out = true;
+        self.state.node_key = None;
+        self.state.old_node_key = None;
+        self.state.registered_at = None;
+        self.on_down().await?;
+        match told {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(format!(
+                "logged out here, but the login server was not told: {why}"
+            )),
+            Err(_) => Err("logged out here, but the login server did not answer".to_owned()),
+        }
+    }
+
+    /// Makes the preferences take effect on what runs.
+    pub(super) fn apply_preferences(&mut self) {
+        self.set_operator();
+        let hostinfo = crate::control::hostinfo::hostinfo(&self.prefs, &self.state.id);
+        let (kernel, prefs, disco) = (&self.options.kernel, &self.prefs, &self.disco);
+        if let Some(session) = &mut self.session {
+            session.set_preferences(
+                |key| super::session::choices(kernel, prefs, disco, key),
+                hostinfo,
+            );
+            self.reconcile_soon(Instant::now());
+        }
+    }
+}
+
+/// The server is told of a logout for this long at most.
+const LOGOUT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,556 @@
+//! What the local API shows of the engine.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
+
+use lowroad_core::{filter::Direction, intent};
+use lowroad_wire::{
+    control::{Node, UserId},
+    key::NodePublic,
+};
+use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::sync::oneshot;
+
+use super::{Engine, session::Session};
+use crate::{
+    localapi::{Ask, Who},
+    prefs::Change,
+    status::{
+        BackendState, Lowroad, NEVER, PeerStatus, PingResult, Status, Tailnet, UserStatus, VERSION,
+        WhoIs,
+    },
+};
+
+impl Engine {
+    pub(super) async fn on_ask(&mut self, ask: Ask) {
+        // Whoever asked may have gone: an answer that nobody takes is no error.
+        match ask {
+            Ask::Status { peers, reply } => drop(reply.send(self.status(peers))),
+            Ask::WhoIs { who, reply } => drop(reply.send(self.whois(who))),
+            Ask::Prefs { reply } => drop(reply.send(self.prefs.to_stock_json())),
+            Ask::Set { change, reply } => drop(reply.send(self.set(change).await)),
+            Ask::Up { request, progress } => self.on_up(*request, progress).await,
+            Ask::Start {
+                auth_key,
+                change,
+                reply,
+            } => drop(reply.send(self.start_without_waiting(auth_key, change).await)),
+            Ask::Down { reply } => drop(reply.send(self.on_down().await)),
+            Ask::Logout { reply } => drop(reply.send(self.on_logout().await)),
+            Ask::Ping { ip, reply } => self.ping(ip, reply),
+            Ask::DerpMap { reply } => drop(reply.send(self.derp_map())),
+            Ask::Netcheck { reply } => drop(reply.send(self.netcheck())),
+            Ask::Metrics { reply } => drop(reply.send(self.metrics())),
+            Ask::Counters { reply } => drop(reply.send(self.counters())),
+            Ask::Flows { reply } => drop(reply.send(self.flows.follow())),
+            Ask::Watch { reply } => {
+                drop(reply.send((self.notification(), self.notify.subscribe())))
+            }
+        }
+    }
+
+    async fn set(&mut self, mut change: Change) -> Result<Value, String> {
+        change.validate().map_err(|error| error.to_string())?;
+        match change.want_running {
+            Some(true) => self.start_without_waiting(None, change).await?,
+            Some(false) => {
+                change.apply(&mut self.prefs);
+                self.on_down().await?;
+            }
+            None => {
+                if change
+                    .control_url
+                    .as_ref()
+                    .is_some_and(|url| *url != self.prefs.control_url)
+                    && self.session.is_some()
+                {
+                    return Err("can't change the login server while running: use `lowroad up --login-server=… --force-reauth`".to_owned());
+                }
+                change.apply(&mut self.prefs);
+                self.state.prefs = self.prefs.clone();
+                self.save().map_err(|error| error.to_string())?;
+                self.apply_preferences();
+            }
+        }
+        Ok(self.prefs.to_stock_json())
+    }
+
+    fn node(&self) -> Option<&super::node::Node> {
+        self.session.as_ref()?.node.as_ref()
+    }
+
+    fn map(&self) -> Option<&lowroad_wire::netmap::NetMap> {
+        self.node()?.map.as_ref()
+    }
+
+    pub(super) fn backend_state(&self) -> BackendState {
+        let Some(session) = &self.session else {
+            return match (self.prefs.want_running, &self.state.node_key) {
+                (_, None) => BackendState::NeedsLogin,
+                // It should run, but the server has turned it away.
+                (true, _) if self.restart_at.is_none() && self.failure.is_some() => {
+                    BackendState::NeedsLogin
+                }
+                (true, _) => BackendState::Starting,
+                (false, _) => BackendState::Stopped,
+            };
+        };
+        if session.registered.is_none() && !session.auth_url.is_empty() {
+            return BackendState::NeedsLogin;
+        }
+        let node = session.node.as_ref();
+        match node.and_then(|node| node.map.as_ref()?.self_node.as_ref()) {
+            None => BackendState::Starting,
+            Some(own) if !own.machine_authorized => BackendState::NeedsMachineAuth,
+            Some(_) if node.is_some_and(|node| node.was_programmed) => BackendState::Running,
+            Some(_) => BackendState::Starting,
+        }
+    }
+
+    pub(super) fn notification(&self) -> Value {
+        json!({"Version": VERSION, "State": self.backend_state().number(), "Prefs": self.prefs.to_stock_json()})
+    }
+
+    fn status(&self, peers: bool) -> Status {
+        let session = self.session.as_ref();
+        let map = self.map();
+        let own = map.and_then(|map| map.self_node.as_ref());
+        let suffix = own.map(|node| suffix(&node.name)).unwrap_or_default();
+        let addresses: Vec<_> = own.map(|node| node.ips().collect()).unwrap_or_default();
+        Status {
+            version: VERSION.to_owned(),
+            tun: true,
+            backend_state: self.backend_state(),
+            have_node_key: self.state.node_key.is_some(),
+            auth_url: session
+                .map(|session| session.auth_url.clone())
+                .unwrap_or_default(),
+            tailscale_ips: (!addresses.is_empty()).then_some(addresses),
+            self_node: Some(self.self_status(own)),
+            health: self.health(),
+            magic_dns_suffix: suffix.clone(),
+            current_tailnet: map.map(|map| Tailnet {
+                name: map.domain.clone(),
+                magic_dns_enabled: map.dns.proxied,
+                magic_dns_suffix: suffix,
+            }),
+            cert_domains: None,
+            extra_records: None,
+            peer: peers.then(|| self.peers()),
+            user: map.map(|map| {
+                map.users
+                    .keys()
+                    .filter_map(|id| Some((id.0, self.user(*id)?)))
+                    .collect()
+            }),
+            client_version: None,
+            lowroad: self.lowroad(),
+        }
+    }
+
+    fn lowroad(&self) -> Lowroad {
+        let session = self.session.as_ref();
+        Lowroad {
+            version: VERSION.to_owned(),
+            dataplane: session
+                .map(|session| session.dataplane.name().to_owned())
+                .unwrap_or_default(),
+            device: self.options.kernel.device.clone(),
+            port: self.options.kernel.port,
+            home_relay: session.map(home_code).unwrap_or_default(),
+            waiting_for: session.and_then(Session::waiting_for).unwrap_or_default(),
+            malformed_peers: self
+                .node()
+                .map(|node| node.malformed.clone())
+                .unwrap_or_default(),
+        }
+    }
+
+    fn self_status(&self, own: Option<&Node>) -> PeerStatus {
+        let Some(own) = own else {
+            return PeerStatus {
+                public_key: self
+                    .state
+                    .node_key
+                    .as_ref()
+                    .map_or(NodePublic::ZERO, |key| key.public())
+                    .to_string(),
+                host_name: crate::control::hostinfo::hostinfo(&self.prefs, &self.state.id).hostname,
+                os: "linux".to_owned(),
+                ..PeerStatus::default()
+            };
+        };
+        let session = self.session.as_ref();
+        let connected = session
+            .is_some_and(|session| session.trouble.is_none() && session.registered.is_some());
+        let endpoints = session.and_then(|session| session.net.as_ref()).map(|net| {
+            net.endpoints()
+                .iter()
+                .map(|(address, _)| *address)
+                .collect()
+        });
+        PeerStatus {
+            addrs: endpoints,
+            relay: session.map(home_code).unwrap_or_default(),
+            online: connected,
+            in_magic_sock: false,
+            in_engine: false,
+            capabilities: own.cap_map.keys().cloned().collect(),
+            cap_map: own
+                .cap_map
+                .iter()
+                .map(|(name, values)| (name.clone(), json!(values)))
+                .collect(),
+            ..facts(own)
+        }
+    }
+
+    fn peers(&self) -> BTreeMap<String, PeerStatus> {
+        let (Some(session), Some(map)) = (&self.session, self.map()) else {
+            return BTreeMap::new();
+        };
+        let codes = session.region_codes();
+        let now = map.control_time(OffsetDateTime::now_utc());
+        map.peers
+            .values()
+            .map(|node| {
+                (
+                    node.key.to_string(),
+                    self.peer_status(session, node, &codes, now),
+                )
+            })
+            .collect()
+    }
+
+    fn peer_status(
+        &self,
+        session: &Session,
+        node: &Node,
+        codes: &BTreeMap<lowroad_wire::control::RegionId, String>,
+        now: OffsetDateTime,
+    ) -> PeerStatus {
+        let plane = session.node.as_ref();
+        let path = plane.and_then(|plane| plane.paths.status(&node.key));
+        let stats = plane.and_then(|plane| plane.stats.get(&node.key));
+        let handshake = stats.and_then(|stats| stats.last_handshake);
+        let routable = node.is_routable(now);
+        PeerStatus {
+            cur_addr: path
+                .and_then(|path| path.current)
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            relay: node
+                .home_region()
+                .and_then(|region| codes.get(&region).cloned())
+                .unwrap_or_default(),
+            rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
+            tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
+            last_handshake: handshake.map_or_else(|| NEVER.to_owned(), since_epoch),
+            online: node.online.unwrap_or(false),
+            active: path.is_some_and(|path| path.active),
+            in_magic_sock: routable,
+            in_engine: handshake.is_some(),
+            expired: node.is_expired(now),
+            ..facts(node)
+        }
+    }
+
+    fn user(&self, id: UserId) -> Option<UserStatus> {
+        let user = self.map()?.users.get(&id)?;
+        Some(UserStatus {
+            id: id.0,
+            login_name: user.login_name.clone(),
+            display_name: user.display_name.clone(),
+            profile_pic_url: user.profile_pic_url.clone(),
+        })
+    }
+
+    /// What a person should look at, worst first.
+    fn health(&self) -> Vec<String> {
+        let mut health: Vec<String> = self.failure.iter().cloned().collect();
+        if let Some(session) = &self.session {
+            if let Some(trouble) = &session.trouble {
+                health.push(format!(
+                    "no connection to the login server: {}",
+                    trouble.message
+                ));
+            }
+            if let Some(net) = &session.net {
+                health.extend(net.health());
+                if let Some(home) = net.home().filter(|home| !net.is_connected(*home)) {
+                    health.push(format!("no connection to the home relay {}: peers without a direct path cannot be reached", session.region_code(home)));
+                }
+            }
+            if let Some(why) = &session.why_userspace {
+                health.push(format!("packets pass through userspace: {why}"));
+            }
+        }
+        if let Some(node) = self.node() {
+            if node.map.is_some() && !node.programmed {
+                health.push("the kernel does not hold yet what the netmap wants".to_owned());
+            }
+            if !node.malformed.is_empty() {
+                health.push(format!(
+                    "{} malformed parts of the netmap were left out (see the log)",
+                    node.malformed.len()
+                ));
+            }
+        }
+        if let Some(map) = self.map() {
+            health.extend(map.health.iter().cloned());
+            let now = map.control_time(OffsetDateTime::now_utc());
+            if map
+                .self_node
+                .as_ref()
+                .is_some_and(|own| intent::is_expired(own, now))
+            {
+                health.push(
+                    "this node's key has expired: log in again with `lowroad up --force-reauth`"
+                        .to_owned(),
+                );
+            }
+            if self.prefs.corp_dns && map.dns.proxied {
+                health.push("--accept-dns changes nothing yet: lowroad has no DNS server so far (silence this with `lowroad set --accept-dns=false`)".to_owned());
+            }
+        }
+        if self.session.is_none() && !self.prefs.want_running && self.state.node_key.is_some() {
+            health.push("lowroad is stopped.".to_owned());
+        }
+        health
+    }
+
+    fn whois(&self, who: Who) -> Option<WhoIs> {
+        let map = self.map()?;
+        let mut nodes = map.peers.values().chain(&map.self_node);
+        let node = nodes.find(|node| match who {
+            Who::Address(ip) => node.ips().any(|own| own == ip),
+            Who::Key(key) => node.key == key,
+        })?;
+        let mut json = serde_json::to_value(node).ok()?;
+        let name = node.name.split('.').next().unwrap_or_default();
+        if let Some(object) = json.as_object_mut() {
+            object.insert("ComputedName".to_owned(), name.into());
+            object.insert("ComputedNameWithHost".to_owned(), name.into());
+        }
+        let user_profile = self.user(node.user).unwrap_or_else(|| UserStatus {
+            id: node.user.0,
+            ..UserStatus::default()
+        });
+        Some(WhoIs {
+            node: json,
+            user_profile,
+            cap_map: None,
+        })
+    }
+
+    fn ping(&mut self, ip: IpAddr, reply: oneshot::Sender<PingResult>) {
+        let answer = |err: String| PingResult {
+            ip: ip.to_string(),
+            err,
+            ..PingResult::default()
+        };
+        let Some((session, map)) = self.session.as_mut().and_then(|session| {
+            let map = session.node.as_ref()?.map.clone()?;
+            Some((session, map))
+        }) else {
+            return drop(reply.send(answer("not connected: run `lowroad up`".to_owned())));
+        };
+        if map
+            .self_node
+            .as_ref()
+            .is_some_and(|own| own.ips().any(|own| own == ip))
+        {
+            return drop(reply.send(PingResult {
+                is_local_ip: true,
+                ..answer(format!("{ip} is local Tailscale IP"))
+            }));
+        }
+        let Some(peer) = map
+            .peers
+            .values()
+            .find(|peer| peer.ips().any(|own| own == ip))
+        else {
+            return drop(reply.send(answer("no matching peer".to_owned())));
+        };
+        let name = peer.name.split('.').next().unwrap_or_default().to_owned();
+        let id = session
+            .node
+            .as_mut()
+            .and_then(|node| node.paths.ping(std::time::Instant::now(), peer.key));
+        match id {
+            Some(id) => session.pings.wait(id, ip, name, reply),
+            None => drop(reply.send(answer(format!(
+                "{name} cannot be pinged: it takes part in no path discovery"
+            )))),
+        }
+    }
+
+    fn derp_map(&self) -> Value {
+        self.map()
+            .and_then(|map| serde_json::to_value(&map.derp_map).ok())
+            .unwrap_or(Value::Null)
+    }
+
+    fn netcheck(&self) -> Value {
+        let net = self
+            .session
+            .as_ref()
+            .and_then(|session| session.net.as_ref());
+        let mut report = net.map_or_else(|| json!({}), |net| net.report());
+        let codes = self
+            .session
+            .as_ref()
+            .map(Session::region_codes)
+            .unwrap_or_default();
+        let regions: BTreeMap<_, _> = codes
+            .into_iter()
+            .map(|(id, code)| (id.to_string(), code))
+            .collect();
+        if let Some(object) = report.as_object_mut() {
+            object.insert("Now".to_owned(), rfc3339(OffsetDateTime::now_utc()).into());
+            object.insert("Lowroad".to_owned(), json!({"Regions": regions}));
+        }
+        report
+    }
+
+    fn counters(&mut self) -> Value {
+        let Some(node) = self
+            .session
+            .as_mut()
+            .and_then(|session| session.node.as_mut())
+        else {
+            return json!({});
+        };
+        let Ok(counters) = node.kernel.filter_counters() else {
+            return json!({});
+        };
+        let direction = |direction: Direction| {
+            if direction == Direction::Out {
+                "out"
+            } else {
+                "in"
+            }
+        };
+        let rules: Vec<_> = counters.rules.iter().map(|rule| json!({"Rule": rule.rule.0, "Text": rule.text, "Packets": rule.count.packets, "Bytes": rule.count.bytes})).collect();
+        let passed: Vec<_> = counters.passed.iter().map(|(way, pass, count)| json!({"Direction": direction(*way), "How": pass.name(), "Packets": count.packets, "Bytes": count.bytes})).collect();
+        let dropped: Vec<_> = counters.dropped.iter().map(|(way, reason, count)| json!({"Direction": direction(*way), "Reason": reason.name(), "Packets": count.packets, "Bytes": count.bytes})).collect();
+        json!({"Rules": rules, "Passed": passed, "Dropped": dropped})
+    }
+
+    /// What of the stock client's metrics there is, in Prometheus's text.
+    fn metrics(&mut self) -> String {
+        let mut text = String::new();
+        let mut metric = |name: &str, kind: &str, help: &str, lines: &[(String, u64)]| {
+            let _ = writeln!(text, "# TYPE {name} {kind}\n# HELP {name} {help}");
+            for (labels, value) in lines {
+                let _ = writeln!(text, "{name}{labels} {value}");
+            }
+        };
+        metric(
+            "tailscaled_advertised_routes",
+            "gauge",
+            "Number of advertised network routes (e.g. by a subnet router)",
+            &[(String::new(), 0)],
+        );
+        metric(
+            "tailscaled_approved_routes",
+            "gauge",
+            "Number of approved network routes (e.g. by a subnet router)",
+            &[(String::new(), 0)],
+        );
+        metric(
+            "tailscaled_health_messages",
+            "gauge",
+            "Number of health messages broken down by type.",
+            &[("{type=\"warning\"}".to_owned(), self.health().len() as u64)],
+        );
+        let home = self
+            .session
+            .as_ref()
+            .and_then(|session| session.net.as_ref()?.home())
+            .map_or(0, |region| u64::from(region.0));
+        metric(
+            "tailscaled_home_derp_region_id",
+            "gauge",
+            "DERP region ID of this node's home relay server",
+            &[(String::new(), home)],
+        );
+        let counters = self
+            .session
+            .as_mut()
+            .and_then(|session| session.node.as_mut())
+            .and_then(|node| node.kernel.filter_counters().ok());
+        for (name, help, way) in [
+            (
+                "tailscaled_inbound_dropped_packets_total",
+                "Counts the number of dropped packets received by the node from other peers",
+                Direction::In,
+            ),
+            (
+                "tailscaled_outbound_dropped_packets_total",
+                "Counts the number of packets dropped while being sent to other peers",
+                Direction::Out,
+            ),
+        ] {
+            let dropped = counters
+                .iter()
+                .flat_map(|counters| &counters.dropped)
+                .filter(|(direction, ..)| *direction == way);
+            let lines: Vec<_> = dropped
+                .map(|(_, reason, count)| {
+                    (format!("{{reason=\"{}\"}}", reason.name()), count.packets)
+                })
+                .collect();
+            metric(name, "counter", help, &lines);
+        }
+        text
+    }
+}
+
+/// What the netmap says of a node.
+fn facts(node: &Node) -> PeerStatus {
+    PeerStatus {
+        id: node.stable_id.to_string(),
+        node_id: node.id.0,
+        public_key: node.key.to_string(),
+        host_name: node.hostinfo.hostname.clone(),
+        dns_name: node.name.clone(),
+        os: node.hostinfo.os.clone(),
+        user_id: node.user.0,
+        tailscale_ips: Some(node.ips().collect()),
+        allowed_ips: Some(node.allowed_ips().to_vec()),
+        tags: node.tags.clone(),
+        primary_routes: node.primary_routes.clone(),
+        created: node.created.map_or_else(|| NEVER.to_owned(), rfc3339),
+        last_seen: node.last_seen.map_or_else(|| NEVER.to_owned(), rfc3339),
+        exit_node_option: node
+            .allowed_ips()
+            .iter()
+            .any(|prefix| prefix.prefix_len() == 0),
+        in_network_map: true,
+        key_expiry: node.key_expiry.map(rfc3339),
+        ..PeerStatus::default()
+    }
+}
+
+fn home_code(session: &Session) -> String {
+    let home = session.net.as_ref().and_then(super::net::Net::home);
+    home.map(|home| session.region_code(home))
+        .unwrap_or_default()
+}
+
+/// The name behind the first label, without the trailing dot.
+fn suffix(name: &str) -> String {
+    name.trim_end_matches('.')
+        .split_once('.')
+        .map(|(_, suffix)| suffix.to_owned())
+        .unwrap_or_default()
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_else(|_| NEVER.to_owned())
+}
+
+fn since_epoch(time: Duration) -> String {
+    rfc3339(OffsetDateTime::UNIX_EPOCH + time)
+}
