@@ -1,0 +1,452 @@
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use lowroad_wire::derp::{
+    ClientInfo, Codec, Frame, GoneReason, ServerInfo, client_info, open_server_info,
+};
+use lowroad_wire::disco;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout};
+use tokio_util::codec::Framed;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn private(seed: u8) -> NodePrivate {
+    NodePrivate::from_random([seed; 32])
+}
+
+fn public(seed: u8) -> NodePublic {
+    private(seed).public()
+}
+
+fn remote() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], 1))
+}
+
+/// Knows the keys of the seeds 1 to 9.
+fn server() -> Arc<DerpServer> {
+    let known: BTreeSet<NodePublic> = (1..=9).map(public).collect();
+    Arc::new(DerpServer::new(private(99), move |key| known.contains(key)))
+}
+
+struct Client<S> {
+    framed: Framed<S, Codec>,
+}
+
+impl Client<DuplexStream> {
+    async fn join(server: &Arc<DerpServer>, seed: u8) -> Self {
+        Self::join_with_buffer(server, seed, 1 << 20).await
+    }
+
+    /// With so many bytes between the server's write and the client's read.
+    async fn join_with_buffer(server: &Arc<DerpServer>, seed: u8, buffer: usize) -> Self {
+        Self::greet(connect(server, buffer), &private(seed)).await
+    }
+}
+
+fn connect(server: &Arc<DerpServer>, buffer: usize) -> DuplexStream {
+    let (near, far) = tokio::io::duplex(buffer);
+    let server = server.clone();
+    tokio::spawn(async move { server.serve(far, remote()).await });
+    near
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    async fn greet(stream: S, key: &NodePrivate) -> Self {
+        let mut framed = Framed::new(stream, Codec::client());
+        let Some(Ok(Frame::ServerKey(server))) = framed.next().await else {
+            panic!("the server begins with its key");
+        };
+        let info = client_info(key, &server, [5; 24], &ClientInfo::default());
+        framed.send(info).await.unwrap();
+        let Some(Ok(Frame::ServerInfo { sealed })) = framed.next().await else {
+            panic!("the server answers with its info");
+        };
+        let info = open_server_info(key, &server, &sealed).unwrap();
+        assert_eq!(info, ServerInfo::default());
+        Self { framed }
+    }
+
+    async fn send(&mut self, to: u8, packet: &[u8]) {
+        let packet = Bytes::copy_from_slice(packet);
+        let frame = Frame::SendPacket {
+            to: public(to),
+            packet,
+        };
+        self.framed.send(frame).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Frame {
+        let frame = timeout(PATIENCE, self.framed.next()).await;
+        frame.expect("a frame comes").expect("not the end").unwrap()
+    }
+
+    async fn expect_packet(&mut self, from: u8, packet: &[u8]) {
+        let packet = Bytes::copy_from_slice(packet);
+        let from = public(from);
+        assert_eq!(self.next().await, Frame::RecvPacket { from, packet });
+    }
+
+    /// Everything sent so far has been handled when this returns; returns what came before.
+    async fn settle(&mut self) -> Vec<Frame> {
+        self.framed.send(Frame::Ping([7; 8])).await.unwrap();
+        let mut before = Vec::new();
+        loop {
+            match self.next().await {
+                Frame::Pong(data) => {
+                    assert_eq!(data, [7; 8]);
+                    return before;
+                }
+                frame => before.push(frame),
+            }
+        }
+    }
+
+    async fn expect_end(&mut self) {
+        let end = async { while let Some(Ok(_)) = self.framed.next().await {} };
+        timeout(PATIENCE, end).await.expect("the connection ends");
+    }
+}
+
+/// What the server's magic makes a disco packet.
+fn disco_packet(number: u8) -> Vec<u8> {
+    let mut packet = disco::MAGIC.to_vec();
+    packet.extend([number; 80]);
+    packet
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("waited for: {what}"));
+}
+
+#[tokio::test]
+async fn two_clients_exchange_packets_over_tcp() {
+    let server = server();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = server.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, remote)) = listener.accept().await {
+            let server = serving.clone();
+            tokio::spawn(async move { server.serve(stream, remote).await });
+        }
+    });
+    let mut one = Client::greet(TcpStream::connect(address).await.unwrap(), &private(1)).await;
+    let mut two = Client::greet(TcpStream::connect(address).await.unwrap(), &private(2)).await;
+    one.settle().await;
+    two.settle().await;
+    for round in 0..200_u8 {
+        let packet = vec![round; usize::from(round) * 300];
+        one.send(2, &packet).await;
+        two.expect_packet(1, &packet).await;
+        two.send(1, &packet).await;
+        one.expect_packet(2, &packet).await;
+    }
+    let status = server.status();
+    assert_eq!(
+        (status.clients, status.connections, status.accepted),
+        (2, 2, 2)
+    );
+    assert_eq!((status.packets_received, status.packets_sent), (400, 400));
+    assert_eq!(status.bytes_received, status.bytes_sent);
+}
+
+#[tokio::test]
+async fn only_known_keys_that_are_proven_get_in() {
+    let server = server();
+    // Nobody knows this key.
+    let mut framed = Framed::new(connect(&server, 4096), Codec::client());
+    framed.next().await.unwrap().unwrap();
+    let info = client_info(
+        &private(50),
+        &server.public_key(),
+        [5; 24],
+        &ClientInfo::default(),
+    );
+    framed.send(info).await.unwrap();
+    assert!(framed.next().await.is_none());
+    // This key is known, but the box was made with another one.
+    let mut framed = Framed::new(connect(&server, 4096), Codec::client());
+    framed.next().await.unwrap().unwrap();
+    let info = client_info(
+        &private(50),
+        &server.public_key(),
+        [5; 24],
+        &ClientInfo::default(),
+    );
+    let Frame::ClientInfo { sealed, .. } = info else {
+        unreachable!("it is one")
+    };
+    let stolen = Frame::ClientInfo {
+        key: public(1),
+        sealed,
+    };
+    framed.send(stolen).await.unwrap();
+    assert!(framed.next().await.is_none());
+    until("two refusals", || server.status().refused == 2).await;
+    assert_eq!(server.status().accepted, 0);
+}
+
+#[tokio::test]
+async fn garbage_ends_the_connection_that_it_came_on_and_no_other() {
+    let server = server();
+    let mut good = Client::join(&server, 1).await;
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 400],
+        &[0x02, 0x7f, 0xff, 0xff, 0xff],
+        &[0x02, 0, 0, 0, 3, 1, 2, 3],
+        &[0x04, 0, 0, 0, 0],
+    ] {
+        let mut stream = connect(&server, 4096);
+        stream.write_all(garbage).await.unwrap();
+        let mut rest = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut rest))
+            .await
+            .expect("it ends")
+            .unwrap();
+        let mut late = Client::join(&server, 2).await;
+        let raw = late.framed.get_mut();
+        raw.write_all(&[0x04, 0, 0, 0, 1, 9]).await.unwrap();
+        late.expect_end().await;
+    }
+    // A frame of an unknown type is skipped, a large packet is not.
+    good.framed
+        .get_mut()
+        .write_all(&[0x77, 0, 0, 0, 2, 1, 2])
+        .await
+        .unwrap();
+    good.settle().await;
+    for mesh_only in [Frame::WatchConns, Frame::ClosePeer(public(1))] {
+        let mut pretender = Client::join(&server, 3).await;
+        pretender.framed.send(mesh_only).await.unwrap();
+        pretender.expect_end().await;
+    }
+    good.settle().await;
+    until("only the good client is left", || {
+        server.status().connections == 1
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_greet_is_dropped_after_ten_seconds() {
+    let server = server();
+    let started = Instant::now();
+    let mut stream = connect(&server, 4096);
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(started.elapsed().as_secs(), 10);
+    assert_eq!(server.status().refused, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_sends_disco_to_nobody_is_told_three_times_at_once_then_once_a_second() {
+    let server = server();
+    let mut one = Client::join(&server, 1).await;
+    let not_here = Frame::PeerGone {
+        key: public(2),
+        reason: GoneReason::NotHere,
+    };
+    for _ in 0..10 {
+        one.send(2, b"no disco").await;
+    }
+    assert_eq!(one.settle().await, []);
+    for _ in 0..10 {
+        one.send(2, &disco_packet(1)).await;
+    }
+    assert_eq!(one.settle().await, vec![not_here.clone(); 3]);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for _ in 0..10 {
+        one.send(2, &disco_packet(1)).await;
+    }
+    assert_eq!(one.settle().await, [not_here]);
+    assert_eq!(server.status().dropped_not_here, 30);
+}
+
+#[tokio::test]
+async fn whoever_sent_to_a_client_is_told_when_it_leaves_and_reaches_it_when_it_is_back() {
+    let server = server();
+    let mut one = Client::join(&server, 1).await;
+    let mut stranger = Client::join(&server, 3).await;
+    for _ in 0..2 {
+        let mut two = Client::join(&server, 2).await;
+        two.settle().await;
+        two.send(1, b"hello").await;
+        one.expect_packet(2, b"hello").await;
+        drop(two);
+        // One is told because two sent to it, also without having sent anything itself.
+        let gone = Frame::PeerGone {
+            key: public(2),
+            reason: GoneReason::Disconnected,
+        };
+        assert_eq!(one.next().await, gone);
+    }
+    assert_eq!(stranger.settle().await, []);
+    let mut two = Client::join(&server, 2).await;
+    one.send(2, b"again").await;
+    two.expect_packet(1, b"again").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_reads_nothing_loses_the_oldest_packets_and_is_dropped_after_two_seconds() {
+    let server = server();
+    let mut one = Client::join(&server, 1).await;
+    let mut stalled = Client::join_with_buffer(&server, 2, 256).await;
+    let mut reader = Client::join(&server, 3).await;
+    let started = Instant::now();
+    for number in 0..200_u8 {
+        one.send(2, &[number; 1000]).await;
+    }
+    one.settle().await;
+    one.send(3, b"others are served meanwhile").await;
+    reader
+        .expect_packet(1, b"others are served meanwhile")
+        .await;
+    assert_eq!(started.elapsed().as_secs(), 0);
+    // One batch at least went out of the queue; of the rest, 32 are left.
+    let dropped = server.status().dropped_queue_full;
+    assert!((60..=167).contains(&dropped), "{dropped} dropped");
+    let gone = async {
+        while server.status().clients == 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    gone.await;
+    assert_eq!(started.elapsed().as_secs(), 2);
+    assert_eq!(server.status().stalled, 1);
+    stalled.expect_end().await;
+    one.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_reads_slowly_keeps_its_connection_and_the_newest_packets() {
+    let server = server();
+    let mut one = Client::join(&server, 1).await;
+    let mut slow = Client::join_with_buffer(&server, 2, 256).await;
+    for number in 0..200_u8 {
+        one.send(2, &[number; 1000]).await;
+        one.send(2, &disco_packet(number)).await;
+    }
+    one.settle().await;
+    let mut numbers = Vec::new();
+    let count = |numbers: &[u8], number| numbers.iter().filter(|&&seen| seen == number).count();
+    while count(&numbers, 199) < 2 {
+        // Slow, but never two seconds without taking anything.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if let Frame::RecvPacket { packet, .. } = slow.next().await {
+            numbers.push(packet[packet.len() - 1]);
+        }
+    }
+    for newest in 168..=199 {
+        assert_eq!(count(&numbers, newest), 2, "of each queue's {newest}");
+    }
+    assert_eq!(server.status().stalled, 0);
+}
+
+#[tokio::test]
+async fn of_connections_with_the_same_key_the_last_to_write_gets_the_packets() {
+    let server = server();
+    let mut sender = Client::join(&server, 1).await;
+    let mut first = Client::join(&server, 2).await;
+    first.settle().await;
+    let mut second = Client::join(&server, 2).await;
+    let warned =
+        |frames: Vec<Frame>| matches!(&frames[..], [Frame::Health(text)] if !text.is_empty());
+    assert!(warned(second.settle().await) && warned(first.settle().await));
+    sender.send(2, b"to the newest").await;
+    second.expect_packet(1, b"to the newest").await;
+    first.send(1, b"I wrote last").await;
+    sender.expect_packet(2, b"I wrote last").await;
+    sender.send(2, b"to the last writer").await;
+    first.expect_packet(1, b"to the last writer").await;
+    drop(first);
+    assert_eq!(second.next().await, Frame::Health(String::new()));
+    sender.send(2, b"to who is left").await;
+    second.expect_packet(1, b"to who is left").await;
+    assert_eq!(server.status().clients, 2);
+    drop(second);
+    let gone = Frame::PeerGone {
+        key: public(2),
+        reason: GoneReason::Disconnected,
+    };
+    assert_eq!(
+        sender.next().await,
+        gone,
+        "told once, when the last has left"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn keep_alives_come_every_60_to_65_seconds() {
+    let server = server();
+    let mut one = Client::join(&server, 1).await;
+    for _ in 0..3 {
+        let started = Instant::now();
+        let frame = one.framed.next().await.unwrap().unwrap();
+        assert_eq!(frame, Frame::KeepAlive);
+        let waited = started.elapsed();
+        assert!((60.0..65.1).contains(&waited.as_secs_f64()), "{waited:?}");
+    }
+}
+
+#[tokio::test]
+async fn shutdown_gives_clients_what_is_queued_and_tells_them_to_come_back() {
+    let server = server();
+    let mut one = Client::join(&server, 1).await;
+    let mut two = Client::join(&server, 2).await;
+    one.send(2, b"last words").await;
+    one.settle().await;
+    timeout(PATIENCE, server.shutdown())
+        .await
+        .expect("shutdown ends");
+    two.expect_packet(1, b"last words").await;
+    assert!(matches!(two.next().await, Frame::Restarting { .. }));
+    two.expect_end().await;
+    assert!(matches!(one.next().await, Frame::Restarting { .. }));
+    assert_eq!(server.status().connections, 0);
+    let mut late = connect(&server, 4096);
+    let mut rest = Vec::new();
+    timeout(PATIENCE, late.read_to_end(&mut rest))
+        .await
+        .expect("closed at once")
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_key_that_is_no_longer_wanted_is_disconnected() {
+    let server = server();
+    let mut one = Client::join(&server, 1).await;
+    let mut two = Client::join(&server, 2).await;
+    one.settle().await;
+    server.disconnect(&public(1));
+    one.expect_end().await;
+    two.settle().await;
+    until("one has left", || server.status().clients == 1).await;
+}
+
+#[tokio::test]
+async fn admission_is_asked_for_the_proven_key_only() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let record = asked.clone();
+    let server = Arc::new(DerpServer::new(private(99), move |key| {
+        record.lock().expect("nobody panicked").push(*key);
+        true
+    }));
+    let mut stream = connect(&server, 4096);
+    stream.write_all(&[0xff; 40]).await.unwrap();
+    Client::join(&server, 1).await.settle().await;
+    assert_eq!(*asked.lock().unwrap(), [public(1)]);
+}
