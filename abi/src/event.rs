@@ -78,6 +78,32 @@ impl EventRecord {
             tsmp: [0; 8],
         }
     }
+
+    /// Reads a record from the ring buffer's bytes; `None` if they are of another length.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        fn part<const N: usize>(b: &[u8; 64], at: usize) -> [u8; N] {
+            core::array::from_fn(|n| b[at + n])
+        }
+        let b: &[u8; 64] = bytes.try_into().ok()?;
+        Some(Self {
+            nanoseconds: u64::from_ne_bytes(part(b, 0)),
+            kind: b[8],
+            direction: b[9],
+            reason: b[10],
+            pad: 0,
+            length: u32::from_ne_bytes(part(b, 12)),
+            tuple: Tuple {
+                source: part(b, 16),
+                destination: part(b, 32),
+                source_port: part(b, 48),
+                destination_port: part(b, 50),
+                family: b[52],
+                protocol: b[53],
+            },
+            pad2: [0; 2],
+            tsmp: part(b, 56),
+        })
+    }
 }
 
 const _: () = {

@@ -1,16 +1,28 @@
-//! The kernel programs.
+//! The kernel programs. `overlay_ingress` judges what peers send us, `overlay_egress` what we send them, both on the tunnel device, whose packets begin with the IP header.
+//!
+//! They run as `BPF_PROG_TYPE_SCHED_CLS` from Linux 5.15 on, so: no loops, no kfuncs, packet reads by helper (a packet's data need not be linear), everything inlined.
 #![no_std]
 #![no_main]
-use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
+
+mod egress;
+mod flow;
+mod ingress;
+mod outcome;
+mod packet;
+mod report;
+mod rules;
+mod tables;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
 
 #[classifier]
-pub fn overlay_ingress(_ctx: TcContext) -> i32 {
-    TC_ACT_SHOT
+pub fn overlay_ingress(ctx: TcContext) -> i32 {
+    ingress::run(&ctx)
 }
 
 #[classifier]
-pub fn overlay_egress(_ctx: TcContext) -> i32 {
-    TC_ACT_SHOT
+pub fn overlay_egress(ctx: TcContext) -> i32 {
+    egress::run(&ctx)
 }
 
 #[cfg(not(test))]

@@ -1,12 +1,26 @@
 //! The packet filter in the kernel: loading, attaching, pinning and adopting the programs of `ebpf/`, and their maps.
 //!
 //! A device that has a [`Filter`] drops everything until the first [`Filter::install`], and keeps filtering when this
-//! process is gone.
+//! process is gone: programs hang on links pinned in a bpffs that outlives us, else on the device's clsact qdisc.
 
-use std::path::PathBuf;
+mod attach;
+mod bpffs;
+mod counters;
+mod events;
+mod install;
+mod object;
 
-use lowroad_core::filter::{Compiled, FilterCounters, FilterEvent};
+use std::{
+    error::Error,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU32},
+};
+
+use aya::{Ebpf, TestRun as _, TestRunOptions};
+use lowroad_core::filter::{Compiled, CompiledRule, Direction, FilterCounters, FilterEvent};
 use tokio::sync::mpsc;
+
+use self::{attach::Attachments, bpffs::PinDir, object::Maps};
 
 /// How to attach.
 #[derive(Clone, Debug)]
@@ -36,60 +50,185 @@ impl FilterOptions {
     }
 }
 
-/// The filter of one device.
-#[derive(Debug)]
-pub struct Filter {}
-
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilterError {
-    /// Until the loader lands.
-    #[error("the packet filter is not built yet")]
-    NotBuilt,
+    #[error(
+        "loading the packet filter: {source}; it needs Linux 5.15 or newer with BPF, and root (or CAP_BPF and CAP_NET_ADMIN)"
+    )]
+    Load {
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("{what}: {source}")]
+    Kernel {
+        what: String,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("the device {device} is gone, or another one has its name")]
+    NoDevice { device: String },
+    #[error(
+        "the kernel's copy of the packet filter's rules differs from what was written ({what}); the rules before stay in force"
+    )]
+    ReadBack { what: &'static str },
+    #[error("the packet filter's events are being read already")]
+    EventsTaken,
+}
+
+impl FilterError {
+    fn kernel(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Kernel {
+            what: what.into(),
+            source: source.into(),
+        }
+    }
+}
+
+/// The filter of one device.
+pub struct Filter {
+    programs: Ebpf,
+    maps: Maps,
+    attachments: Attachments,
+    pins: Option<PinDir>,
+    /// Of the rule set installed last.
+    rules: Vec<CompiledRule>,
+    /// What answers to punts depend on: peer API port, and in bit 16 whether shields are up.
+    answers: Arc<AtomicU32>,
+    events: Option<events::Source>,
+}
+
+impl std::fmt::Debug for Filter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Filter")
+            .field("attachments", &self.attachments)
+            .field("pins", &self.pins)
+            .field("rules", &self.rules.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Filter {
-    /// Attaches the programs to a device, or takes over those that an earlier agent pinned for it. Call it before the
-    /// device goes up. Without an earlier one everything is dropped until [`Self::install`].
+    /// Attaches the programs to a device, or takes over those of an earlier agent. Call it before the device goes up.
+    /// Without an earlier one everything is dropped until [`Self::install`]; with one, its rules stay in force.
     pub fn attach_or_adopt(
         device: &str,
         ifindex: u32,
         options: &FilterOptions,
     ) -> Result<Self, FilterError> {
-        let _ = (device, ifindex, options);
-        Err(FilterError::NotBuilt)
+        attach::check_device(device, ifindex)?;
+        let pins = PinDir::lasting(&options.bpffs, &options.state_id)?;
+        let mut filter = Self::load(options, pins)?;
+        filter.attachments = attach::attach(
+            &mut filter.programs,
+            &mut filter.maps,
+            device,
+            filter.pins.as_ref(),
+            options,
+        )?;
+        tracing::info!(device, attachments = ?filter.attachments, "packet filter attached");
+        Ok(filter)
+    }
+
+    /// Loads the programs without a device and without pins, for [`Self::run`].
+    pub fn detached(options: &FilterOptions) -> Result<Self, FilterError> {
+        Self::load(options, None)
+    }
+
+    fn load(options: &FilterOptions, pins: Option<PinDir>) -> Result<Self, FilterError> {
+        let mut programs = object::load(options, pins.as_ref())?;
+        let maps = Maps::take(&mut programs)?;
+        let events = events::Source::take(&mut programs, options.traces)?;
+        Ok(Self {
+            programs,
+            maps,
+            attachments: Attachments::default(),
+            pins,
+            rules: Vec::new(),
+            answers: Arc::default(),
+            events: Some(events),
+        })
     }
 
     /// Whether the programs are still on the device, both ways.
-    pub fn is_attached(&self) -> Result<bool, FilterError> {
-        Err(FilterError::NotBuilt)
+    pub fn is_attached(&mut self) -> Result<bool, FilterError> {
+        self.attachments.are_there(&mut self.programs)
     }
 
     /// Puts a rule set in force in one write, then reads it back. Takes some 40 ms, in which packets are judged by the
     /// one before.
     pub fn install(&mut self, compiled: &Compiled) -> Result<(), FilterError> {
-        let _ = compiled;
-        Err(FilterError::NotBuilt)
+        install::install(&mut self.maps, compiled)?;
+        self.attachments
+            .replace_pending(&mut self.programs, self.pins.as_ref())?;
+        if let Some(pins) = &self.pins {
+            pins.remove_other_versions();
+        }
+        install::prune_counters(&mut self.maps, compiled)?;
+        self.rules.clone_from(&compiled.rules);
+        events::set_answers(&self.answers, compiled);
+        Ok(())
     }
 
-    /// Counters since the filter was first attached; adopted ones go on.
+    /// Counters since the filter was first attached; adopted ones go on. Rules count only once installed by this agent.
     pub fn counters(&self) -> Result<FilterCounters, FilterError> {
-        Err(FilterError::NotBuilt)
+        counters::read(&self.maps, &self.rules)
     }
 
     /// What the programs report. Call it once, inside a tokio runtime; a slow reader loses the newest.
     pub fn events(&mut self) -> Result<mpsc::Receiver<FilterEvent>, FilterError> {
-        Err(FilterError::NotBuilt)
+        let source = self.events.take().ok_or(FilterError::EventsTaken)?;
+        source.start(Arc::clone(&self.answers))
     }
 
     /// Removes the programs from the device, and all pins.
-    pub fn detach(self) -> Result<(), FilterError> {
-        Err(FilterError::NotBuilt)
+    pub fn detach(mut self) -> Result<(), FilterError> {
+        self.attachments.remove();
+        match self.pins {
+            Some(pins) => pins.remove(),
+            None => Ok(()),
+        }
     }
 
     /// Removes what an agent with this state id left pinned, without a device at hand. Nothing there is success.
     pub fn cleanup(options: &FilterOptions) -> Result<(), FilterError> {
-        let _ = options;
-        Err(FilterError::NotBuilt)
+        PinDir::existing(&options.bpffs, &options.state_id).remove()
     }
+
+    /// Runs an IP packet (14 bytes or more) through a program without any device (`BPF_PROG_TEST_RUN`), for tests and
+    /// benchmarks. Counts and records flows as a real packet would.
+    pub fn run(
+        &mut self,
+        direction: Direction,
+        packet: &[u8],
+        mark: u32,
+        repeat: u32,
+    ) -> Result<TestVerdict, FilterError> {
+        // The first fields of `struct __sk_buff`: len, pkt_type, mark.
+        let mut context = [0u8; 12];
+        context[8..].copy_from_slice(&mark.to_ne_bytes());
+        let program = object::program(&mut self.programs, direction)?;
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            ctx_in: Some(&context),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let result = program
+            .test_run(options)
+            .map_err(|e| FilterError::kernel("running a packet through the filter", e))?;
+        Ok(TestVerdict {
+            passed: result.return_value as i32 == TC_ACT_UNSPEC,
+            nanoseconds: result.duration.as_nanos() as u64,
+        })
+    }
+}
+
+/// What the programs return for what may go on.
+const TC_ACT_UNSPEC: i32 = -1;
+
+/// What a test run said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestVerdict {
+    pub passed: bool,
+    /// Average over the repetitions.
+    pub nanoseconds: u64,
 }

@@ -1,0 +1,334 @@
+//! Programs on the device: by TCX link, pinned, or by clsact. Both outlive the process; neither is ever taken off to be put on again.
+
+use std::{fs, path::Path};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        links::{FdLink, PinnedLink},
+        tc::{
+            NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+        },
+    },
+    util::KernelVersion,
+};
+use lowroad_core::filter::Direction;
+
+use super::{FilterError, FilterOptions, bpffs::PinDir, object, object::Maps};
+
+/// Where our filters sit among a clsact qdisc's.
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// What holds the programs on the device.
+#[derive(Debug, Default)]
+pub(super) struct Attachments {
+    device: String,
+    list: Vec<Attachment>,
+}
+
+#[derive(Debug)]
+struct Attachment {
+    direction: Direction,
+    hook: Hook,
+    /// An earlier agent's program still runs there, because only its maps have rules.
+    pending: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hook {
+    /// By a pinned link.
+    Tcx,
+    Clsact,
+}
+
+pub(super) fn check_device(device: &str, ifindex: u32) -> Result<(), FilterError> {
+    let gone = || FilterError::NoDevice {
+        device: device.to_owned(),
+    };
+    let name = std::ffi::CString::new(device).map_err(|_| gone())?;
+    // SAFETY: a nul-terminated string that lives during the call.
+    let found = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if found == ifindex {
+        Ok(())
+    } else {
+        Err(gone())
+    }
+}
+
+/// Attaches both programs, or puts them in the place of an earlier agent's.
+pub(super) fn attach(
+    programs: &mut Ebpf,
+    maps: &mut Maps,
+    device: &str,
+    pins: Option<&PinDir>,
+    options: &FilterOptions,
+) -> Result<Attachments, FilterError> {
+    let have_rules = maps.active()? != 0;
+    let mut place = Place {
+        programs,
+        device,
+        pins,
+        tcx: pins.is_some() && !options.clsact_only && has_tcx(),
+    };
+    let mut list = Vec::new();
+    let mut adopted = false;
+    for direction in [Direction::In, Direction::Out] {
+        let (hook, existed) = place.one(direction, have_rules)?;
+        adopted |= existed;
+        list.push(Attachment {
+            direction,
+            hook,
+            pending: existed && !have_rules,
+        });
+    }
+    if have_rules && !adopted {
+        // They were those of a device that is gone. This one isn't up yet, and gets its own.
+        maps.set_active(0)?;
+    }
+    Ok(Attachments {
+        device: device.to_owned(),
+        list,
+    })
+}
+
+fn has_tcx() -> bool {
+    const TCX: u32 = (6 << 16) | (6 << 8);
+    KernelVersion::current().is_ok_and(|version| version.code() >= TCX)
+}
+
+/// An earlier agent's link, if it is on this very device; a pin of any other is removed.
+fn earlier_link(device: &str, direction: Direction, pins: &PinDir) -> Option<FdLink> {
+    let path = pins.link(name(direction));
+    let pinned = PinnedLink::from_pin(&path).ok()?;
+    let link = FdLink::from(pinned);
+    let program = link.info().map(|info| info.program_id());
+    let there = SchedClassifier::query_tcx(device, hook(direction)).map(|(_, programs)| programs);
+    match (program, there) {
+        (Ok(id), Ok(programs)) if programs.iter().any(|p| p.id() == id) => Some(link),
+        _ => {
+            tracing::info!(path = %path.display(), "a link of another device is discarded");
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "it stays pinned");
+            }
+            None
+        }
+    }
+}
+
+struct Place<'a> {
+    programs: &'a mut Ebpf,
+    device: &'a str,
+    pins: Option<&'a PinDir>,
+    tcx: bool,
+}
+
+impl Place<'_> {
+    /// Attaches one program; says where, and whether an earlier agent's was there. That one is replaced only if it works
+    /// by our maps, which have rules: else it stays until ours have.
+    fn one(&mut self, direction: Direction, have_rules: bool) -> Result<(Hook, bool), FilterError> {
+        let earlier = self
+            .pins
+            .and_then(|pins| earlier_link(self.device, direction, pins));
+        if let Some(link) = earlier {
+            if have_rules {
+                replace(object::program(self.programs, direction)?, tcx_link(link)?)?;
+            }
+            return Ok((Hook::Tcx, true));
+        }
+        if let (true, Some(pins)) = (self.tcx, self.pins) {
+            self.tcx(direction, &pins.link(name(direction)))?;
+            return Ok((Hook::Tcx, false));
+        }
+        let program = object::program(self.programs, direction)?;
+        let existed = !attach_by_clsact(program, self.device, direction)?;
+        if existed && have_rules {
+            replace(program, clsact_link(self.device, direction)?)?;
+        }
+        Ok((Hook::Clsact, existed))
+    }
+
+    fn tcx(&mut self, direction: Direction, pin: &Path) -> Result<(), FilterError> {
+        let program = object::program(self.programs, direction)?;
+        let failed =
+            |e: ProgramError| FilterError::kernel(format!("attaching to {}", self.device), e);
+        // First, so that no other program passes a packet before we have seen it.
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let id = program
+            .attach_with_options(self.device, hook(direction), order)
+            .map_err(failed)?;
+        let link: FdLink = program
+            .take_link(id)
+            .map_err(failed)?
+            .try_into()
+            .map_err(|e| FilterError::kernel("a TCX link", e))?;
+        link.pin(pin)
+            .map_err(|e| FilterError::kernel(format!("pinning {}", pin.display()), e))?;
+        Ok(())
+    }
+}
+
+/// Attaches by clsact, unless there is one of ours already; says whether it did.
+fn attach_by_clsact(
+    program: &mut SchedClassifier,
+    device: &str,
+    direction: Direction,
+) -> Result<bool, FilterError> {
+    match qdisc_add_clsact(device) {
+        Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
+        other => {
+            other.map_err(|e| FilterError::kernel(format!("adding clsact to {device}"), e))?;
+        }
+    }
+    let options = TcAttachOptions::Netlink(NlOptions {
+        priority: PRIORITY,
+        handle: HANDLE,
+        classid: None,
+    });
+    let attached = program
+        .attach_with_options(device, hook(direction), options)
+        .and_then(|id| program.take_link(id));
+    match attached {
+        Ok(link) => {
+            release(link);
+            Ok(true)
+        }
+        Err(error) if os_error(&error) == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(FilterError::kernel(format!("attaching to {device}"), error)),
+    }
+}
+
+/// Lets go of a link without taking the program off: a pinned one stays by its pin, a clsact filter by its device.
+fn release(link: SchedClassifierLink) {
+    // Dropping it would take a clsact filter off; converting closes a descriptor if there is one.
+    drop(FdLink::try_from(link));
+}
+
+/// Puts a program into a link's place, atomically, and lets go of the link without taking it off.
+fn replace(program: &mut SchedClassifier, link: SchedClassifierLink) -> Result<(), FilterError> {
+    replace_inner(program, link).map_err(|e| FilterError::kernel("replacing the program", e))
+}
+
+fn replace_inner(
+    program: &mut SchedClassifier,
+    link: SchedClassifierLink,
+) -> Result<(), ProgramError> {
+    let id = program.attach_to_link(link)?;
+    release(program.take_link(id)?);
+    Ok(())
+}
+
+fn tcx_link(link: FdLink) -> Result<SchedClassifierLink, FilterError> {
+    link.try_into()
+        .map_err(|e| FilterError::kernel("a pinned link", e))
+}
+
+fn clsact_link(device: &str, direction: Direction) -> Result<SchedClassifierLink, FilterError> {
+    SchedClassifierLink::attached(device, hook(direction), PRIORITY, HANDLE, None).map_err(|_| {
+        FilterError::NoDevice {
+            device: device.to_owned(),
+        }
+    })
+}
+
+fn os_error(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::TcError(TcError::NetlinkError(e)) | ProgramError::NetlinkError(e) => {
+            e.raw_os_error()
+        }
+        ProgramError::TcError(TcError::IoError(e)) | ProgramError::IOError(e) => e.raw_os_error(),
+        _ => None,
+    }
+}
+
+impl Attachments {
+    /// Puts our programs where an earlier agent's were left until now.
+    pub fn replace_pending(
+        &mut self,
+        programs: &mut Ebpf,
+        pins: Option<&PinDir>,
+    ) -> Result<(), FilterError> {
+        for attachment in self.list.iter_mut().filter(|a| a.pending) {
+            let link = match (attachment.hook, pins) {
+                (Hook::Tcx, Some(pins)) => {
+                    let path = pins.link(name(attachment.direction));
+                    let pinned = PinnedLink::from_pin(&path).map_err(|e| {
+                        FilterError::kernel(format!("opening {}", path.display()), e)
+                    })?;
+                    tcx_link(FdLink::from(pinned))?
+                }
+                _ => clsact_link(&self.device, attachment.direction)?,
+            };
+            replace(object::program(programs, attachment.direction)?, link)?;
+            attachment.pending = false;
+        }
+        Ok(())
+    }
+
+    /// Whether the programs are still on the device.
+    pub fn are_there(&self, programs: &mut Ebpf) -> Result<bool, FilterError> {
+        for attachment in &self.list {
+            let there = match attachment.hook {
+                Hook::Tcx => has_tcx_program(&self.device, attachment.direction),
+                Hook::Clsact => {
+                    let program = object::program(programs, attachment.direction)?;
+                    has_clsact_filter(program, &self.device, attachment.direction)
+                }
+            };
+            if !there {
+                return Ok(false);
+            }
+        }
+        Ok(!self.list.is_empty())
+    }
+
+    /// Takes the programs off the device; of pinned links the pin's removal does it.
+    pub fn remove(&mut self) {
+        for attachment in self.list.drain(..).filter(|a| a.hook == Hook::Clsact) {
+            // Dropping a link takes its filter off. The device may be gone, and the filter with it.
+            drop(clsact_link(&self.device, attachment.direction));
+        }
+    }
+}
+
+/// Whether a program of ours hangs there; a device that is gone has none.
+fn has_tcx_program(device: &str, direction: Direction) -> bool {
+    let ours = match direction {
+        Direction::In => "overlay_ingress",
+        Direction::Out => "overlay_egress",
+    };
+    SchedClassifier::query_tcx(device, hook(direction)).is_ok_and(|(_, programs)| {
+        programs
+            .iter()
+            .any(|p| p.name_as_str().is_some_and(|name| ours.starts_with(name)))
+    })
+}
+
+/// There is no asking by aya: attaching a second time fails if there is one.
+fn has_clsact_filter(program: &mut SchedClassifier, device: &str, direction: Direction) -> bool {
+    match attach_by_clsact(program, device, direction) {
+        Ok(attached) => {
+            if attached {
+                // Dropped, so taken off again: whoever asked decides what to do.
+                drop(clsact_link(device, direction));
+            }
+            !attached
+        }
+        Err(_) => false,
+    }
+}
+
+const fn hook(direction: Direction) -> TcAttachType {
+    match direction {
+        Direction::In => TcAttachType::Ingress,
+        Direction::Out => TcAttachType::Egress,
+    }
+}
+
+const fn name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::In => "ingress",
+        Direction::Out => "egress",
+    }
+}

@@ -1,0 +1,150 @@
+//! Where pins go, and whether they would outlive the agent there.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use super::FilterError;
+
+/// Magic number of a bpffs, in `statfs`.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// `<bpffs>/lowroad/<state id>/`: links, and a directory of maps per version of their layout.
+#[derive(Clone, Debug)]
+pub(super) struct PinDir {
+    root: PathBuf,
+}
+
+impl PinDir {
+    /// The directory, if pins there outlive this process: `None` if the bpffs is one of a mount namespace of our own, or cannot be had.
+    pub fn lasting(bpffs: &Path, state_id: &str) -> Result<Option<Self>, FilterError> {
+        let dir = Self::existing(bpffs, state_id);
+        match lasts(bpffs) {
+            Ok(()) => Ok(Some(dir)),
+            Err(why) => {
+                tracing::warn!(bpffs = %bpffs.display(), why, "no pins: the filter hangs on the device itself, its counters end with the agent");
+                Ok(None)
+            }
+        }
+    }
+
+    /// The directory, whatever is there.
+    pub fn existing(bpffs: &Path, state_id: &str) -> Self {
+        Self {
+            root: bpffs.join("lowroad").join(state_id),
+        }
+    }
+
+    pub fn create(&self) -> Result<(), FilterError> {
+        let maps = self.maps();
+        fs::create_dir_all(&maps)
+            .map_err(|e| FilterError::kernel(format!("creating {}", maps.display()), e))
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    pub fn link(&self, program: &str) -> PathBuf {
+        self.root.join(format!("{program}.link"))
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.root.join(format!("v{}", lowroad_abi::VERSION))
+    }
+
+    /// Removes maps of other versions, which no program uses any more.
+    pub fn remove_other_versions(&self) {
+        let ours = self.maps();
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        for path in entries
+            .map(|e| e.path())
+            .filter(|p| p.is_dir() && *p != ours)
+        {
+            if let Err(error) = fs::remove_dir_all(&path) {
+                tracing::warn!(path = %path.display(), %error, "old maps stay pinned");
+            }
+        }
+    }
+
+    pub fn remove(&self) -> Result<(), FilterError> {
+        match fs::remove_dir_all(&self.root) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FilterError::kernel(
+                format!("removing {}", self.root.display()),
+                error,
+            )),
+            _ => {
+                // Fails while another state directory has pins, and then it must stay.
+                if let Some(parent) = self.root.parent() {
+                    let _ = fs::remove_dir(parent);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Whether pins under this path outlive us; mounts a bpffs there if there is none and it would.
+fn lasts(bpffs: &Path) -> Result<(), String> {
+    let host = |what: &str| fs::read_link(format!("/proc/{what}/ns/mnt")).ok();
+    let shared = host("1").is_some() && host("1") == host("self");
+    if is_bpffs(bpffs) {
+        if shared || init_has(bpffs) {
+            return Ok(());
+        }
+        return Err("it is mounted only in the agent's own mount namespace".to_owned());
+    }
+    if !shared {
+        return Err("none is mounted, and the agent has a mount namespace of its own".to_owned());
+    }
+    mount(bpffs).map_err(|e| format!("mounting it: {e}"))?;
+    tracing::info!(path = %bpffs.display(), "mounted a bpffs");
+    Ok(())
+}
+
+/// Whether process 1 has the same file system mounted somewhere.
+fn init_has(bpffs: &Path) -> bool {
+    let Ok(meta) = fs::metadata(bpffs) else {
+        return false;
+    };
+    let device = format!("{}:{}", libc::major(meta.dev()), libc::minor(meta.dev()));
+    let mounts = fs::read_to_string("/proc/1/mountinfo").unwrap_or_default();
+    mounts
+        .lines()
+        .any(|line| line.split(' ').nth(2) == Some(&device))
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    let Ok(path) = c_path(path) else { return false };
+    // SAFETY: zeroes are a valid `statfs`, which is plain integers.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a nul-terminated path and a struct of ours, both alive during the call.
+    let result = unsafe { libc::statfs(path.as_ptr(), &raw mut stat) };
+    result == 0 && stat.f_type == BPF_FS_MAGIC
+}
+
+fn mount(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: all pointers are nul-terminated strings that live during the call.
+    let result = unsafe {
+        libc::mount(
+            c"bpf".as_ptr(),
+            path.as_ptr(),
+            c"bpf".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RELATIME,
+            c"mode=0700".as_ptr().cast(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

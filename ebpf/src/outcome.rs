@@ -1,0 +1,50 @@
+//! What a program decides, and the one place where that becomes a return code.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use lowroad_abi::{DropReason, NO_RULE, Pass};
+
+/// A packet's fate.
+#[derive(Clone, Copy)]
+pub struct Outcome {
+    /// `Pass` or `DropReason`.
+    pub code: u8,
+    /// Key of the rule that admitted it.
+    pub rule: u64,
+}
+
+impl Outcome {
+    #[inline(always)]
+    pub fn pass(pass: Pass) -> Self {
+        Self {
+            code: pass as u8,
+            rule: NO_RULE,
+        }
+    }
+    #[inline(always)]
+    pub fn rule(rule: u64) -> Self {
+        Self {
+            code: Pass::Rule as u8,
+            rule,
+        }
+    }
+    #[inline(always)]
+    pub fn drop(reason: DropReason) -> Self {
+        Self {
+            code: reason as u8,
+            rule: NO_RULE,
+        }
+    }
+    #[inline(always)]
+    pub fn dropped(&self) -> bool {
+        self.code >= DropReason::NoPolicy as u8
+    }
+    /// `TC_ACT_UNSPEC` (`TCX_NEXT`) lets programs behind ours have their say.
+    #[inline(always)]
+    pub fn action(&self) -> i32 {
+        if self.dropped() || self.code == Pass::Consumed as u8 {
+            TC_ACT_SHOT as i32
+        } else {
+            TC_ACT_UNSPEC
+        }
+    }
+}
