@@ -5,6 +5,7 @@
 
 mod attach;
 mod bpffs;
+mod clsact;
 mod counters;
 mod events;
 mod install;
@@ -120,7 +121,7 @@ impl Filter {
         filter.attachments = attach::attach(
             &mut filter.programs,
             &mut filter.maps,
-            device,
+            (device, ifindex),
             filter.pins.as_ref(),
             options,
         )?;
@@ -149,8 +150,8 @@ impl Filter {
     }
 
     /// Whether the programs are still on the device, both ways.
-    pub fn is_attached(&mut self) -> Result<bool, FilterError> {
-        self.attachments.are_there(&mut self.programs)
+    pub fn is_attached(&self) -> Result<bool, FilterError> {
+        self.attachments.are_there()
     }
 
     /// Puts a rule set in force in one write, then reads it back. Takes some 40 ms, in which packets are judged by the

@@ -456,9 +456,11 @@ impl<'a> Builder<'a> {
         if prefix.is_host() {
             self.out.hosts.push((address, class));
         } else {
-            self.out
-                .prefixes
-                .push((Address::TAG_BITS + u32::from(prefix.len()), address, class));
+            self.out.prefixes.push((
+                Address::TAG_BITS + u32::from(prefix.length()),
+                address,
+                class,
+            ));
         }
     }
 }
@@ -472,7 +474,7 @@ fn key(rule: &Rule) -> u64 {
         }
     };
     let prefix = |feed: &mut dyn FnMut(&[u8]), p: &Prefix| {
-        feed(&[p.family().number(), p.len()]);
+        feed(&[p.family().number(), p.length()]);
         feed(&p.bytes());
     };
     for p in &rule.sources {

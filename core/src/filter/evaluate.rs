@@ -167,16 +167,10 @@ impl Evaluator {
         });
         let (source_port, destination_port) = packet.ports();
         match packet.protocol {
-            _ if packet.is_icmp() => {
-                if is_icmp_reply(packet) {
-                    return Verdict::accept(Pass::IcmpReply);
-                }
+            _ if packet.is_icmp() && is_icmp_reply(packet) => {
+                return Verdict::accept(Pass::IcmpReply);
             }
-            TCP => {
-                if !packet.is_tcp_syn() {
-                    return Verdict::accept(Pass::TcpEstablished);
-                }
-            }
+            TCP if !packet.is_tcp_syn() => return Verdict::accept(Pass::TcpEstablished),
             UDP | SCTP => {
                 let flow = Flow {
                     protocol: packet.protocol,
@@ -250,9 +244,9 @@ impl Evaluator {
     /// Whether the peer that this address belongs to is jailed.
     fn is_jailed(&self, address: IpAddr) -> bool {
         let owners = self.senders.iter().filter(|(p, _)| p.contains(address));
-        let longest = owners.clone().map(|(p, _)| p.len()).max();
+        let longest = owners.clone().map(|(p, _)| p.length()).max();
         owners
-            .filter(|(p, _)| Some(p.len()) == longest)
+            .filter(|(p, _)| Some(p.length()) == longest)
             .any(|(_, jailed)| *jailed)
     }
 

@@ -70,7 +70,8 @@ impl Prefix {
     pub const fn family(&self) -> Family {
         self.family
     }
-    pub const fn len(&self) -> u8 {
+    /// Bits that its addresses share.
+    pub const fn length(&self) -> u8 {
         self.len
     }
     /// Whether it holds its whole family.

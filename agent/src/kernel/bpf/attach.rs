@@ -15,7 +15,7 @@ use aya::{
 };
 use lowroad_core::filter::Direction;
 
-use super::{FilterError, FilterOptions, bpffs::PinDir, object, object::Maps};
+use super::{FilterError, FilterOptions, bpffs::PinDir, clsact, object, object::Maps};
 
 /// Where our filters sit among a clsact qdisc's.
 const PRIORITY: u16 = 1;
@@ -25,6 +25,7 @@ const HANDLE: TcHandle = TcHandle::new(0, 1);
 #[derive(Debug, Default)]
 pub(super) struct Attachments {
     device: String,
+    ifindex: u32,
     list: Vec<Attachment>,
 }
 
@@ -61,7 +62,7 @@ pub(super) fn check_device(device: &str, ifindex: u32) -> Result<(), FilterError
 pub(super) fn attach(
     programs: &mut Ebpf,
     maps: &mut Maps,
-    device: &str,
+    (device, ifindex): (&str, u32),
     pins: Option<&PinDir>,
     options: &FilterOptions,
 ) -> Result<Attachments, FilterError> {
@@ -89,6 +90,7 @@ pub(super) fn attach(
     }
     Ok(Attachments {
         device: device.to_owned(),
+        ifindex,
         list,
     })
 }
@@ -267,20 +269,32 @@ impl Attachments {
     }
 
     /// Whether the programs are still on the device.
-    pub fn are_there(&self, programs: &mut Ebpf) -> Result<bool, FilterError> {
+    pub fn are_there(&self) -> Result<bool, FilterError> {
         for attachment in &self.list {
             let there = match attachment.hook {
                 Hook::Tcx => has_tcx_program(&self.device, attachment.direction),
-                Hook::Clsact => {
-                    let program = object::program(programs, attachment.direction)?;
-                    has_clsact_filter(program, &self.device, attachment.direction)
-                }
+                Hook::Clsact => clsact::has_filter(&self.place(attachment.direction))
+                    .map_err(|e| FilterError::kernel("asking for the device's filters", e))?,
             };
             if !there {
                 return Ok(false);
             }
         }
         Ok(!self.list.is_empty())
+    }
+
+    fn place(&self, direction: Direction) -> clsact::Place {
+        const CLSACT: u32 = 0xffff_0000;
+        clsact::Place {
+            ifindex: self.ifindex,
+            parent: CLSACT
+                | match direction {
+                    Direction::In => 0xfff2,
+                    Direction::Out => 0xfff3,
+                },
+            priority: PRIORITY,
+            handle: HANDLE.into(),
+        }
     }
 
     /// Takes the programs off the device; of pinned links the pin's removal does it.
@@ -303,20 +317,6 @@ fn has_tcx_program(device: &str, direction: Direction) -> bool {
             .iter()
             .any(|p| p.name_as_str().is_some_and(|name| ours.starts_with(name)))
     })
-}
-
-/// There is no asking by aya: attaching a second time fails if there is one.
-fn has_clsact_filter(program: &mut SchedClassifier, device: &str, direction: Direction) -> bool {
-    match attach_by_clsact(program, device, direction) {
-        Ok(attached) => {
-            if attached {
-                // Dropped, so taken off again: whoever asked decides what to do.
-                drop(clsact_link(device, direction));
-            }
-            !attached
-        }
-        Err(_) => false,
-    }
 }
 
 const fn hook(direction: Direction) -> TcAttachType {
