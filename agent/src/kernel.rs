@@ -34,6 +34,8 @@ pub trait Kernel: Send {
     fn observe(&mut self) -> KernelFuture<'_, Observed>;
     /// Does one step. A step that is in force already succeeds.
     fn apply<'a>(&'a mut self, step: &'a Step) -> KernelFuture<'a, ()>;
+    /// Does them in order, WireGuard's together where that is faster. Stops at the first that fails; the next plan has the rest.
+    fn apply_all<'a>(&'a mut self, steps: &'a [Step]) -> KernelFuture<'a, ()>;
     /// Puts a policy in force, in one step. Until the first one the filter drops everything.
     fn install_filter<'a>(&'a mut self, compiled: &'a Compiled) -> KernelFuture<'a, ()>;
     /// Counters since the filter was first attached.

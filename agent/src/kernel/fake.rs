@@ -162,6 +162,16 @@ impl Kernel for FakeKernel {
         async move { result }.boxed()
     }
 
+    fn apply_all<'a>(&'a mut self, steps: &'a [Step]) -> KernelFuture<'a, ()> {
+        async move {
+            for step in steps {
+                self.apply(step).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn install_filter<'a>(&'a mut self, compiled: &'a Compiled) -> KernelFuture<'a, ()> {
         let mut state = lock(&self.state);
         let attached = state

@@ -15,6 +15,9 @@ use rtnetlink::{Handle, LinkUnspec, LinkWireguard};
 use super::netlink::{described, failed, family_of, io_error, unless};
 use super::{Dataplane, KernelError};
 
+/// Why a TUN that carries our alias is taken: it lives only as long as its agent.
+pub(super) const OTHER_AGENT: &str = "a lowroad with the same state directory is running on it";
+
 /// Longest name of a device, without the final zero.
 const NAME_LENGTH: usize = 15;
 
@@ -89,7 +92,7 @@ pub(super) async fn find_own(
     };
     let what = match (&link.kind, ours) {
         (kind, true) if *kind == expected => return Ok(Some(link)),
-        (Kind::Tun, true) => "a userspace lowroad of the same state directory is running on it".into(),
+        (Kind::Tun, true) => OTHER_AGENT.into(),
         (Kind::WireGuard, true) => "it is the kernel WireGuard device of an earlier lowroad; `lowroad agent --cleanup` removes it".into(),
         (Kind::WireGuard, false) => "a WireGuard device".into(),
         (Kind::Tun, false) => "a TUN or TAP device of another program".into(),

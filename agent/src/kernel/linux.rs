@@ -15,7 +15,7 @@ use super::monitor::{self, OwnIndex};
 use super::netlink::{Netlink, described, io_error};
 use super::probe::{self, Probed};
 use super::userspace::Userspace;
-use super::wireguard::{Snapshot, WireGuard};
+use super::wireguard::{Snapshot, WireGuard, is_wireguards};
 use super::{Dataplane, Kernel, KernelError, KernelFuture, KernelOptions, Started, route};
 use crate::traversal::port::Port;
 
@@ -55,7 +55,7 @@ pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
                     )
                 })?;
             (
-                Backend::Kernel(WireGuard::new(&options.device)),
+                Backend::Kernel(WireGuard::new(&options.device, own.clone())),
                 port,
                 datagrams,
             )
@@ -141,50 +141,16 @@ impl Backend {
         }
     }
 
-    /// The steps that are WireGuard's.
-    async fn apply(&mut self, step: &Step) -> Result<(), KernelError> {
-        match (self, step) {
-            (Self::Kernel(wireguard), Step::SetPrivateKey(key)) => {
-                wireguard.set_private_key(key).await
+    /// Steps that are WireGuard's.
+    async fn apply(&mut self, steps: &[Step]) -> Result<(), KernelError> {
+        match self {
+            Self::Kernel(wireguard) => wireguard.apply(steps).await,
+            Self::Userspace(userspace) => {
+                for step in steps {
+                    userspace.apply(step).await?;
+                }
+                Ok(())
             }
-            (Self::Userspace(userspace), Step::SetPrivateKey(key)) => {
-                userspace.set_private_key(key).await
-            }
-            (Self::Kernel(wireguard), Step::SetListenPort(port)) => {
-                wireguard.set_listen_port(*port).await
-            }
-            (Self::Userspace(userspace), Step::SetListenPort(port)) => {
-                userspace.set_listen_port(*port)
-            }
-            (Self::Kernel(wireguard), Step::SetFwmark(mark)) => wireguard.set_fwmark(*mark).await,
-            (Self::Userspace(userspace), Step::SetFwmark(mark)) => {
-                userspace.set_fwmark(*mark).await
-            }
-            (Self::Kernel(wireguard), Step::AddPeer { key, peer }) => {
-                wireguard.add_peer(key, peer).await
-            }
-            (Self::Userspace(userspace), Step::AddPeer { key, peer }) => {
-                userspace.add_peer(key, peer).await
-            }
-            (
-                Self::Kernel(wireguard),
-                Step::UpdatePeer {
-                    key,
-                    endpoint,
-                    allowed_ips,
-                },
-            ) => wireguard.update_peer(key, *endpoint, allowed_ips).await,
-            (
-                Self::Userspace(userspace),
-                Step::UpdatePeer {
-                    key,
-                    endpoint,
-                    allowed_ips,
-                },
-            ) => userspace.update_peer(key, *endpoint, allowed_ips).await,
-            (Self::Kernel(wireguard), Step::RemovePeer(key)) => wireguard.remove_peer(key).await,
-            (Self::Userspace(userspace), Step::RemovePeer(key)) => userspace.remove_peer(key).await,
-            _ => Ok(()),
         }
     }
 }
@@ -196,6 +162,19 @@ impl Kernel for LinuxKernel {
 
     fn apply<'a>(&'a mut self, step: &'a Step) -> KernelFuture<'a, ()> {
         self.take(step).boxed()
+    }
+
+    fn apply_all<'a>(&'a mut self, steps: &'a [Step]) -> KernelFuture<'a, ()> {
+        async move {
+            for run in steps.chunk_by(|a, b| is_wireguards(a) && is_wireguards(b)) {
+                match run {
+                    [step] => self.take(step).await?,
+                    wireguards => self.wireguard.apply(wireguards).await?,
+                }
+            }
+            Ok(())
+        }
+        .boxed()
     }
 
     fn install_filter<'a>(&'a mut self, compiled: &'a Compiled) -> KernelFuture<'a, ()> {
@@ -268,18 +247,21 @@ impl LinuxKernel {
             (Backend::Userspace(userspace), Some(_)) if !userspace.is_running() => {
                 Err(KernelError::NameTaken {
                     device: self.options.device.clone(),
-                    what: "a userspace lowroad of the same state directory is running on it".into(),
+                    what: link::OTHER_AGENT.into(),
                 })
             }
             _ => Ok(found),
         }
     }
 
-    async fn index(&self) -> Result<u32, KernelError> {
-        let gone = || KernelError::NoDevice {
-            device: self.options.device.clone(),
-        };
-        Ok(self.find().await?.ok_or_else(gone)?.index)
+    /// As last found: an index isn't used again soon, so if the device went since, what is written to it fails.
+    fn index(&self) -> Result<u32, KernelError> {
+        match self.own.load(Ordering::Relaxed) {
+            0 => Err(KernelError::NoDevice {
+                device: self.options.device.clone(),
+            }),
+            index => Ok(index),
+        }
     }
 
     fn filter_is_attached(&self) -> bool {
@@ -299,25 +281,15 @@ impl LinuxKernel {
                 if let Backend::Userspace(userspace) = &self.wireguard {
                     userspace.set_mtu(*mtu);
                 }
-                link::set_mtu(&self.netlink.handle, self.index().await?, *mtu).await
+                link::set_mtu(&self.netlink.handle, self.index()?, *mtu).await
             }
             Step::AddAddress(_) | Step::AddRoute(_) | Step::AddRule(_) => {
                 self.add_object(step).await
             }
-            Step::RemoveAddress(address) => {
-                link::remove_address(&self.netlink.handle, self.index().await?, *address).await
+            Step::RemoveAddress(_) | Step::RemoveRoute(_) | Step::RemoveRule(_) => {
+                self.remove_object(step).await
             }
-            Step::RemoveRoute(gone) => {
-                let index = self.find().await?.map(|link| link.index);
-                route::remove_route(&self.netlink.handle, gone, index).await
-            }
-            Step::RemoveRule(rule) => route::remove_rule(&self.netlink.handle, rule).await,
-            wireguards => {
-                if let Backend::Kernel(_) = self.wireguard {
-                    self.index().await?;
-                }
-                self.wireguard.apply(wireguards).await
-            }
+            wireguards => self.wireguard.apply(std::slice::from_ref(wireguards)).await,
         }
     }
 
@@ -329,6 +301,7 @@ impl LinuxKernel {
             return self.find().await.map(drop);
         }
         self.filter = None;
+        self.pretended = Observed::default();
         match &mut self.wireguard {
             Backend::Userspace(userspace) => userspace.create(device, mtu).await?,
             Backend::Kernel(_) => {
@@ -350,6 +323,7 @@ impl LinuxKernel {
             link::delete(handle, created.index).await?;
             return Err(error);
         }
+        self.own.store(created.index, Ordering::Relaxed);
         tracing::info!(device, dataplane = %self.wireguard.dataplane(), "device created");
         Ok(())
     }
@@ -358,7 +332,7 @@ impl LinuxKernel {
         if self.filter_is_attached() {
             return Ok(());
         }
-        let index = self.index().await?;
+        let index = self.index()?;
         let options = filter_options(&self.options);
         let device = &self.options.device;
         self.filter = None;
@@ -377,7 +351,7 @@ impl LinuxKernel {
 
     /// A device is never up without its filter.
     async fn link_up(&mut self) -> Result<(), KernelError> {
-        let index = self.index().await?;
+        let index = self.index()?;
         if !self.filter_is_attached() {
             return Err(KernelError::NoFilter {
                 what: "bringing the device up",
@@ -401,12 +375,12 @@ impl LinuxKernel {
         let handle = &self.netlink.handle;
         let (result, what, is_v6) = match step {
             Step::AddAddress(address) => (
-                link::add_address(handle, self.index().await?, *address).await,
+                link::add_address(handle, self.index()?, *address).await,
                 format!("adding the address {address}"),
                 address.addr().is_ipv6(),
             ),
             Step::AddRoute(new) => (
-                route::add_route(handle, new, self.index().await?).await,
+                route::add_route(handle, new, self.index()?).await,
                 format!("adding the route to {}", new.prefix),
                 new.prefix.addr().is_ipv6(),
             ),
@@ -432,6 +406,19 @@ impl LinuxKernel {
         }
     }
 
+    async fn remove_object(&mut self, step: &Step) -> Result<(), KernelError> {
+        let handle = &self.netlink.handle;
+        apply_to_model(&mut self.pretended, step);
+        match step {
+            Step::RemoveAddress(address) => {
+                link::remove_address(handle, self.index()?, *address).await
+            }
+            Step::RemoveRoute(gone) => route::remove_route(handle, gone, self.index().ok()).await,
+            Step::RemoveRule(rule) => route::remove_rule(handle, rule).await,
+            _ => Ok(()),
+        }
+    }
+
     fn pretend(&self, observed: &mut Observed) {
         observed.rules.extend(&self.pretended.rules);
         if let (Some(device), Some(pretended)) = (&mut observed.device, &self.pretended.device) {
@@ -450,6 +437,7 @@ impl LinuxKernel {
         }
         if let Some(link) = own {
             link::delete(&self.netlink.handle, link.index).await?;
+            self.own.store(0, Ordering::Relaxed);
             tracing::info!(device = self.options.device, "device removed");
         }
         self.pretended = Observed::default();

@@ -56,7 +56,13 @@ pub(super) async fn probe(
             Err(other) => return Err(other),
         },
     };
-    link::find_own(handle, &options.device, alias, probed.dataplane).await?;
+    let there = link::find_own(handle, &options.device, alias, probed.dataplane).await?;
+    if there.is_some() && probed.dataplane == Dataplane::Userspace {
+        return Err(KernelError::NameTaken {
+            device: options.device.clone(),
+            what: link::OTHER_AGENT.into(),
+        });
+    }
     match probed.dataplane {
         Dataplane::Kernel if !probed.adopted => check_port(options.port)?,
         Dataplane::Kernel => {}

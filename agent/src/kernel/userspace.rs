@@ -18,7 +18,7 @@ use gotatun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
 use ipnetwork::IpNetwork;
 use lowroad_core::desired::{Peer, PeerStats};
-use lowroad_core::plan::AllowedIps;
+use lowroad_core::plan::{AllowedIps, Step};
 use lowroad_wire::key::{NodePrivate, NodePublic};
 use tokio::sync::{mpsc, watch};
 
@@ -112,7 +112,24 @@ impl Userspace {
         }
     }
 
-    pub async fn set_private_key(&mut self, key: &NodePrivate) -> Result<(), KernelError> {
+    /// The steps that are WireGuard's.
+    pub async fn apply(&mut self, step: &Step) -> Result<(), KernelError> {
+        match step {
+            Step::SetPrivateKey(key) => self.set_private_key(key).await,
+            Step::SetListenPort(port) => self.set_listen_port(*port),
+            Step::SetFwmark(mark) => self.set_fwmark(*mark).await,
+            Step::AddPeer { key, peer } => self.add_peer(key, peer).await,
+            Step::UpdatePeer {
+                key,
+                endpoint,
+                allowed_ips,
+            } => self.update_peer(key, *endpoint, allowed_ips).await,
+            Step::RemovePeer(key) => self.remove_peer(key).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn set_private_key(&mut self, key: &NodePrivate) -> Result<(), KernelError> {
         let key = StaticSecret::from(key.to_bytes());
         self.running("setting the private key")?
             .tunnel
@@ -122,7 +139,7 @@ impl Userspace {
     }
 
     /// The port is bound once, with its sockets shared: another one needs another agent.
-    pub fn set_listen_port(&self, port: u16) -> Result<(), KernelError> {
+    fn set_listen_port(&self, port: u16) -> Result<(), KernelError> {
         if port == self.port {
             return Ok(());
         }
@@ -131,7 +148,7 @@ impl Userspace {
         })
     }
 
-    pub async fn set_fwmark(&mut self, mark: u32) -> Result<(), KernelError> {
+    async fn set_fwmark(&mut self, mark: u32) -> Result<(), KernelError> {
         self.sockets
             .set_mark(mark)
             .map_err(|source| KernelError::WireGuard {
@@ -149,7 +166,7 @@ impl Userspace {
         }
     }
 
-    pub async fn add_peer(&mut self, key: &NodePublic, peer: &Peer) -> Result<(), KernelError> {
+    async fn add_peer(&mut self, key: &NodePublic, peer: &Peer) -> Result<(), KernelError> {
         let running = self.running("adding a peer")?;
         if running.peers.contains_key(key) {
             let prefixes = AllowedIps::Replace(peer.allowed_ips.clone());
@@ -179,7 +196,7 @@ impl Userspace {
     }
 
     /// Keeps the session whatever changes.
-    pub async fn update_peer(
+    async fn update_peer(
         &mut self,
         key: &NodePublic,
         endpoint: Option<SocketAddr>,
@@ -211,7 +228,7 @@ impl Userspace {
         Ok(())
     }
 
-    pub async fn remove_peer(&mut self, key: &NodePublic) -> Result<(), KernelError> {
+    async fn remove_peer(&mut self, key: &NodePublic) -> Result<(), KernelError> {
         let running = self.running("removing a peer")?;
         running
             .tunnel

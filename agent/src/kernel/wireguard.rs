@@ -6,17 +6,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
 use ipnet::IpNet;
 use lowroad_core::desired::{Peer, PeerStats};
-use lowroad_core::plan::AllowedIps;
-use lowroad_wire::key::{NodePrivate, NodePublic};
+use lowroad_core::plan::{AllowedIps, Step};
+use lowroad_wire::key::NodePublic;
 use wireguard_control::{
     AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder,
 };
 
 use super::KernelError;
+use super::monitor::OwnIndex;
 
 /// Prefixes of one peer in one message: about 280 fit into it, 300 fail.
 const CHUNK: usize = 200;
@@ -34,149 +37,111 @@ pub(super) struct Snapshot {
 #[derive(Clone, Debug)]
 pub(super) struct WireGuard {
     device: String,
+    /// Index that the device must have for a write.
+    own: OwnIndex,
 }
 
 impl WireGuard {
-    pub fn new(device: &str) -> Self {
+    pub fn new(device: &str, own: OwnIndex) -> Self {
         Self {
             device: device.into(),
+            own,
         }
     }
 
     pub async fn read(&self) -> Result<Snapshot, KernelError> {
         let device = self.device.clone();
-        blocking("reading the WireGuard device", move || {
+        blocking("reading the WireGuard device".into(), move || {
             let name = name(&device)?;
             Device::get(&name, Backend::Kernel).map(snapshot)
         })
         .await
     }
 
-    pub async fn set_private_key(&self, key: &NodePrivate) -> Result<(), KernelError> {
-        let key = Key(key.to_bytes());
-        self.update(
-            "setting the private key",
-            vec![DeviceUpdate::new().set_private_key(key)],
-        )
-        .await
-    }
-
-    pub async fn set_listen_port(&self, port: u16) -> Result<(), KernelError> {
-        let update = DeviceUpdate::new().set_listen_port(port);
-        match self
-            .update("setting the WireGuard port", vec![update])
-            .await
-        {
-            Err(KernelError::WireGuard { source, .. })
+    /// Does the steps that are WireGuard's, together: a thousand peers cost a few messages.
+    pub async fn apply(&self, steps: &[Step]) -> Result<(), KernelError> {
+        let update = steps.iter().fold(DeviceUpdate::new(), with_step);
+        let (device, index) = (self.device.clone(), self.own.load(Ordering::Relaxed));
+        let result = blocking(describe(steps), move || {
+            let name = name(&device)?;
+            require_link(&device, index)?;
+            update.apply(&name, Backend::Kernel)
+        })
+        .await;
+        let port = steps.iter().find_map(|step| match step {
+            Step::SetListenPort(port) => Some(*port),
+            _ => None,
+        });
+        match (result, port) {
+            (Err(KernelError::WireGuard { source, .. }), Some(port))
                 if source.kind() == io::ErrorKind::AddrInUse =>
             {
                 Err(KernelError::PortTaken { port })
             }
-            other => other,
+            (result, _) => result,
         }
     }
+}
 
-    pub async fn set_fwmark(&self, mark: u32) -> Result<(), KernelError> {
-        self.update(
-            "setting the device's mark",
-            vec![DeviceUpdate::new().set_fwmark(mark)],
-        )
-        .await
-    }
+/// Whether [`WireGuard::apply`] does it.
+pub(super) fn is_wireguards(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::SetPrivateKey(_)
+            | Step::SetListenPort(_)
+            | Step::SetFwmark(_)
+            | Step::AddPeer { .. }
+            | Step::UpdatePeer { .. }
+            | Step::RemovePeer(_)
+    )
+}
 
-    pub async fn add_peer(&self, key: &NodePublic, peer: &Peer) -> Result<(), KernelError> {
-        let mut builder = builder(key);
-        if let Some(endpoint) = peer.endpoint {
-            builder = builder.set_endpoint(endpoint);
-        }
-        let updates = with_prefixes(key, builder, true, &peer.allowed_ips);
-        self.update("adding a peer", updates).await
-    }
-
-    pub async fn update_peer(
-        &self,
-        key: &NodePublic,
-        endpoint: Option<std::net::SocketAddr>,
-        allowed_ips: &AllowedIps,
-    ) -> Result<(), KernelError> {
-        let mut builder = builder(key);
-        if let Some(endpoint) = endpoint {
-            builder = builder.set_endpoint(endpoint);
-        }
-        let none = BTreeSet::new();
-        let (replace, prefixes) = match allowed_ips {
-            AllowedIps::Keep => (false, &none),
-            AllowedIps::Append(prefixes) => (false, prefixes),
-            AllowedIps::Replace(prefixes) => (true, prefixes),
-        };
-        let updates = with_prefixes(key, builder, replace, prefixes);
-        self.update("updating a peer", updates).await
-    }
-
-    pub async fn remove_peer(&self, key: &NodePublic) -> Result<(), KernelError> {
-        let update = DeviceUpdate::new().remove_peer_by_key(&Key(*key.as_bytes()));
-        self.update("removing a peer", vec![update]).await
-    }
-
-    async fn update(
-        &self,
-        what: &'static str,
-        updates: Vec<DeviceUpdate>,
-    ) -> Result<(), KernelError> {
-        let device = self.device.clone();
-        blocking(what, move || {
-            let name = name(&device)?;
-            for update in updates {
-                require_link(&device)?;
-                update.apply(&name, Backend::Kernel)?;
-            }
-            Ok(())
-        })
-        .await
+fn describe(steps: &[Step]) -> String {
+    match steps {
+        [Step::SetPrivateKey(_)] => "setting the private key".into(),
+        [Step::SetListenPort(port)] => format!("setting the WireGuard port to {port}"),
+        [Step::SetFwmark(mark)] => format!("setting the device's mark to {mark:#x}"),
+        [Step::AddPeer { key, .. }] => format!("adding the peer {}", key.short()),
+        [Step::UpdatePeer { key, .. }] => format!("updating the peer {}", key.short()),
+        [Step::RemovePeer(key)] => format!("removing the peer {}", key.short()),
+        many => format!("{} changes of the WireGuard device", many.len()),
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    what: &'static str,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, KernelError> {
-    let result = tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)
-        .flatten();
-    result.map_err(|source| match source.raw_os_error() {
-        Some(libc::EPERM) => KernelError::NotPermitted { what: what.into() },
-        _ => KernelError::WireGuard {
-            what: what.into(),
-            source,
-        },
-    })
-}
-
-fn name(device: &str) -> io::Result<InterfaceName> {
-    device.parse().map_err(io::Error::from)
-}
-
-fn require_link(device: &str) -> io::Result<()> {
-    let name = std::ffi::CString::new(device).map_err(io::Error::other)?;
-    // SAFETY: `name` is a string that ends in zero and outlives the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::from_raw_os_error(libc::ENODEV)),
-        _ => Ok(()),
+fn with_step(update: DeviceUpdate, step: &Step) -> DeviceUpdate {
+    match step {
+        Step::SetPrivateKey(key) => update.set_private_key(Key(key.to_bytes())),
+        Step::SetListenPort(port) => update.set_listen_port(*port),
+        Step::SetFwmark(mark) => update.set_fwmark(*mark),
+        Step::AddPeer { key, peer } => with_peer(
+            update,
+            key,
+            peer.endpoint,
+            &AllowedIps::Replace(peer.allowed_ips.clone()),
+        ),
+        Step::UpdatePeer {
+            key,
+            endpoint,
+            allowed_ips,
+        } => with_peer(update, key, *endpoint, allowed_ips),
+        Step::RemovePeer(key) => update.remove_peer_by_key(&Key(*key.as_bytes())),
+        _ => update,
     }
 }
 
-fn builder(key: &NodePublic) -> PeerConfigBuilder {
-    PeerConfigBuilder::new(&Key(*key.as_bytes()))
-}
-
-/// The first update carries what `first` has; further ones append the prefixes that don't fit.
-fn with_prefixes(
+/// The first entry replaces what is to be replaced; further ones append the prefixes that don't fit.
+fn with_peer(
+    mut update: DeviceUpdate,
     key: &NodePublic,
-    first: PeerConfigBuilder,
-    replace: bool,
-    prefixes: &BTreeSet<IpNet>,
-) -> Vec<DeviceUpdate> {
+    endpoint: Option<SocketAddr>,
+    allowed_ips: &AllowedIps,
+) -> DeviceUpdate {
+    let none = BTreeSet::new();
+    let (replace, prefixes) = match allowed_ips {
+        AllowedIps::Keep => (false, &none),
+        AllowedIps::Append(prefixes) => (false, prefixes),
+        AllowedIps::Replace(prefixes) => (true, prefixes),
+    };
     let prefixes: Vec<AllowedIp> = prefixes
         .iter()
         .map(|prefix| AllowedIp {
@@ -185,14 +150,47 @@ fn with_prefixes(
         })
         .collect();
     let mut chunks = prefixes.chunks(CHUNK);
-    let mut first = first.add_allowed_ips(chunks.next().unwrap_or_default());
+    let mut first = PeerConfigBuilder::new(&Key(*key.as_bytes()))
+        .add_allowed_ips(chunks.next().unwrap_or_default());
+    if let Some(endpoint) = endpoint {
+        first = first.set_endpoint(endpoint);
+    }
     if replace {
         first = first.replace_allowed_ips();
     }
-    std::iter::once(first)
-        .chain(chunks.map(|chunk| builder(key).add_allowed_ips(chunk)))
-        .map(|peer| DeviceUpdate::new().add_peer(peer))
-        .collect()
+    update = update.add_peer(first);
+    for chunk in chunks {
+        let more = PeerConfigBuilder::new(&Key(*key.as_bytes())).add_allowed_ips(chunk);
+        update = update.add_peer(more);
+    }
+    update
+}
+
+async fn blocking<T: Send + 'static>(
+    what: String,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, KernelError> {
+    let result = tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)
+        .flatten();
+    result.map_err(|source| match source.raw_os_error() {
+        Some(libc::EPERM) => KernelError::NotPermitted { what },
+        _ => KernelError::WireGuard { what, source },
+    })
+}
+
+fn name(device: &str) -> io::Result<InterfaceName> {
+    device.parse().map_err(io::Error::from)
+}
+
+fn require_link(device: &str, index: u32) -> io::Result<()> {
+    let name = std::ffi::CString::new(device).map_err(io::Error::other)?;
+    // SAFETY: `name` is a string that ends in zero and outlives the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        found if found == index && index != 0 => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+    }
 }
 
 /// A peer with many prefixes comes as several entries, of which the first has the counters.
@@ -246,21 +244,39 @@ mod tests {
         let prefixes = (0..450u32)
             .map(|n| IpNet::new(std::net::Ipv4Addr::from(0x0a00_0000 + n).into(), 32).unwrap())
             .collect();
-        assert_eq!(with_prefixes(&key, builder(&key), true, &prefixes).len(), 3);
-    }
-
-    #[test]
-    fn a_peer_without_prefixes_is_still_one_update() {
-        let key = NodePublic::from_bytes([1; 32]);
-        assert_eq!(
-            with_prefixes(&key, builder(&key), true, &BTreeSet::new()).len(),
-            1
+        let update = with_peer(
+            DeviceUpdate::new(),
+            &key,
+            None,
+            &AllowedIps::Replace(prefixes),
         );
+        let entry = || PeerConfigBuilder::new(&Key([1; 32]));
+        let expected = (0..450u32).map(|n| AllowedIp {
+            address: std::net::Ipv4Addr::from(0x0a00_0000 + n).into(),
+            cidr: 32,
+        });
+        let expected: Vec<AllowedIp> = expected.collect();
+        let chunks = DeviceUpdate::new()
+            .add_peer(
+                entry()
+                    .add_allowed_ips(&expected[..200])
+                    .replace_allowed_ips(),
+            )
+            .add_peer(entry().add_allowed_ips(&expected[200..400]))
+            .add_peer(entry().add_allowed_ips(&expected[400..]));
+        assert!(update == chunks, "not printed: its Debug shows keys");
     }
 
     #[test]
     fn a_device_that_does_not_exist_is_not_created_by_a_write() {
-        let error = require_link("lr-no-such-dev").unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        for index in [0, 1] {
+            let error = require_link("lr-no-such-dev", index).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        }
+    }
+
+    #[test]
+    fn a_device_with_another_index_is_not_written_to() {
+        assert!(require_link("lo", 77).is_err());
     }
 }
