@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage,
@@ -245,11 +245,14 @@ pub(super) async fn add_address(
     index: u32,
     address: IpNet,
 ) -> Result<(), rtnetlink::Error> {
-    handle
+    let mut request = handle
         .address()
-        .add(index, address.addr(), address.prefix_len())
-        .execute()
-        .await
+        .add(index, address.addr(), address.prefix_len());
+    if address.addr().is_ipv6() {
+        // Without: nobody can bind to it for a moment, while the kernel asks a tunnel about duplicates.
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    }
+    request.execute().await
 }
 
 pub(super) async fn remove_address(
