@@ -226,14 +226,19 @@ impl Node {
         }
         for step in &steps {
             debug!(?step, "kernel");
-            self.kernel.apply(step).await?;
-            if matches!(step, Step::AttachFilter) {
-                let compiled = new_filter.as_ref().or(self.installed.as_ref()).cloned();
-                if let Some(compiled) = &compiled {
-                    self.install(compiled).await?;
-                }
+        }
+        let attach = steps
+            .iter()
+            .position(|step| matches!(step, Step::AttachFilter));
+        let (first, rest) = steps.split_at(attach.map_or(0, |attach| attach + 1));
+        self.kernel.apply_all(first).await?;
+        if attach.is_some() {
+            let compiled = new_filter.as_ref().or(self.installed.as_ref()).cloned();
+            if let Some(compiled) = &compiled {
+                self.install(compiled).await?;
             }
         }
+        self.kernel.apply_all(rest).await?;
         self.programmed = true;
         self.was_programmed = true;
         Ok(steps.len())
