@@ -3,6 +3,8 @@
 //! Decisions are taken in `lowroad_core`; here bytes are moved.
 
 pub mod endpoints;
+mod packet;
 pub mod port;
 pub mod relay;
 pub mod stun;
+mod sys;

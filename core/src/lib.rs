@@ -4,5 +4,6 @@ pub mod desired;
 pub mod filter;
 pub mod first_contact;
 pub mod intent;
+pub mod netcheck;
 pub mod path;
 pub mod plan;

@@ -1,12 +1,36 @@
 //! The door between WireGuard and the relays: a loopback address for every peer.
+//!
+//! WireGuard sends to a relayed peer's own address in 127.128.0.0/9; one socket on `lo` receives for all of
+//! them and tells peers apart by that address. What a relay brings is injected into WireGuard's port from a raw
+//! socket with the endpoint that WireGuard has for the peer as its source, so that a late relayed packet never
+//! makes WireGuard move the peer away from a direct path. Packets pass in batches and never through the engine.
 
 use std::{
     collections::HashMap,
+    io,
     net::{Ipv4Addr, SocketAddr},
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use lowroad_wire::{control::RegionId, key::NodePublic};
+use lowroad_core::first_contact::FirstContact;
+use lowroad_wire::{Kind, classify, control::RegionId, key::NodePublic};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{io::Interest, net::UdpSocket, sync::mpsc, task::AbortHandle};
+
+use self::injector::Injector;
+use super::sys::{self, ReceiveBatch, Received};
+
+mod injector;
+
+/// How many events wait for the engine before new ones are dropped.
+const QUEUE: usize = 1024;
+/// Receive buffer of the door: WireGuard can send faster than a relay takes.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// [`RelayEvent::Outgoing`] and [`RelayEvent::Incoming`] of one peer come at most this often.
+const EVENT_PAUSE: Duration = Duration::from_secs(1);
 
 /// How one peer is relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,16 +45,276 @@ pub struct RelayEntry {
 
 pub type RelayTable = HashMap<NodePublic, RelayEntry>;
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RelayEvent {
     /// Data left for this peer by the relay; at once after a pause, then about once a second.
     Outgoing { peer: NodePublic },
-    /// Data came from this peer by the relay; likewise. For `Paths::on_relayed_data`.
+    /// Data came from this peer by the relay; likewise. For [`lowroad_core::path::Paths::on_relayed_data`].
     Incoming { peer: NodePublic },
-    /// A disco message, for `Paths::on_relayed`.
+    /// A disco message, for [`lowroad_core::path::Paths::on_relayed`].
     Disco {
         region: RegionId,
         from: NodePublic,
         bytes: Bytes,
     },
+}
+
+/// A packet that a relay brought.
+#[derive(Clone, Debug)]
+pub struct FromRelay {
+    pub region: RegionId,
+    pub from: NodePublic,
+    pub bytes: Bytes,
+}
+
+/// The door; it closes when dropped.
+#[derive(Debug)]
+pub struct RelayDoor {
+    inner: Arc<Inner>,
+    reader: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Inner {
+    table: RwLock<Table>,
+    injector: Injector,
+    held: Mutex<FirstContact>,
+    incoming: Mutex<Pauses>,
+    events: mpsc::Sender<RelayEvent>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    by_key: RelayTable,
+    by_address: HashMap<Ipv4Addr, NodePublic>,
+}
+
+impl RelayDoor {
+    /// Opens the socket on `lo` at `port` (WireGuard's port plus one) and starts to pass what WireGuard sends to
+    /// `send`, which must not block: `DerpPool::send`.
+    ///
+    /// # Errors
+    /// `AddrInUse` if the port is taken, `PermissionDenied` without CAP_NET_RAW.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(
+        port: u16,
+        wireguard_port: u16,
+        send: impl Fn(RegionId, NodePublic, Bytes) + Send + 'static,
+    ) -> io::Result<(Self, mpsc::Receiver<RelayEvent>)> {
+        let socket = UdpSocket::from_std(open(port)?.into())?;
+        let (events, receiver) = mpsc::channel(QUEUE);
+        let inner = Arc::new(Inner {
+            table: RwLock::default(),
+            injector: Injector::open(wireguard_port)?,
+            held: Mutex::default(),
+            incoming: Mutex::default(),
+            events,
+        });
+        let reader = tokio::spawn(read(inner.clone(), socket, wireguard_port, send)).abort_handle();
+        Ok((Self { inner, reader }, receiver))
+    }
+
+    /// Replaces the table. Call it after WireGuard has the peers: a handshake that waited for one of them is
+    /// injected here.
+    pub fn set_table(&self, table: RelayTable) {
+        let by_address = table
+            .iter()
+            .map(|(key, entry)| (entry.address, *key))
+            .collect();
+        *self.inner.write() = Table {
+            by_key: table,
+            by_address,
+        };
+        self.inner.release_held();
+    }
+
+    /// Adds or changes one peer; for [`lowroad_core::path::Command::SetEndpoint`], after WireGuard has it.
+    pub fn set_entry(&self, key: NodePublic, entry: RelayEntry) {
+        let mut table = self.inner.write();
+        if let Some(old) = table.by_key.insert(key, entry) {
+            table.by_address.remove(&old.address);
+        }
+        table.by_address.insert(entry.address, key);
+        drop(table);
+        self.inner.release_held();
+    }
+
+    /// Takes a batch of packets that relays brought: WireGuard's are injected, disco becomes events, handshakes
+    /// of unknown keys wait for [`Self::set_table`], the rest is dropped.
+    pub fn deliver(&self, packets: &[FromRelay]) {
+        self.inner.deliver(packets);
+    }
+
+    /// A handle that only delivers, for the task that reads the relays' events.
+    pub fn inlet(&self) -> Inlet {
+        Inlet(self.inner.clone())
+    }
+}
+
+impl Drop for RelayDoor {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// Delivers to a [`RelayDoor`].
+#[derive(Clone, Debug)]
+pub struct Inlet(Arc<Inner>);
+
+impl Inlet {
+    /// As [`RelayDoor::deliver`].
+    pub fn deliver(&self, packets: &[FromRelay]) {
+        self.0.deliver(packets);
+    }
+}
+
+impl Inner {
+    fn deliver(&self, packets: &[FromRelay]) {
+        let now = Instant::now();
+        let table = self.read();
+        let mut known = Vec::with_capacity(packets.len());
+        for packet in packets {
+            match (classify(&packet.bytes), table.by_key.get(&packet.from)) {
+                (Kind::Disco, _) => {
+                    self.tell(RelayEvent::Disco {
+                        region: packet.region,
+                        from: packet.from,
+                        bytes: packet.bytes.clone(),
+                    });
+                }
+                (Kind::WireGuard, Some(entry)) => {
+                    known.push((entry.endpoint, &packet.bytes[..]));
+                    let mut incoming = lock(&self.incoming);
+                    if incoming.is_over(packet.from, now)
+                        && self.tell(RelayEvent::Incoming { peer: packet.from })
+                    {
+                        incoming.start(packet.from, now);
+                    }
+                }
+                (Kind::WireGuard, None) => lock(&self.held).hold(now, packet.from, &packet.bytes),
+                (Kind::Stun | Kind::Geneve | Kind::Other, _) => {}
+            }
+        }
+        drop(table);
+        self.injector.inject(&known);
+    }
+
+    /// Injects the handshakes whose peers the table has.
+    fn release_held(&self) {
+        let now = Instant::now();
+        let table = self.read();
+        let mut held = lock(&self.held);
+        let keys = held
+            .keys()
+            .filter_map(|key| Some((*key, table.by_key.get(key)?.endpoint)));
+        let keys: Vec<_> = keys.collect();
+        let released: Vec<_> = keys
+            .into_iter()
+            .filter_map(|(key, endpoint)| Some((endpoint, held.take(now, &key)?)))
+            .collect();
+        drop((table, held));
+        let released: Vec<_> = released
+            .iter()
+            .map(|(endpoint, packet)| (*endpoint, &packet[..]))
+            .collect();
+        self.injector.inject(&released);
+    }
+
+    /// False if the engine is too far behind.
+    fn tell(&self, event: RelayEvent) -> bool {
+        self.events.try_send(event).is_ok()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When events of a kind were last told, per peer.
+#[derive(Debug, Default)]
+struct Pauses(HashMap<NodePublic, Instant>);
+
+impl Pauses {
+    fn is_over(&self, peer: NodePublic, now: Instant) -> bool {
+        let told = self.0.get(&peer);
+        told.is_none_or(|at| now.duration_since(*at) >= EVENT_PAUSE)
+    }
+
+    fn start(&mut self, peer: NodePublic, now: Instant) {
+        // Grows with the peers that were relayed in the last seconds only.
+        if self.0.len() >= 128 && self.0.len().is_power_of_two() {
+            self.0.retain(|_, at| now.duration_since(*at) < EVENT_PAUSE);
+        }
+        self.0.insert(peer, now);
+    }
+}
+
+/// Passes what WireGuard sends to relayed peers.
+async fn read(
+    inner: Arc<Inner>,
+    socket: UdpSocket,
+    wireguard_port: u16,
+    send: impl Fn(RegionId, NodePublic, Bytes),
+) {
+    let mut batch = ReceiveBatch::new();
+    let mut received = Vec::with_capacity(sys::BATCH);
+    let mut outgoing = Pauses::default();
+    loop {
+        if socket.readable().await.is_err() {
+            return;
+        }
+        let receive = || batch.receive(socket.as_fd(), &mut received);
+        match socket.try_io(Interest::READABLE, receive) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => tracing::debug!(%error, "cannot read what WireGuard sends to relays"),
+        }
+        // Only WireGuard can hold this source port: nobody else on this host speaks for it.
+        received.retain(|packet| packet.from.port() == wireguard_port);
+        pass(&inner, &mut received, &mut outgoing, &send);
+        tokio::task::yield_now().await;
+    }
+}
+
+fn pass(
+    inner: &Inner,
+    received: &mut Vec<Received>,
+    outgoing: &mut Pauses,
+    send: &impl Fn(RegionId, NodePublic, Bytes),
+) {
+    let now = Instant::now();
+    let table = inner.read();
+    for packet in received.drain(..) {
+        let Some(key) = table.by_address.get(&packet.to) else {
+            continue;
+        };
+        if outgoing.is_over(*key, now) && inner.tell(RelayEvent::Outgoing { peer: *key }) {
+            outgoing.start(*key, now);
+        }
+        if let Some(region) = table.by_key.get(key).and_then(|entry| entry.region) {
+            send(region, *key, packet.bytes);
+        }
+    }
+}
+
+fn open(port: u16) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    // Before bind: nothing from outside of this host ever gets in.
+    socket.bind_device(Some(b"lo"))?;
+    sys::set_packet_info(socket.as_fd())?;
+    socket.set_nonblocking(true)?;
+    // Beyond net.core.rmem_max the kernel gives what it allows.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    Ok(socket)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

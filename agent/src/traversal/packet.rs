@@ -1,0 +1,264 @@
+//! Bytes of raw packets: UDP headers, checksums, and the filter that picks our datagrams out of WireGuard's.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::sys::Instruction;
+
+pub(super) const UDP_HEADER: usize = 8;
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+const UDP: u8 = 17;
+const HOP_LIMIT: u8 = 64;
+
+/// Where the UDP header starts in what a raw socket sees.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start {
+    /// IPv4: the packet begins with its IP header.
+    AfterIpv4Header,
+    /// IPv6: the kernel has taken the IP header off.
+    AtOnce,
+}
+
+/// A classic BPF program that accepts disco messages and STUN responses for `port`. Loads beyond the end of a
+/// packet reject it.
+pub(super) fn filter(port: u16, start: Start) -> Vec<Instruction> {
+    const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_IND) as u16;
+    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_IND) as u16;
+    const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let op = |code, k| Instruction {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let jump = |k, jt, jf| Instruction {
+        code: IF_EQUAL,
+        jt,
+        jf,
+        k,
+    };
+    // X = length of what precedes the UDP header.
+    let skip = match start {
+        Start::AfterIpv4Header => op((libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH) as u16, 0),
+        Start::AtOnce => op((libc::BPF_LDX | libc::BPF_W | libc::BPF_IMM) as u16, 0),
+    };
+    vec![
+        skip,
+        op(LOAD_HALF, 2),
+        jump(port.into(), 0, 9),
+        // Disco: "TS" and the speech bubble.
+        op(LOAD_WORD, 8),
+        jump(0x5453_f09f, 0, 2),
+        op(LOAD_HALF, 12),
+        jump(0x92ac, 6, 5),
+        // STUN: the cookie, two zero bits, a second byte of 1.
+        op(LOAD_WORD, 12),
+        jump(0x2112_a442, 0, 3),
+        op(LOAD_HALF, 8),
+        op(AND, 0xc0ff),
+        jump(0x0001, 1, 0),
+        op(RETURN, 0),
+        op(RETURN, u32::MAX),
+    ]
+}
+
+/// The UDP header and payload of a raw IPv4 packet, with its checksum.
+pub(super) fn udp4(
+    source: (Ipv4Addr, u16),
+    to: (Ipv4Addr, u16),
+    payload: &[u8],
+) -> Option<Vec<u8>> {
+    let mut packet = udp(source.1, to.1, payload)?;
+    let sum = udp_checksum(source.0.into(), to.0.into(), &packet);
+    packet[6..8].copy_from_slice(&sum.to_be_bytes());
+    Some(packet)
+}
+
+/// The UDP header and payload of a raw IPv6 packet; the kernel fills in the checksum.
+pub(super) fn udp(source: u16, to: u16, payload: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(UDP_HEADER + payload.len()).ok()?;
+    let mut packet = Vec::with_capacity(usize::from(length));
+    for field in [source, to, length, 0] {
+        packet.extend_from_slice(&field.to_be_bytes());
+    }
+    packet.extend_from_slice(payload);
+    Some(packet)
+}
+
+/// IP and UDP headers of a packet to a port of this host, as if it came from `source`: what a relay brought.
+pub(super) struct InjectedHeader {
+    bytes: [u8; IPV6_HEADER + UDP_HEADER],
+    length: usize,
+}
+
+impl InjectedHeader {
+    /// `None` if the payload is too long for a packet.
+    pub fn new(source: SocketAddr, port: u16, payload: &[u8]) -> Option<Self> {
+        match source {
+            SocketAddr::V4(source) => Self::v4((*source.ip(), source.port()), port, payload),
+            SocketAddr::V6(source) => Self::v6((*source.ip(), source.port()), port, payload),
+        }
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// The loopback address that a packet from `source` is injected to.
+    pub fn target(source: &SocketAddr) -> IpAddr {
+        match source {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    fn v4(source: (Ipv4Addr, u16), port: u16, payload: &[u8]) -> Option<Self> {
+        let total = u16::try_from(IPV4_HEADER + UDP_HEADER + payload.len()).ok()?;
+        let mut bytes = [0; IPV6_HEADER + UDP_HEADER];
+        bytes[0] = 0x45;
+        bytes[2..4].copy_from_slice(&total.to_be_bytes());
+        bytes[8] = HOP_LIMIT;
+        bytes[9] = UDP;
+        bytes[12..16].copy_from_slice(&source.0.octets());
+        bytes[16..20].copy_from_slice(&Ipv4Addr::LOCALHOST.octets());
+        // The kernel fills in the header's checksum. The UDP checksum stays absent: the packet stays in memory,
+        // and WireGuard authenticates it.
+        put_udp(
+            &mut bytes[IPV4_HEADER..],
+            source.1,
+            port,
+            total - IPV4_HEADER as u16,
+        );
+        let length = IPV4_HEADER + UDP_HEADER;
+        Some(Self { bytes, length })
+    }
+
+    fn v6(source: (Ipv6Addr, u16), port: u16, payload: &[u8]) -> Option<Self> {
+        let udp_length = u16::try_from(UDP_HEADER + payload.len()).ok()?;
+        let mut bytes = [0; IPV6_HEADER + UDP_HEADER];
+        bytes[0] = 0x60;
+        bytes[4..6].copy_from_slice(&udp_length.to_be_bytes());
+        bytes[6] = UDP;
+        bytes[7] = HOP_LIMIT;
+        bytes[8..24].copy_from_slice(&source.0.octets());
+        bytes[24..40].copy_from_slice(&Ipv6Addr::LOCALHOST.octets());
+        put_udp(&mut bytes[IPV6_HEADER..], source.1, port, udp_length);
+        // IPv6 knows no absent checksum.
+        let pseudo = pseudo_sum(source.0.into(), Ipv6Addr::LOCALHOST.into(), udp_length);
+        let sum = fold(add(add(pseudo, &bytes[IPV6_HEADER..]), payload));
+        bytes[IPV6_HEADER + 6..].copy_from_slice(&sum.to_be_bytes());
+        let length = IPV6_HEADER + UDP_HEADER;
+        Some(Self { bytes, length })
+    }
+}
+
+/// Source address, source port and UDP payload of what a raw IPv4 socket received.
+pub(super) fn parse_ipv4(packet: &[u8]) -> Option<(SocketAddr, &[u8])> {
+    let header = usize::from(packet.first()? & 0x0f) * 4;
+    let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+    let (port, payload) = parse_udp(packet.get(header.max(IPV4_HEADER)..)?)?;
+    Some((SocketAddr::from((source, port)), payload))
+}
+
+/// Source port and payload of a UDP datagram; bytes behind its length are left out.
+pub(super) fn parse_udp(datagram: &[u8]) -> Option<(u16, &[u8])> {
+    let (header, _) = datagram.split_first_chunk::<UDP_HEADER>()?;
+    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let payload = datagram.get(UDP_HEADER..length)?;
+    Some((u16::from_be_bytes([header[0], header[1]]), payload))
+}
+
+fn put_udp(bytes: &mut [u8], source: u16, to: u16, length: u16) {
+    for (field, value) in bytes.chunks_exact_mut(2).zip([source, to, length, 0]) {
+        field.copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+fn udp_checksum(source: IpAddr, to: IpAddr, datagram: &[u8]) -> u16 {
+    let length =
+        u16::try_from(datagram.len()).expect("the datagram's length field was made from it");
+    fold(add(pseudo_sum(source, to, length), datagram))
+}
+
+fn pseudo_sum(source: IpAddr, to: IpAddr, length: u16) -> u64 {
+    let addresses = [source, to]
+        .into_iter()
+        .fold(0, |sum, address| match address {
+            IpAddr::V4(address) => add(sum, &address.octets()),
+            IpAddr::V6(address) => add(sum, &address.octets()),
+        });
+    addresses + u64::from(UDP) + u64::from(length)
+}
+
+/// One's complement sum of 16-bit words, not folded; only the last slice added may have an odd length.
+fn add(sum: u64, bytes: &[u8]) -> u64 {
+    let (words, tail) = bytes.as_chunks::<4>();
+    let sum = words
+        .iter()
+        .fold(sum, |sum, word| sum + u64::from(u32::from_be_bytes(*word)));
+    let (pairs, odd) = tail.as_chunks::<2>();
+    let sum = pairs
+        .iter()
+        .fold(sum, |sum, pair| sum + u64::from(u16::from_be_bytes(*pair)));
+    odd.first()
+        .map_or(sum, |byte| sum + (u64::from(*byte) << 8))
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    // Zero would mean "no checksum".
+    match !(sum as u16) {
+        0 => 0xffff,
+        sum => sum,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The straightforward form of RFC 1071.
+    fn reference(bytes: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for pair in bytes.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |byte| u32::from(*byte));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    proptest! {
+        #[test]
+        fn a_datagram_with_its_checksum_sums_to_all_ones(
+            from: [u8; 4], to: [u8; 4], ports: (u16, u16), payload in prop::collection::vec(any::<u8>(), 0..300)
+        ) {
+            let packet = udp4((from.into(), ports.0), (to.into(), ports.1), &payload).unwrap();
+            let length = (packet.len() as u16).to_be_bytes();
+            let whole = [&from[..], &to, &[0, UDP], &length, &packet].concat();
+            prop_assert_eq!(reference(&whole), 0xffff);
+            prop_assert_eq!(parse_udp(&packet), Some((ports.0, &payload[..])));
+        }
+
+        #[test]
+        fn an_injected_ipv6_header_carries_a_right_checksum(
+            from: [u8; 16], port: u16, payload in prop::collection::vec(any::<u8>(), 0..300)
+        ) {
+            let header = InjectedHeader::new(SocketAddr::from((from, port)), 51820, &payload).unwrap();
+            let bytes = header.as_bytes();
+            let length = ((UDP_HEADER + payload.len()) as u16).to_be_bytes();
+            let whole = [&bytes[8..40], &[0, UDP], &length, &bytes[40..], &payload].concat();
+            prop_assert_eq!(reference(&whole), 0xffff);
+        }
+
+        #[test]
+        fn parsing_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = (parse_ipv4(&bytes), parse_udp(&bytes));
+        }
+    }
+}
