@@ -189,10 +189,11 @@ fn without_a_policy_everybody_reaches_everybody_and_with_an_empty_one_nobody() {
     let open = recompile(&Policy::allow_all(), &small_world());
     assert_eq!(open.peers_of(NodeId(1)).len(), 3);
     assert_eq!(open.filter_for(NodeId(4))[0].dst_ports[0].ip, "*");
-    let closed = Policy::parse("{\"acls\": []}").unwrap();
-    let closed = compile(&closed, &small_world()).unwrap();
-    assert!(closed.peers_of(NodeId(1)).is_empty());
-    assert!(closed.filter_for(NodeId(4)).is_empty());
+    for empty in ["{\"acls\": []}", "{\"acls\": null}", "{\"grants\": []}"] {
+        let closed = compile(&Policy::parse(empty).unwrap(), &small_world()).unwrap();
+        assert!(closed.peers_of(NodeId(1)).is_empty());
+        assert!(closed.filter_for(NodeId(4)).is_empty());
+    }
 }
 
 #[test]

@@ -49,6 +49,28 @@ impl Client<DuplexStream> {
     }
 }
 
+impl Client<TcpStream> {
+    async fn join_by_tcp(address: SocketAddr, seed: u8) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self::greet(stream, &private(seed)).await
+    }
+}
+
+/// Serves on a port of its own.
+async fn listen(server: &Arc<DerpServer>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = server.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, remote)) = listener.accept().await {
+            let server = server.clone();
+            tokio::spawn(async move { server.serve(stream, remote).await });
+        }
+    });
+    address
+}
+
 fn connect(server: &Arc<DerpServer>, buffer: usize) -> DuplexStream {
     let (near, far) = tokio::io::duplex(buffer);
     let server = server.clone();
@@ -134,17 +156,9 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 #[tokio::test]
 async fn two_clients_exchange_packets_over_tcp() {
     let server = server();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let serving = server.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, remote)) = listener.accept().await {
-            let server = serving.clone();
-            tokio::spawn(async move { server.serve(stream, remote).await });
-        }
-    });
-    let mut one = Client::greet(TcpStream::connect(address).await.unwrap(), &private(1)).await;
-    let mut two = Client::greet(TcpStream::connect(address).await.unwrap(), &private(2)).await;
+    let address = listen(&server).await;
+    let mut one = Client::join_by_tcp(address, 1).await;
+    let mut two = Client::join_by_tcp(address, 2).await;
     one.settle().await;
     two.settle().await;
     for round in 0..200_u8 {
@@ -161,6 +175,49 @@ async fn two_clients_exchange_packets_over_tcp() {
     );
     assert_eq!((status.packets_received, status.packets_sent), (400, 400));
     assert_eq!(status.bytes_received, status.bytes_sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_flood_every_packet_is_relayed_in_order_or_counted_as_dropped() {
+    const PACKETS: u32 = 20_000;
+    let server = server();
+    let address = listen(&server).await;
+    let mut one = Client::join_by_tcp(address, 1).await;
+    let mut two = Client::join_by_tcp(address, 2).await;
+    two.settle().await;
+    let started = Instant::now();
+    let sender = tokio::spawn(async move {
+        for number in 0..PACKETS {
+            let mut packet = [0; 1300];
+            packet[..4].copy_from_slice(&number.to_be_bytes());
+            let packet = Bytes::copy_from_slice(&packet);
+            let to = public(2);
+            one.framed
+                .feed(Frame::SendPacket { to, packet })
+                .await
+                .unwrap();
+        }
+        one.settle().await;
+        started.elapsed()
+    });
+    let (mut received, mut last) = (0, None);
+    // The newest packet is never the one that is dropped.
+    while last != Some(PACKETS - 1) {
+        if let Frame::RecvPacket { packet, .. } = two.next().await {
+            let number = u32::from_be_bytes(packet[..4].try_into().unwrap());
+            assert!(
+                last.is_none_or(|last| last < number),
+                "{last:?} before {number}"
+            );
+            last = Some(number);
+            received += 1;
+        }
+    }
+    let sent_in = sender.await.unwrap();
+    let status = server.status();
+    assert_eq!(status.packets_received, u64::from(PACKETS));
+    assert_eq!(received + status.dropped_queue_full, u64::from(PACKETS));
+    println!("{PACKETS} packets of 1300 bytes sent in {sent_in:?}, {received} arrived");
 }
 
 #[tokio::test]

@@ -26,11 +26,16 @@ pub(crate) struct Fields<'v, 'a> {
 impl<'v, 'a> Fields<'v, 'a> {
     /// The value of a field, unless it is absent or null.
     pub(crate) fn get(&self, name: &str) -> Option<&'v Value<'a>> {
+        self.written(name)
+            .filter(|value| value.as_null_keyword().is_none())
+    }
+
+    /// The value of a field, null included: for those whose absence means more than emptiness.
+    pub(crate) fn written(&self, name: &str) -> Option<&'v Value<'a>> {
         self.properties
             .iter()
             .find(|(known, _)| *known == name)
             .map(|(_, property)| &property.value)
-            .filter(|value| value.as_null_keyword().is_none())
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = (&'static str, &'v ObjectProp<'a>)> + '_ {

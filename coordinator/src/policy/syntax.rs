@@ -199,13 +199,13 @@ impl Document {
 
     fn read_rules(&mut self, text: &Text, fields: &Fields) -> Result<(), PolicyError> {
         let mut rules = None;
-        if let Some(grants) = fields.get("grants") {
+        if let Some(grants) = fields.written("grants") {
             let rules = rules.get_or_insert_with(Vec::new);
             for value in text.list(grants, "grants")? {
                 grant::read(text, value, &self.names, rules)?;
             }
         }
-        if let Some(acls) = fields.get("acls") {
+        if let Some(acls) = fields.written("acls") {
             let rules = rules.get_or_insert_with(Vec::new);
             for value in text.list(acls, "acls")? {
                 rules.push(acl::read(text, value, &self.names)?);
@@ -279,11 +279,12 @@ fn refuse_unknown(text: &Text, object: &jsonc_parser::ast::Object) -> Result<(),
     Ok(())
 }
 
-/// `tag:` and `group:` names: the rest begins with a letter and holds no separators.
+/// `tag:` and `group:` names: the rest holds no separators, and a tag's begins with a letter.
 fn check_name(name: At<&str>, prefix: &str, what: &str) -> Result<(), PolicyError> {
     let good = name.value.strip_prefix(prefix).is_some_and(|rest| {
-        rest.starts_with(|c: char| c.is_ascii_alphabetic())
-            && !rest.contains(|c: char| c.is_whitespace() || c.is_control() || ":,/*@".contains(c))
+        rest.starts_with(|c: char| {
+            c.is_ascii_alphabetic() || what == "group" && c.is_alphanumeric()
+        }) && !rest.contains(|c: char| c.is_whitespace() || c.is_control() || ":,/*@".contains(c))
     });
     if good {
         return Ok(());
