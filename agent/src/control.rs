@@ -383,3 +383,6 @@ fn answer_once(server: &Server, channel: &Channel, request: &PingRequest, last: 
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

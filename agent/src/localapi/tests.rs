@@ -1,1 +1,184 @@
+use std::{os::unix::fs::PermissionsExt, path::PathBuf};
 
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::cli::client::{Client, ClientError};
+
+struct Fixture {
+    _dir: TempDir,
+    path: PathBuf,
+    asks: mpsc::Receiver<Ask>,
+}
+
+/// A server of which only the user `own` may write.
+fn serve(own: u32) -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run/lowroad.sock");
+    let listener = bind(&path).unwrap();
+    let (sender, asks) = mpsc::channel(4);
+    tokio::spawn(Server::new(sender, Arc::new(ArcSwapOption::empty()), own).run(listener));
+    Fixture {
+        _dir: dir,
+        path,
+        asks,
+    }
+}
+
+async fn raw(fixture: &Fixture, request: &str) -> String {
+    let mut stream = UnixStream::connect(&fixture.path).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_question_reaches_the_engine_and_its_answer_the_client() {
+    let mut fixture = serve(0);
+    let client = Client::new(&fixture.path);
+    let asked = tokio::spawn(async move {
+        client
+            .get::<Status>("/localapi/v0/status?peers=false")
+            .await
+    });
+    let Some(Ask::Status {
+        peers: false,
+        reply,
+    }) = fixture.asks.recv().await
+    else {
+        panic!("not a status question")
+    };
+    reply
+        .send(Status {
+            version: "x".into(),
+            ..Status::default()
+        })
+        .unwrap();
+    assert_eq!(asked.await.unwrap().unwrap().version, "x");
+}
+
+#[tokio::test]
+async fn requests_from_web_pages_and_for_other_hosts_are_refused_in_the_stock_shape() {
+    let fixture = serve(0);
+    for headers in [
+        "Host: evil.example",
+        "Host: local-tailscaled.sock\r\nOrigin: http://evil.example",
+        "Host: local-tailscaled.sock\r\nReferer: http://x/",
+    ] {
+        let answer = raw(
+            &fixture,
+            &format!("GET /localapi/v0/prefs HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n"),
+        )
+        .await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        assert!(answer.contains("{\"error\":\""), "{answer}");
+    }
+    let answer = raw(
+        &fixture,
+        "GET /nowhere HTTP/1.1\r\nHost: local-tailscaled.sock\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    assert!(
+        answer.to_lowercase().contains("tailscale-cap: "),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_user_who_is_neither_root_nor_operator_may_only_read() {
+    // Root may always write, so that this can be seen by other users only; the rule itself is a function of the user's number.
+    let (asks, _keep) = mpsc::channel(1);
+    let operator = Arc::new(ArcSwapOption::from_pointee(1000));
+    let server = Server::new(asks, operator, 7);
+    assert!(server.may_write(0) && server.may_write(7) && server.may_write(1000));
+    assert!(!server.may_write(1001));
+    let (reply, _answer) = oneshot::channel();
+    let refused = server.send(false, Ask::Down { reply }).await.unwrap_err();
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    let (reply, _answer) = oneshot::channel();
+    assert!(server.send(false, Ask::Prefs { reply }).await.is_ok());
+}
+
+#[tokio::test]
+async fn progress_of_up_arrives_line_by_line() {
+    let mut fixture = serve(0);
+    let client = Client::new(&fixture.path);
+    let request = UpRequest {
+        auth_key: Some(AuthKey::new("k".into())),
+        ..UpRequest::default()
+    };
+    let reader = tokio::spawn(async move {
+        let mut lines = client
+            .stream(Method::POST, "/lowroad/v0/up", &request)
+            .await
+            .unwrap();
+        let mut steps = Vec::new();
+        while let Some(step) = lines.next::<Progress>().await.unwrap() {
+            steps.push(step);
+        }
+        steps
+    });
+    let Some(Ask::Up { request, progress }) = fixture.asks.recv().await else {
+        panic!("not an up")
+    };
+    assert_eq!(request.auth_key.unwrap().reveal(), "k");
+    progress
+        .send(Progress::Waiting("the kernel".into()))
+        .await
+        .unwrap();
+    progress.send(Progress::Done).await.unwrap();
+    drop(progress);
+    assert_eq!(
+        reader.await.unwrap(),
+        [Progress::Waiting("the kernel".into()), Progress::Done]
+    );
+}
+
+#[tokio::test]
+async fn an_unreadable_body_is_refused_without_repeating_it() {
+    let fixture = serve(0);
+    let body = "{\"auth_key\": [\"hskey-secret\"]}";
+    let answer = raw(
+        &fixture,
+        &format!("POST /lowroad/v0/up HTTP/1.1\r\nHost: local-tailscaled.sock\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()),
+    )
+    .await;
+    assert!(
+        answer.starts_with("HTTP/1.1 400") && !answer.contains("secret"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_a_live_one_and_a_file_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sock");
+    let live = bind(&path).unwrap();
+    assert!(matches!(bind(&path), Err(SocketError::Live(_))));
+    drop(live);
+    let again = bind(&path).unwrap();
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o666
+    );
+    drop(again);
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    assert!(matches!(bind(&file), Err(SocketError::NotASocket(_))));
+}
+
+#[tokio::test]
+async fn without_an_agent_the_client_says_how_to_start_one() {
+    let error = Client::new(std::path::Path::new("/nonexistent/sock"))
+        .get::<Value>("/x")
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, ClientError::Unreachable { .. })
+            && error.to_string().contains("systemctl start lowroad"),
+        "{error}"
+    );
+}

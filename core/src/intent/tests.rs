@@ -1,1 +1,156 @@
+use lowroad_wire::control::MapResponse;
+use serde_json::{Value, json};
 
+use super::*;
+use crate::desired::DEFAULT_MARK;
+
+fn choices(accept_routes: bool) -> Choices {
+    Choices {
+        device: "lowroad0".into(),
+        listen_port: 41641,
+        mark: DEFAULT_MARK,
+        private_key: NodePrivate::from_random([1; 32]),
+        accept_routes,
+        shields_up: false,
+        disco: [7; 32],
+    }
+}
+
+fn key(n: u8) -> NodePublic {
+    NodePublic::from_bytes([n; 32])
+}
+
+fn peer(n: u8, allowed: &[&str]) -> Value {
+    let own = format!("100.64.0.{n}/32");
+    let allowed: Vec<_> = std::iter::once(own.as_str())
+        .chain(allowed.iter().copied())
+        .collect();
+    json!({"ID": n, "Key": key(n).to_string(), "HomeDERP": 999, "Addresses": [own], "AllowedIPs": allowed})
+}
+
+fn map(peers: &[Value]) -> NetMap {
+    let message = json!({"Node": {"ID": 1, "Key": key(1).to_string(), "Addresses": ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"]}, "Peers": peers});
+    let (response, malformed) = MapResponse::parse(message.to_string().as_bytes()).unwrap();
+    assert!(malformed.is_empty(), "{malformed:?}");
+    let mut map = NetMap::default();
+    map.apply(response, OffsetDateTime::UNIX_EPOCH);
+    map
+}
+
+fn want(map: &NetMap, accept_routes: bool) -> Desired {
+    desired(
+        map,
+        &choices(accept_routes),
+        |_| None,
+        OffsetDateTime::UNIX_EPOCH,
+    )
+}
+
+fn prefixes(desired: &Desired, n: u8) -> Vec<String> {
+    desired.wireguard.peers[&key(n)]
+        .allowed_ips
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+#[test]
+fn subnet_routes_are_taken_only_if_accepted_and_default_routes_never() {
+    let map = map(&[peer(2, &["10.77.0.0/24", "0.0.0.0/0", "::/0"])]);
+    assert_eq!(prefixes(&want(&map, false), 2), ["100.64.0.2/32"]);
+    assert_eq!(
+        prefixes(&want(&map, true), 2),
+        ["10.77.0.0/24", "100.64.0.2/32"]
+    );
+}
+
+#[test]
+fn a_prefix_that_two_claim_goes_to_whose_address_it_is_then_to_the_primary_then_to_the_first() {
+    let mut primary = peer(3, &["10.1.0.0/16", "10.2.0.0/16"]);
+    primary["PrimaryRoutes"] = json!(["10.2.0.0/16"]);
+    let map = map(&[
+        peer(2, &["10.1.0.0/16", "10.2.0.0/16", "100.64.0.3/32"]),
+        primary,
+    ]);
+    let desired = want(&map, true);
+    assert_eq!(prefixes(&desired, 2), ["10.1.0.0/16", "100.64.0.2/32"]);
+    assert_eq!(prefixes(&desired, 3), ["10.2.0.0/16", "100.64.0.3/32"]);
+}
+
+#[test]
+fn nobody_else_answers_for_our_own_address() {
+    let map = map(&[peer(2, &["100.64.0.1/32"])]);
+    assert_eq!(prefixes(&want(&map, true), 2), ["100.64.0.2/32"]);
+}
+
+#[test]
+fn expired_and_unreachable_peers_and_our_own_key_are_no_peers() {
+    let mut expired = peer(2, &[]);
+    expired["Expired"] = json!(true);
+    let mut past = peer(3, &[]);
+    past["KeyExpiry"] = json!("1969-01-01T00:00:00Z");
+    let mut nowhere = peer(4, &[]);
+    nowhere["HomeDERP"] = json!(0);
+    let mut ourselves = peer(5, &[]);
+    ourselves["Key"] = json!(key(1).to_string());
+    let map = map(&[expired, past, nowhere, ourselves, peer(6, &[])]);
+    assert_eq!(
+        want(&map, true)
+            .wireguard
+            .peers
+            .keys()
+            .copied()
+            .collect::<Vec<_>>(),
+        [key(6)]
+    );
+}
+
+#[test]
+fn a_node_key_that_two_numbers_have_is_one_peer() {
+    let mut twin = peer(3, &[]);
+    twin["Key"] = json!(key(2).to_string());
+    let desired = want(&map(&[peer(2, &[]), twin]), true);
+    assert_eq!(desired.wireguard.peers.len(), 1);
+    assert_eq!(prefixes(&desired, 2), ["100.64.0.2/32"]);
+}
+
+#[test]
+fn a_prefix_with_host_bits_is_skipped() {
+    let map = map(&[peer(2, &["10.77.0.9/24"])]);
+    assert_eq!(prefixes(&want(&map, true), 2), ["100.64.0.2/32"]);
+}
+
+#[test]
+fn the_filter_knows_our_addresses_as_the_only_destinations() {
+    let input = filter_input(
+        &map(&[peer(2, &["10.77.0.0/24"])]),
+        &choices(false),
+        OffsetDateTime::UNIX_EPOCH,
+    );
+    assert_eq!(
+        input
+            .local
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"]
+    );
+    assert_eq!(
+        input.peers[0]
+            .allowed_ips
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["100.64.0.2/32"]
+    );
+}
+
+#[test]
+fn an_empty_netmap_wants_a_device_without_peers() {
+    let desired = want(&NetMap::default(), true);
+    assert!(
+        desired.wireguard.peers.is_empty()
+            && desired.addresses.is_empty()
+            && desired.routes.is_empty()
+    );
+}
