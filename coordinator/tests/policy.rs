@@ -230,6 +230,23 @@ fn tests_pass_for_users_and_tags_that_have_no_node_yet() {
 }
 
 #[test]
+fn tests_know_whose_devices_are_whose() {
+    let with_test = |test: &str| {
+        let text = format!(
+            r#"{{
+                "acls": [{{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:22"]}}],
+                "tests": [{test}],
+            }}"#
+        );
+        compile(&Policy::parse(&text).unwrap(), &small_world()).map(|_| ())
+    };
+    let alice = r#"{"src": "alice@example.com", "accept": ["100.64.0.2:22"], "deny": ["100.64.0.2:23", "100.64.0.3:22"]}"#;
+    assert_eq!(with_test(alice), Ok(()));
+    let bob = r#"{"src": "bob@", "accept": ["100.64.0.2:22"]}"#;
+    assert_eq!(with_test(bob).unwrap_err().kind, PolicyErrorKind::Test);
+}
+
+#[test]
 fn tags_are_given_by_their_owners_only() {
     let policy = Policy::parse(
         r#"{
@@ -354,7 +371,10 @@ fn large_policy() -> String {
             r#"{{"action": "accept", "src": ["group:g{group}", "tag:t{from}"], "dst": ["tag:t{to}:22,443", "10.{at}.0.0/16:80"]}}"#
         )
     });
-    format!(r#"{{"tagOwners": {{{tags}}}, "groups": {{{groups}}}, "acls": [{rules}]}}"#)
+    let tests = r#"{"src": "autogroup:member", "deny": ["tag:t1:23"]}"#;
+    format!(
+        r#"{{"tagOwners": {{{tags}}}, "groups": {{{groups}}}, "acls": [{rules}], "tests": [{tests}]}}"#
+    )
 }
 
 const SEED_POLICY: &str = r#"{

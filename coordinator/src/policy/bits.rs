@@ -1,6 +1,6 @@
 //! A fixed-size set of indices, so that questions about thousands of nodes are a few word operations.
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Bits(Vec<u64>);
 
 impl Bits {
@@ -40,6 +40,13 @@ impl Bits {
         for (word, also) in self.0.iter_mut().zip(&other.0) {
             *word &= also;
         }
+    }
+
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        self.0
+            .iter()
+            .zip(&other.0)
+            .any(|(word, also)| word & also != 0)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
