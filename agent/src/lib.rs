@@ -3,10 +3,12 @@
 pub mod cli;
 pub mod control;
 pub mod daemon;
+pub mod derp;
 pub mod engine;
 pub mod kernel;
 pub mod localapi;
 pub mod prefs;
 pub mod state;
 pub mod status;
+pub mod tls;
 pub mod traversal;

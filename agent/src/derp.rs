@@ -1,0 +1,281 @@
+//! The client of the relays: one connection per region in use, the home region's always open (protocol.md 2).
+//!
+//! Every region of the DERPMap has one task, asleep until its region is home or has something to send. Sending puts a
+//! packet into the region's queue and wakes the task if it has to; what a slow relay does not take pushes the oldest out.
+
+mod connection;
+mod dial;
+mod queue;
+mod region;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use lowroad_wire::{
+    control::{DerpMap, RegionId},
+    derp::GoneReason,
+    key::{NodePrivate, NodePublic},
+};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
+
+use self::{
+    queue::Queue,
+    region::{Task, Wanted},
+};
+use crate::tls::TlsConfig;
+
+/// Events that may wait for their reader; packets beyond it are dropped, as a full socket would.
+const EVENTS: usize = 4096;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DerpEvent {
+    Connected {
+        region: RegionId,
+    },
+    Disconnected {
+        region: RegionId,
+        why: Why,
+    },
+    Packet {
+        region: RegionId,
+        from: NodePublic,
+        bytes: Bytes,
+    },
+    /// The region does not reach this peer, or not any more.
+    PeerGone {
+        region: RegionId,
+        key: NodePublic,
+        reason: GoneReason,
+    },
+    /// What the relay has to say to people; empty: healthy again.
+    Health {
+        region: RegionId,
+        text: String,
+    },
+}
+
+/// Why there is no connection to a region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing to send for a while, and not home.
+    Idle,
+    /// The DERPMap changed.
+    Moved,
+    /// It broke, or could not be made; it is tried again.
+    Failed(String),
+}
+
+/// When things are given up or done again.
+#[derive(Clone, Copy, Debug)]
+struct Timings {
+    /// A dial to one relay, with name resolution.
+    dial: Duration,
+    /// A connection, from the first dial to the end of the greeting.
+    connect: Duration,
+    /// Without a byte from the server, whose keep-alives come each minute.
+    silence: Duration,
+    /// A write that the relay does not take.
+    write: Duration,
+    /// Without a packet of ours, unless home.
+    idle: Duration,
+    /// How often idleness is looked at.
+    sweep: Duration,
+    /// Answer to the ping after a change of links.
+    ping: Duration,
+    /// Longest pause between attempts.
+    backoff: Duration,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            dial: Duration::from_millis(1500),
+            connect: Duration::from_secs(10),
+            silence: Duration::from_secs(120),
+            write: Duration::from_secs(30),
+            idle: Duration::from_secs(60),
+            sweep: Duration::from_secs(15),
+            ping: Duration::from_secs(3),
+            backoff: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What every region's task needs.
+#[derive(Debug)]
+struct Shared {
+    node: NodePrivate,
+    tls: TlsConfig,
+    fwmark: u32,
+    timings: Timings,
+    events: mpsc::Sender<DerpEvent>,
+    /// Packets that came and found [`EVENTS`] waiting.
+    unread: AtomicU64,
+}
+
+/// The handle; when its last clone is dropped, all connections close.
+#[derive(Clone, Debug)]
+pub struct DerpPool(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    regions: HashMap<RegionId, Region>,
+    home: Option<RegionId>,
+}
+
+#[derive(Debug)]
+struct Region {
+    queue: Arc<Queue>,
+    /// Dropping it ends the task.
+    wanted: watch::Sender<Wanted>,
+}
+
+impl DerpPool {
+    /// Connects to nothing until there is a map. `fwmark` marks the sockets, if we may.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(
+        node: NodePrivate,
+        tls: TlsConfig,
+        fwmark: u32,
+    ) -> (Self, mpsc::Receiver<DerpEvent>) {
+        Self::start_with(node, tls, fwmark, Timings::default())
+    }
+
+    fn start_with(
+        node: NodePrivate,
+        tls: TlsConfig,
+        fwmark: u32,
+        timings: Timings,
+    ) -> (Self, mpsc::Receiver<DerpEvent>) {
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let shared = Arc::new(Shared {
+            node,
+            tls,
+            fwmark,
+            timings,
+            events,
+            unread: AtomicU64::new(0),
+        });
+        let inner = Inner {
+            shared,
+            runtime: Handle::current(),
+            state: Mutex::default(),
+        };
+        (Self(Arc::new(inner)), receiver)
+    }
+
+    /// Regions that are gone close, those whose nodes changed connect anew, the others notice nothing.
+    pub fn set_map(&self, map: &DerpMap) {
+        let mut state = self.state();
+        let home = state.home;
+        state.regions.retain(|id, _| map.regions.contains_key(id));
+        for (id, region) in &map.regions {
+            let wanted = Wanted {
+                nodes: region.nodes.clone(),
+                home: home == Some(*id),
+                link_changes: 0,
+            };
+            match state.regions.get(id) {
+                Some(known) => {
+                    known.wanted.send_if_modified(|old| {
+                        let changed = old.nodes != wanted.nodes;
+                        old.nodes = wanted.nodes;
+                        changed
+                    });
+                }
+                None => {
+                    state.regions.insert(*id, self.spawn(*id, wanted));
+                }
+            }
+        }
+    }
+
+    /// The region where others find us; it may be unknown to the map yet.
+    pub fn set_home(&self, home: Option<RegionId>) {
+        let mut state = self.state();
+        state.home = home;
+        for (id, region) in &state.regions {
+            let is_home = home == Some(*id);
+            region
+                .wanted
+                .send_if_modified(|wanted| std::mem::replace(&mut wanted.home, is_home) != is_home);
+        }
+    }
+
+    /// Sends a packet by a region, connecting to it if need be. Never blocks; a region that the map does not have, or that
+    /// is not reached, loses the packet.
+    pub fn send(&self, region: RegionId, to: NodePublic, packet: Bytes) {
+        let queue = self
+            .state()
+            .regions
+            .get(&region)
+            .map(|region| region.queue.clone());
+        if let Some(queue) = queue {
+            queue.push(to, packet);
+        }
+    }
+
+    /// Addresses or routes of the host changed: connections that don't answer within seconds are made anew, and pauses
+    /// between attempts end.
+    pub fn link_changed(&self) {
+        for region in self.state().regions.values() {
+            region.wanted.send_modify(|wanted| wanted.link_changes += 1);
+        }
+    }
+
+    pub fn is_connected(&self, region: RegionId) -> bool {
+        self.state()
+            .regions
+            .get(&region)
+            .is_some_and(|region| region.queue.is_connected())
+    }
+
+    /// How many packets were dropped: a region did not take them, or nobody read them in time.
+    pub fn dropped(&self) -> u64 {
+        let unsent: u64 = self
+            .state()
+            .regions
+            .values()
+            .map(|region| region.queue.dropped())
+            .sum();
+        unsent + self.0.shared.unread.load(Ordering::Relaxed)
+    }
+
+    fn spawn(&self, id: RegionId, wanted: Wanted) -> Region {
+        let queue = Arc::new(Queue::default());
+        let (wanted, receiver) = watch::channel(wanted);
+        let task = Task {
+            id,
+            shared: self.0.shared.clone(),
+            queue: queue.clone(),
+            wanted: receiver,
+        };
+        self.0.runtime.spawn(task.run());
+        Region { queue, wanted }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,245 @@
+//! One greeted connection, until it ends.
+
+use std::{
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use lowroad_wire::{
+    control::{DerpNode, RegionId},
+    derp::{Codec, Frame},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::{Notify, watch},
+    time::{Instant, interval_at, timeout, timeout_at},
+};
+use tokio_util::codec::Decoder as _;
+
+use super::{
+    DerpEvent, Shared,
+    dial::Greeted,
+    queue::{Queue, TokenBucket},
+    region::Wanted,
+};
+
+/// What one read may bring, and one write send: four TLS records.
+const CHUNK: usize = 64 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// Not wanted any more; the region's task ends too.
+    #[error("not wanted any more")]
+    Unwanted,
+    #[error("idle")]
+    Idle,
+    #[error("the relay map changed")]
+    Moved,
+    #[error("the relay said nothing for {0:?}")]
+    Silent(Duration),
+    #[error("the relay takes nothing")]
+    Stuck,
+    #[error("the relay does not answer after a change of links")]
+    NoPong,
+    #[error("the relay closed the connection")]
+    Closed,
+    #[error("the relay restarts")]
+    Restarting {
+        /// When to come back.
+        after: Duration,
+    },
+    #[error("the connection to the relay broke: {0}")]
+    Broke(#[from] lowroad_wire::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Broke(error.into())
+    }
+}
+
+/// What the two directions and the supervisor have in common.
+pub struct Connection<'a> {
+    pub id: RegionId,
+    pub shared: &'a Shared,
+    pub queue: &'a Queue,
+    /// What the connection was made by.
+    pub nodes: &'a [DerpNode],
+    pong: AtomicU64,
+    pong_arrived: Notify,
+    restart: Mutex<Option<Duration>>,
+}
+
+impl<'a> Connection<'a> {
+    pub fn new(id: RegionId, shared: &'a Shared, queue: &'a Queue, nodes: &'a [DerpNode]) -> Self {
+        Self {
+            id,
+            shared,
+            queue,
+            nodes,
+            pong: AtomicU64::new(0),
+            pong_arrived: Notify::new(),
+            restart: Mutex::new(None),
+        }
+    }
+
+    /// Carries packets both ways until something ends it.
+    pub async fn run(&self, greeted: Greeted, wanted: &mut watch::Receiver<Wanted>) -> End {
+        let bucket = TokenBucket::new(&greeted.info);
+        let (reader, writer) = tokio::io::split(greeted.stream);
+        let end = tokio::select! {
+            end = self.receive(reader, greeted.leftover) => end,
+            end = self.transmit(writer, bucket) => end,
+            end = self.supervise(wanted) => end,
+        };
+        let end = match end {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        match *self.restart.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(after) if !matches!(end, End::Unwanted | End::Moved) => End::Restarting { after },
+            _ => end,
+        }
+    }
+
+    async fn receive(
+        &self,
+        mut reader: impl AsyncRead + Unpin,
+        mut buffer: BytesMut,
+    ) -> Result<Never, End> {
+        let mut codec = Codec::client();
+        let silence = self.shared.timings.silence;
+        loop {
+            while let Some(frame) = codec.decode(&mut buffer)? {
+                self.take(frame).await?;
+            }
+            buffer.reserve(CHUNK);
+            let read = timeout(silence, reader.read_buf(&mut buffer)).await;
+            if read.map_err(|_| End::Silent(silence))?? == 0 {
+                return Err(End::Closed);
+            }
+        }
+    }
+
+    async fn take(&self, frame: Frame) -> Result<(), End> {
+        let region = self.id;
+        let event = match frame {
+            Frame::RecvPacket { from, packet } => {
+                // Nobody waits for a reader that does not keep up: a packet lost here is a packet lost on the way.
+                let packet = DerpEvent::Packet {
+                    region,
+                    from,
+                    bytes: packet,
+                };
+                if self.shared.events.try_send(packet).is_err() {
+                    self.shared.unread.fetch_add(1, Ordering::Relaxed);
+                }
+                return Ok(());
+            }
+            Frame::PeerGone { key, reason } => DerpEvent::PeerGone {
+                region,
+                key,
+                reason,
+            },
+            Frame::Health(text) => DerpEvent::Health { region, text },
+            Frame::Ping(data) => {
+                self.queue.push_frame(Frame::Pong(data));
+                return Ok(());
+            }
+            Frame::Pong(data) => {
+                self.pong.store(u64::from_be_bytes(data), Ordering::Relaxed);
+                self.pong_arrived.notify_one();
+                return Ok(());
+            }
+            Frame::Restarting { reconnect_in, .. } => {
+                *self.restart.lock().unwrap_or_else(PoisonError::into_inner) = Some(reconnect_in);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        self.shared
+            .events
+            .send(event)
+            .await
+            .map_err(|_| End::Unwanted)
+    }
+
+    async fn transmit(
+        &self,
+        mut writer: impl AsyncWrite + Unpin,
+        mut bucket: TokenBucket,
+    ) -> Result<Never, End> {
+        let mut out = BytesMut::with_capacity(2 * CHUNK);
+        loop {
+            self.queue.ready().await;
+            self.queue.drain(&mut out, CHUNK, &mut bucket);
+            let write = async {
+                writer.write_all(&out).await?;
+                writer.flush().await
+            };
+            timeout(self.shared.timings.write, write)
+                .await
+                .map_err(|_| End::Stuck)??;
+            out.clear();
+        }
+    }
+
+    /// Follows what is wanted of the region, and ends the connection when it is idle or dead.
+    async fn supervise(&self, wanted: &mut watch::Receiver<Wanted>) -> Result<Never, End> {
+        let timings = &self.shared.timings;
+        let mut sweep = interval_at(Instant::now() + timings.sweep, timings.sweep);
+        let (mut sent, mut used) = (self.queue.sent(), Instant::now());
+        let mut known = wanted.borrow_and_update().clone();
+        if known.home {
+            self.queue.push_frame(Frame::NotePreferred(true));
+        }
+        loop {
+            tokio::select! {
+                changed = wanted.changed() => {
+                    changed.map_err(|_| End::Unwanted)?;
+                    let now = wanted.borrow_and_update().clone();
+                    if now.nodes != self.nodes {
+                        return Err(End::Moved);
+                    }
+                    if now.home != known.home {
+                        self.queue.push_frame(Frame::NotePreferred(now.home));
+                        used = Instant::now();
+                    }
+                    let links = now.link_changes != known.link_changes;
+                    known = now;
+                    if links {
+                        self.ping().await?;
+                    }
+                }
+                _ = sweep.tick() => {
+                    if std::mem::replace(&mut sent, self.queue.sent()) != sent || known.home {
+                        used = Instant::now();
+                    } else if used.elapsed() >= timings.idle {
+                        return Err(End::Idle);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the relay still answers.
+    async fn ping(&self) -> Result<(), End> {
+        let data: u64 = rand::random();
+        let deadline = Instant::now() + self.shared.timings.ping;
+        self.queue.push_frame(Frame::Ping(data.to_be_bytes()));
+        while self.pong.load(Ordering::Relaxed) != data {
+            timeout_at(deadline, self.pong_arrived.notified())
+                .await
+                .map_err(|_| End::NoPong)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a direction returns other than its end: nothing, ever.
+enum Never {}
