@@ -1,0 +1,105 @@
+//! Which addresses nodes get (protocol.md 9).
+//!
+//! A node's IPv4 and IPv6 address carry the same number: 100.64.0.1 goes with fd7a:115c:a1e0::1. Numbers are given in turn, so that
+//! the address of a deleted node is not at once somebody else's.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+const V4_BASE: u32 = u32::from_be_bytes([100, 64, 0, 0]);
+const V6_BASE: u128 = 0xfd7a_115c_a1e0_u128 << 80;
+/// How many numbers 100.64.0.0/10 has.
+const SIZE: u32 = 1 << 22;
+
+/// First and last IPv4 address of what nodes must not get.
+const RESERVED_V4: [(Ipv4Addr, Ipv4Addr); 3] = [
+    // ChromeOS puts its virtual machines here.
+    (
+        Ipv4Addr::new(100, 115, 92, 0),
+        Ipv4Addr::new(100, 115, 93, 255),
+    ),
+    // Service addresses, 100.100.100.100 among them.
+    (
+        Ipv4Addr::new(100, 100, 100, 0),
+        Ipv4Addr::new(100, 100, 100, 255),
+    ),
+    // Historic service addresses.
+    (
+        Ipv4Addr::new(100, 100, 0, 0),
+        Ipv4Addr::new(100, 100, 0, 255),
+    ),
+];
+/// fd7a:115c:a1e0::53 is the service address, so number 0x53 cannot be given.
+const SERVICE_V6: u32 = 0x53;
+
+/// A pair of addresses, named by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Number(u32);
+
+impl Number {
+    pub fn v4(self) -> Ipv4Addr {
+        Ipv4Addr::from(V4_BASE + self.0)
+    }
+
+    pub fn v6(self) -> Ipv6Addr {
+        Ipv6Addr::from(V6_BASE + u128::from(self.0))
+    }
+
+    pub fn of(v4: Ipv4Addr) -> Option<Self> {
+        let number = u32::from(v4).checked_sub(V4_BASE)?;
+        (number < SIZE).then_some(Self(number))
+    }
+
+    fn is_usable(self) -> bool {
+        let reserved = RESERVED_V4
+            .iter()
+            .any(|(first, last)| (*first..=*last).contains(&self.v4()));
+        // The first and last number are network and broadcast address.
+        self.0 != 0 && self.0 != SIZE - 1 && self.0 != SERVICE_V6 && !reserved
+    }
+}
+
+/// The first free number after `last`, around the end of the range if need be.
+pub fn next(last: Option<Number>, taken: impl Fn(Number) -> bool) -> Option<Number> {
+    let last = last.map_or(0, |number| number.0);
+    (1..=SIZE)
+        .map(|step| Number((last + step) % SIZE))
+        .find(|number| number.is_usable() && !taken(*number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(v4: [u8; 4]) -> Ipv4Addr {
+        next(Number::of(v4.into()), |_| false).unwrap().v4()
+    }
+
+    #[test]
+    fn the_first_node_gets_the_first_pair() {
+        let number = next(None, |_| false).unwrap();
+        assert_eq!(number.v4(), Ipv4Addr::new(100, 64, 0, 1));
+        assert_eq!(
+            number.v6(),
+            "fd7a:115c:a1e0::1".parse::<Ipv6Addr>().unwrap()
+        );
+    }
+
+    #[test]
+    fn reserved_ranges_are_stepped_over() {
+        assert_eq!(after([100, 115, 91, 255]), Ipv4Addr::new(100, 115, 94, 0));
+        assert_eq!(after([100, 100, 99, 255]), Ipv4Addr::new(100, 100, 101, 0));
+        assert_eq!(after([100, 99, 255, 255]), Ipv4Addr::new(100, 100, 1, 0));
+        assert_eq!(after([100, 64, 0, 0x52]), Ipv4Addr::new(100, 64, 0, 0x54));
+        assert_eq!(after([100, 127, 255, 254]), Ipv4Addr::new(100, 64, 0, 1));
+    }
+
+    #[test]
+    fn taken_numbers_are_stepped_over_and_a_full_range_ends() {
+        let one = next(None, |_| false).unwrap();
+        assert_eq!(
+            next(None, |number| number == one).unwrap().v4(),
+            Ipv4Addr::new(100, 64, 0, 2)
+        );
+        assert_eq!(next(None, |_| true), None);
+    }
+}

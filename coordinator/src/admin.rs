@@ -1,0 +1,7 @@
+//! Administration: requests over HTTP on a Unix socket in the state directory, which only the server's user can open.
+
+pub mod api;
+pub mod client;
+pub mod render;
+pub mod server;
+pub mod socket;

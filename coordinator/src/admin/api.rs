@@ -1,0 +1,211 @@
+//! What commands and server say to each other, which is also what `--json` prints.
+//!
+//! Field names are Headscale's where it has them, so that scripts carry over.
+
+use ipnet::IpNet;
+use lowroad_wire::control::UserId;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::{
+    model::{AuthKey, Node, User},
+    policy::CompiledTailnet,
+    state::State,
+    text::rfc3339,
+};
+
+/// Where the server takes requests on its socket.
+pub const PATH: &str = "/v1";
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Ask {
+    UsersList,
+    UsersCreate { name: String, display_name: String },
+    UsersDelete { user: String },
+    AuthKeysList { user: Option<String> },
+    AuthKeysCreate(NewKey),
+    AuthKeysExpire { key: String },
+    NodesList { user: Option<String> },
+    NodesShow { node: String },
+    NodesApproveRoutes { node: String, routes: Vec<IpNet> },
+    NodesApprove { registration: String, user: String },
+    NodesExpire { node: String },
+    NodesDelete { node: String },
+    NodesRename { node: String, name: String },
+    PolicyCheck { text: String },
+    PolicyGet,
+    PolicySet { text: String },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NewKey {
+    pub user: String,
+    pub reusable: bool,
+    pub ephemeral: bool,
+    pub expiry_seconds: u64,
+    pub tags: Vec<String>,
+}
+
+/// Answer to what failed.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Failure {
+    pub error: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UserInfo {
+    pub id: String,
+    pub name: String,
+    pub display_name: String,
+    pub created_at: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthKeyInfo {
+    pub id: String,
+    /// Whole only in the answer to its creation.
+    pub key: String,
+    pub user: Option<UserInfo>,
+    pub reusable: bool,
+    pub ephemeral: bool,
+    pub used: bool,
+    pub acl_tags: Vec<String>,
+    pub created_at: String,
+    pub expiration: String,
+    pub expired: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInfo {
+    pub id: String,
+    /// What the host calls itself.
+    pub name: String,
+    /// What the tailnet calls it.
+    pub given_name: String,
+    pub fqdn: String,
+    /// Nobody's, if it has tags.
+    pub user: Option<UserInfo>,
+    pub tags: Vec<String>,
+    pub ip_addresses: Vec<String>,
+    pub machine_key: String,
+    pub node_key: String,
+    pub disco_key: String,
+    pub online: bool,
+    pub last_seen: Option<String>,
+    pub created_at: String,
+    pub expiry: Option<String>,
+    pub expired: bool,
+    pub ephemeral: bool,
+    pub register_method: String,
+    pub auth_key_id: Option<String>,
+    /// What it announces.
+    pub available_routes: Vec<IpNet>,
+    /// What of it may be used, by an administrator's word or the policy's.
+    pub approved_routes: Vec<IpNet>,
+    /// What an administrator approved, announced or not.
+    pub admin_approved_routes: Vec<IpNet>,
+    /// What of it goes through this node: it is the primary.
+    pub subnet_routes: Vec<IpNet>,
+    pub endpoints: Vec<String>,
+    pub home_region: Option<u16>,
+    pub os: String,
+    pub client_version: String,
+    pub capability_version: u16,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyInfo {
+    /// None: everybody may reach everybody.
+    pub policy: Option<String>,
+}
+
+/// Answer to what has nothing else to say.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Done {
+    pub ok: bool,
+}
+
+impl From<&User> for UserInfo {
+    fn from(user: &User) -> Self {
+        Self {
+            id: user.id.to_string(),
+            name: user.name.clone(),
+            display_name: user.display_name.clone(),
+            created_at: rfc3339(user.created),
+        }
+    }
+}
+
+fn user_info(state: &State, id: UserId) -> Option<UserInfo> {
+    state.user(id).map(|user| UserInfo::from(&**user))
+}
+
+impl AuthKeyInfo {
+    pub fn new(key: &AuthKey, state: &State, now: OffsetDateTime) -> Self {
+        Self {
+            id: key.id.0.to_string(),
+            key: format!("lrkey-auth-{}-***", key.prefix),
+            user: user_info(state, key.user),
+            reusable: key.reusable,
+            ephemeral: key.ephemeral,
+            used: key.used,
+            acl_tags: key.tags.clone(),
+            created_at: rfc3339(key.created),
+            expiration: rfc3339(key.expiry),
+            expired: key.expiry <= now,
+        }
+    }
+}
+
+impl NodeInfo {
+    pub fn new(
+        node: &Node,
+        state: &State,
+        compiled: &CompiledTailnet,
+        now: OffsetDateTime,
+    ) -> Self {
+        let by_key = node.auth_key.is_some();
+        Self {
+            id: node.id.to_string(),
+            name: node.hostinfo.hostname.clone(),
+            given_name: node.name.clone(),
+            fqdn: format!("{}.{}", node.name, state.base_domain()),
+            user: node.owner.user().and_then(|user| user_info(state, user)),
+            tags: node.owner.tags().to_vec(),
+            ip_addresses: vec![node.v4.to_string(), node.v6.to_string()],
+            machine_key: node.machine.to_string(),
+            node_key: node.key.to_string(),
+            disco_key: node.disco.to_string(),
+            online: node.online,
+            last_seen: node.last_seen.map(rfc3339),
+            created_at: rfc3339(node.created),
+            expiry: node.expiry.map(rfc3339),
+            expired: node.is_expired(now),
+            ephemeral: node.ephemeral,
+            register_method: if by_key {
+                "REGISTER_METHOD_AUTH_KEY"
+            } else {
+                "REGISTER_METHOD_CLI"
+            }
+            .to_owned(),
+            auth_key_id: node.auth_key.map(|key| key.0.to_string()),
+            available_routes: node.announced().to_vec(),
+            approved_routes: compiled.approved(node.id),
+            admin_approved_routes: node.approved_routes.clone(),
+            subnet_routes: compiled.carried_routes(node.id),
+            endpoints: node
+                .endpoints
+                .iter()
+                .map(|endpoint| endpoint.address.to_string())
+                .collect(),
+            home_region: node.home().map(|region| region.0),
+            os: node.hostinfo.os.clone(),
+            client_version: node.hostinfo.ipn_version.clone(),
+            capability_version: node.cap,
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The commands other than `serve`.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::{
+    Error,
+    admin::{
+        api::{Ask, AuthKeyInfo, NewKey, NodeInfo, PolicyInfo, UserInfo},
+        client, render,
+    },
+    args::{AuthKeys, Command, Nodes, Policy, Users},
+    policy,
+};
+
+/// Runs a command and prints what comes of it.
+pub async fn run(state_dir: &Path, as_json: bool, command: Command) -> Result<(), Error> {
+    let (ask, show) = match command {
+        Command::Serve(_) => {
+            return Err(Error::Setting(
+                "`serve` is no administration command".to_owned(),
+            ));
+        }
+        Command::Users(command) => users(command),
+        Command::AuthKeys(command) => auth_keys(command),
+        Command::Nodes(command) => nodes(command),
+        Command::Policy(Policy::Check { file }) => return check(state_dir, as_json, file).await,
+        Command::Policy(Policy::Get) => (Ask::PolicyGet, Show::Policy),
+        Command::Policy(Policy::Set { file }) => {
+            let text = read(&file)?;
+            let answer = client::ask(state_dir, &Ask::PolicySet { text }).await;
+            let answer = answer.map_err(|error| name_file(error, &file))?;
+            return print(as_json, &answer, || {
+                Ok(format!("{} is in force\n", file.display()))
+            });
+        }
+    };
+    let answer = client::ask(state_dir, &ask).await?;
+    print(as_json, &answer, || show.text(&answer))
+}
+
+/// How to show an answer to people.
+enum Show {
+    Users,
+    User(&'static str),
+    AuthKeys,
+    NewAuthKey,
+    AuthKey(&'static str),
+    Nodes,
+    Node,
+    NodeDone(&'static str),
+    Policy,
+}
+
+impl Show {
+    fn text(&self, answer: &Value) -> Result<String, Error> {
+        Ok(match self {
+            Self::Users => render::users(&parse::<Vec<UserInfo>>(answer)?),
+            Self::User(done) => format!("user {} {done}\n", parse::<UserInfo>(answer)?.name),
+            Self::AuthKeys => render::auth_keys(&parse::<Vec<AuthKeyInfo>>(answer)?),
+            // Alone on its line, for scripts that take it from here.
+            Self::NewAuthKey => format!("{}\n", parse::<AuthKeyInfo>(answer)?.key),
+            Self::AuthKey(done) => {
+                format!("auth key {} {done}\n", parse::<AuthKeyInfo>(answer)?.id)
+            }
+            Self::Nodes => render::nodes(&parse::<Vec<NodeInfo>>(answer)?),
+            Self::Node => render::node(&parse(answer)?),
+            Self::NodeDone(done) => {
+                let node = parse::<NodeInfo>(answer)?;
+                format!("node {} ({}) {done}\n", node.given_name, node.id)
+            }
+            Self::Policy => match parse::<PolicyInfo>(answer)?.policy {
+                Some(text) if text.ends_with('\n') => text,
+                Some(text) => text + "\n",
+                None => "// No policy: all nodes may reach each other.\n".to_owned(),
+            },
+        })
+    }
+}
+
+fn users(command: Users) -> (Ask, Show) {
+    match command {
+        Users::List => (Ask::UsersList, Show::Users),
+        Users::Create { name, display_name } => (
+            Ask::UsersCreate {
+                name,
+                display_name: display_name.unwrap_or_default(),
+            },
+            Show::User("created"),
+        ),
+        Users::Delete { user } => (Ask::UsersDelete { user }, Show::User("deleted")),
+    }
+}
+
+fn auth_keys(command: AuthKeys) -> (Ask, Show) {
+    match command {
+        AuthKeys::List { user } => (Ask::AuthKeysList { user }, Show::AuthKeys),
+        AuthKeys::Create {
+            user,
+            reusable,
+            ephemeral,
+            expiry,
+            tags,
+        } => {
+            let new = NewKey {
+                user,
+                reusable,
+                ephemeral,
+                expiry_seconds: expiry.as_secs(),
+                tags,
+            };
+            (Ask::AuthKeysCreate(new), Show::NewAuthKey)
+        }
+        AuthKeys::Expire { key } => (Ask::AuthKeysExpire { key }, Show::AuthKey("expired")),
+    }
+}
+
+fn nodes(command: Nodes) -> (Ask, Show) {
+    match command {
+        Nodes::List { user } => (Ask::NodesList { user }, Show::Nodes),
+        Nodes::Show { node } => (Ask::NodesShow { node }, Show::Node),
+        Nodes::ApproveRoutes { node, routes } => {
+            let routes = routes.into_iter().filter_map(|route| route.0).collect();
+            (Ask::NodesApproveRoutes { node, routes }, Show::Node)
+        }
+        Nodes::Approve { registration, user } => (
+            Ask::NodesApprove { registration, user },
+            Show::NodeDone("approved"),
+        ),
+        Nodes::Expire { node } => (
+            Ask::NodesExpire { node },
+            Show::NodeDone("expired; it must log in again"),
+        ),
+        Nodes::Delete { node } => (Ask::NodesDelete { node }, Show::NodeDone("deleted")),
+        Nodes::Rename { node, name } => {
+            (Ask::NodesRename { node, name }, Show::NodeDone("renamed"))
+        }
+    }
+}
+
+/// Against the server's users and nodes if one runs, else by the text alone.
+async fn check(state_dir: &Path, as_json: bool, file: PathBuf) -> Result<(), Error> {
+    let text = read(&file)?;
+    let alone = policy::Policy::parse(&text).map_err(|error| Error::bad_request(error.to_string()));
+    alone.map_err(|error| name_file(error, &file))?;
+    let full = match client::ask(state_dir, &Ask::PolicyCheck { text }).await {
+        Ok(_) => true,
+        Err(Error::NotRunning { .. }) => false,
+        Err(error) => return Err(name_file(error, &file)),
+    };
+    print(as_json, &json!({ "ok": true, "withServer": full }), || {
+        let note = if full {
+            ""
+        } else {
+            " (by itself: no server runs to check it against users and nodes)"
+        };
+        Ok(format!("{} is a valid policy{note}\n", file.display()))
+    })
+}
+
+/// The policy's own messages begin with the name of no particular file.
+fn name_file(error: Error, file: &Path) -> Error {
+    match error {
+        Error::Refused { status, message } => {
+            let message = match message.strip_prefix("policy.hujson:") {
+                Some(rest) => format!("{}:{rest}", file.display()),
+                None => message,
+            };
+            Error::Refused { status, message }
+        }
+        error => error,
+    }
+}
+
+fn read(file: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(file).map_err(Error::io(format!("read {}", file.display())))
+}
+
+fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, Error> {
+    T::deserialize(answer).map_err(|error| Error::Answer(error.to_string()))
+}
+
+fn print(
+    as_json: bool,
+    answer: &Value,
+    text: impl FnOnce() -> Result<String, Error>,
+) -> Result<(), Error> {
+    let text = if as_json {
+        format!("{answer:#}\n")
+    } else {
+        text()?
+    };
+    // A closed pipe, as of `| head`, is no failure of ours.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
+}

@@ -1,0 +1,359 @@
+//! What `serve` runs with: flags over a file over defaults, checked.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use lowroad_wire::control::{DerpMap, DnsConfig, DnsRecord, Resolver};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    Error,
+    args::{Serve, StunAddr},
+    state::{Settings, Timing},
+    text,
+};
+
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
+const BASE_DOMAIN: &str = "tail.internal";
+const STUN_PORT: u16 = 3478;
+
+/// The file of `--config`: JSON with comments. Every setting is optional; flags win.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    listen: Option<SocketAddr>,
+    url: Option<String>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    policy: Option<PathBuf>,
+    /// `ADDRESS:PORT` or `off`.
+    stun: Option<String>,
+    base_domain: Option<String>,
+    derp_map: Option<PathBuf>,
+    /// Addresses of the relay, if clients cannot find them by its name.
+    relay_ipv4: Option<String>,
+    relay_ipv6: Option<String>,
+    /// Resolvers for names outside the tailnet.
+    nameservers: Vec<String>,
+    /// Clients use `nameservers` instead of their own resolvers, not beside them.
+    override_local_dns: bool,
+    extra_records: Vec<DnsRecord>,
+    /// How long an ephemeral node may be gone, such as `30m`.
+    ephemeral_timeout: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub state_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub url: Url,
+    pub tls: Option<TlsFiles>,
+    /// Text of the `--policy` file, and its path for messages.
+    pub policy: Option<(PathBuf, String)>,
+    pub stun: Stun,
+    pub relay_ipv4: Option<String>,
+    pub relay_ipv6: Option<String>,
+    /// Further relay regions.
+    pub derp_map: DerpMap,
+    pub dns: DnsConfig,
+    pub settings: Settings,
+}
+
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stun {
+    Off,
+    /// Asked for: it is an error if the port is taken.
+    At(SocketAddr),
+    /// Not asked for: without it if the port is taken.
+    Try(SocketAddr),
+}
+
+impl Config {
+    pub fn load(state_dir: &Path, flags: &Serve) -> Result<Self, Error> {
+        let file = flags
+            .config
+            .as_deref()
+            .map(read_json::<File>)
+            .transpose()?
+            .unwrap_or_default();
+        let listen = flags.listen.or(file.listen).unwrap_or(LISTEN);
+        let url = flags.url.clone().or(file.url);
+        let url = url.ok_or_else(|| Error::Setting("--url is missing: under which URL will clients reach this server? For example --url http://192.0.2.1:8080".to_owned()))?;
+        let url = Url::parse(&url)?;
+        let base_domain = flags
+            .base_domain
+            .clone()
+            .or(file.base_domain)
+            .unwrap_or_else(|| BASE_DOMAIN.to_owned());
+        let base_domain = check_base_domain(&base_domain, &url)?;
+        let stun = match flags.stun {
+            Some(stun) => Some(stun),
+            None => file
+                .stun
+                .map(|text| {
+                    text.parse()
+                        .map_err(|why| Error::Setting(format!("stun: {why}")))
+                })
+                .transpose()?,
+        };
+        let ephemeral = file
+            .ephemeral_timeout
+            .map(|text| text::parse_duration(&text))
+            .transpose();
+        let ephemeral_timeout = ephemeral
+            .map_err(Error::Setting)?
+            .unwrap_or(Timing::default().ephemeral_timeout);
+        let tls_cert = flags.tls_cert.clone().or(file.tls_cert);
+        let tls_key = flags.tls_key.clone().or(file.tls_key);
+        let policy = flags.policy.clone().or(file.policy);
+        let derp_map = flags.derp_map.clone().or(file.derp_map);
+        Ok(Self {
+            state_dir: state_dir.to_owned(),
+            listen,
+            tls: match (tls_cert, tls_key) {
+                (Some(cert), Some(key)) => Some(TlsFiles { cert, key }),
+                (None, None) => None,
+                _ => {
+                    return Err(Error::Setting(
+                        "tls_cert and tls_key go together; give both or none".to_owned(),
+                    ));
+                }
+            },
+            policy: policy
+                .map(|path| read(&path).map(|text| (path, text)))
+                .transpose()?,
+            stun: match stun {
+                Some(StunAddr::Off) => Stun::Off,
+                Some(StunAddr::At(address)) => Stun::At(address),
+                None => Stun::Try(SocketAddr::new(listen.ip(), STUN_PORT)),
+            },
+            relay_ipv4: file.relay_ipv4,
+            relay_ipv6: file.relay_ipv6,
+            derp_map: derp_map
+                .as_deref()
+                .map(read_json)
+                .transpose()?
+                .unwrap_or_default(),
+            dns: dns(
+                &base_domain,
+                file.nameservers,
+                file.override_local_dns,
+                file.extra_records,
+            ),
+            settings: Settings {
+                base_domain,
+                timing: Timing {
+                    ephemeral_timeout,
+                    ..Timing::default()
+                },
+            },
+            url,
+        })
+    }
+}
+
+/// Where clients reach the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Url {
+    /// Without a slash at its end.
+    pub text: String,
+    pub host: Host,
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    Name(String),
+    Address(IpAddr),
+}
+
+impl Url {
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let wrong = || {
+            Error::Setting(format!(
+                "`{text}` is no URL of a server; write http://HOST:PORT or https://HOST"
+            ))
+        };
+        let text = text.trim().trim_end_matches('/');
+        let uri: hyper::Uri = text.parse().map_err(|_| wrong())?;
+        let scheme_port = match uri.scheme_str() {
+            Some("http") => 80,
+            Some("https") => 443,
+            _ => return Err(wrong()),
+        };
+        let host = uri
+            .host()
+            .filter(|host| !host.is_empty())
+            .ok_or_else(wrong)?;
+        if uri.path() != "/" || uri.query().is_some() {
+            return Err(Error::Setting(format!(
+                "`{text}` has a path; clients expect the server at the root of its host"
+            )));
+        }
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let host = bare
+            .parse()
+            .map_or_else(|_| Host::Name(host.to_ascii_lowercase()), Host::Address);
+        Ok(Self {
+            text: text.to_owned(),
+            host,
+            port: uri.port_u16().unwrap_or(scheme_port),
+        })
+    }
+}
+
+impl Host {
+    /// As a certificate names it.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Name(name) => name.clone(),
+            Self::Address(address) => address.to_string(),
+        }
+    }
+}
+
+/// Clients would look the server up inside the tailnet that they cannot reach without it.
+fn check_base_domain(name: &str, url: &Url) -> Result<String, Error> {
+    let name = name.trim_matches('.').to_ascii_lowercase();
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+    };
+    if name.len() > 180 || !name.split('.').all(is_label) {
+        return Err(Error::Setting(format!(
+            "--base-domain {name}: no domain name; write for example tail.example.com"
+        )));
+    }
+    if let Host::Name(host) = &url.host
+        && (*host == name || host.ends_with(&format!(".{name}")))
+    {
+        return Err(Error::Setting(format!(
+            "--base-domain {name} contains the server's own name {host}, which clients would then look for inside the tailnet; choose another domain"
+        )));
+    }
+    Ok(name)
+}
+
+fn dns(
+    base_domain: &str,
+    nameservers: Vec<String>,
+    override_local: bool,
+    extra_records: Vec<DnsRecord>,
+) -> DnsConfig {
+    let resolvers: Vec<_> = nameservers
+        .into_iter()
+        .map(|addr| Resolver {
+            addr,
+            ..Resolver::default()
+        })
+        .collect();
+    let (resolvers, fallback_resolvers) = if override_local {
+        (resolvers, Vec::new())
+    } else {
+        (Vec::new(), resolvers)
+    };
+    // Reverse names of fd7a:115c:a1e0::/48 and of 100.64.0.0/10.
+    let v4 = (64..128).map(|second| format!("{second}.100.in-addr.arpa"));
+    let reverse = v4.chain(["0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa".to_owned()]);
+    DnsConfig {
+        resolvers,
+        fallback_resolvers,
+        routes: reverse.map(|zone| (zone, Vec::new())).collect(),
+        domains: vec![base_domain.to_owned()],
+        proxied: true,
+        extra_records,
+        ..DnsConfig::default()
+    }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())))
+}
+
+/// JSON with comments and trailing commas.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let config = |what: String| Error::Config {
+        path: path.to_owned(),
+        what,
+    };
+    let value =
+        jsonc_parser::parse_to_serde_value::<serde_json::Value>(&read(path)?, &Default::default());
+    let value = value.map_err(|error| config(error.to_string()))?;
+    serde_json::from_value(value).map_err(|error| config(error.to_string()))
+}
+
+/// How long a shutdown waits for connections to end.
+pub const DRAIN: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_apart() {
+        let url = Url::parse("https://hs.lab/").unwrap();
+        assert_eq!((url.text.as_str(), url.port), ("https://hs.lab", 443));
+        assert_eq!(url.host, Host::Name("hs.lab".to_owned()));
+        let url = Url::parse("http://[2001:db8::1]:8080").unwrap();
+        assert_eq!(
+            (url.host, url.port),
+            (Host::Address("2001:db8::1".parse().unwrap()), 8080)
+        );
+        for wrong in [
+            "hs.lab",
+            "ftp://hs.lab",
+            "https://hs.lab/path",
+            "https://",
+            "http://hs.lab?x=1",
+            "",
+        ] {
+            assert!(Url::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_base_domain_that_holds_the_server_is_refused() {
+        let url = Url::parse("https://hs.example.com").unwrap();
+        assert!(check_base_domain("example.com", &url).is_err());
+        assert!(check_base_domain("hs.example.com", &url).is_err());
+        assert_eq!(
+            check_base_domain("tail.example.com.", &url).unwrap(),
+            "tail.example.com"
+        );
+        assert!(check_base_domain("a..b", &url).is_err());
+    }
+
+    #[test]
+    fn an_unknown_setting_in_the_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c");
+        fs::write(
+            &path,
+            "{\n  // a comment\n  \"url\": \"http://127.0.0.1:1\", \"lisen\": 1,\n}",
+        )
+        .unwrap();
+        let error = Config::load(
+            dir.path(),
+            &Serve {
+                config: Some(path),
+                ..Serve::default()
+            },
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("lisen"), "{error}");
+    }
+}

@@ -1,0 +1,234 @@
+//! `POST /ts2021`: the Noise channel, and HTTP/2 inside it (protocol.md 1.3 to 1.5).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hyper::{Request, Response, StatusCode, body::Incoming, header, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use lowroad_wire::{
+    key::{ChallengePublic, MachinePublic},
+    noise::{self, NoiseStream},
+};
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Body, Site, body::text, machine::Peer};
+use crate::hub::random;
+
+const PROTOCOL: &str = "tailscale-control-protocol";
+const HANDSHAKE: &str = "X-Tailscale-Handshake";
+/// For the upgrade and the first flight; clients give up after 10 s themselves.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests at once on one channel: a poll, some updates, a registration that waits.
+const MAX_STREAMS: u32 = 32;
+/// Header lists of clients are a few hundred bytes.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Channels of one machine; stock clients have one, and may leave a dead one behind when they move.
+const MAX_OF_ONE: usize = 8;
+/// Channels of machines that own no node; keys of machines cost nothing.
+const MAX_STRANGERS: usize = 1024;
+/// How often a stranger's channel is looked at, and closed unless something runs on it.
+const STRANGER_CHECK: Duration = Duration::from_secs(60);
+/// How soon a peer that is gone without a word is noticed: a ping after so long a silence, …
+const PING_AFTER: Duration = Duration::from_secs(20);
+/// … and so long to answer it.
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The channels that are open.
+#[derive(Debug)]
+pub struct Channels {
+    by_machine: Mutex<HashMap<MachinePublic, VecDeque<CancellationToken>>>,
+    strangers: Arc<Semaphore>,
+}
+
+impl Default for Channels {
+    fn default() -> Self {
+        Self {
+            by_machine: Mutex::default(),
+            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+        }
+    }
+}
+
+impl Channels {
+    /// Counts a new channel in; if its machine has too many, the oldest ends.
+    fn enter(&self, machine: MachinePublic) -> CancellationToken {
+        let token = CancellationToken::new();
+        let mut by_machine = self
+            .by_machine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let channels = by_machine.entry(machine).or_default();
+        channels.retain(|channel| !channel.is_cancelled());
+        if channels.len() >= MAX_OF_ONE
+            && let Some(oldest) = channels.pop_front()
+        {
+            oldest.cancel();
+        }
+        channels.push_back(token.clone());
+        token
+    }
+
+    fn leave(&self, machine: MachinePublic, token: &CancellationToken) {
+        // Cancelled is what marks it as over.
+        token.cancel();
+        let mut by_machine = self
+            .by_machine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(channels) = by_machine.get_mut(&machine) {
+            channels.retain(|channel| !channel.is_cancelled());
+            if channels.is_empty() {
+                by_machine.remove(&machine);
+            }
+        }
+    }
+}
+
+pub fn open(site: Arc<Site>, remote: SocketAddr, mut request: Request<Incoming>) -> Response<Body> {
+    let wants = request
+        .headers()
+        .get(header::UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()));
+    if !wants {
+        return text(
+            StatusCode::UPGRADE_REQUIRED,
+            format!(
+                "this takes `Upgrade: {PROTOCOL}`; does a proxy in front of the server drop it?"
+            ),
+        );
+    }
+    let initiation = request
+        .headers()
+        .get(HANDSHAKE)
+        .and_then(|value| STANDARD.decode(value).ok());
+    let Some(initiation) = initiation else {
+        return text(
+            StatusCode::BAD_REQUEST,
+            format!("{HANDSHAKE} is missing or is no base64"),
+        );
+    };
+    let (peer, response, channel) =
+        match noise::respond(&initiation, &site.hub.keys.control, random()) {
+            Ok(parts) => parts,
+            Err(error) => {
+                tracing::debug!(%remote, %error, "handshake refused");
+                return text(
+                    StatusCode::BAD_REQUEST,
+                    format!("handshake refused: {error}; has the server's key changed?"),
+                );
+            }
+        };
+    let known = site.hub.read(|state| state.owns_node(peer.machine));
+    let permit = if known {
+        None
+    } else {
+        site.channels.strangers.clone().try_acquire_owned().ok()
+    };
+    if !known && permit.is_none() {
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many machines are joining at once; try again",
+        );
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let tasks = site.upgraded.clone();
+    let peer = Arc::new(Peer {
+        site,
+        machine: peer.machine,
+        remote,
+    });
+    tasks.spawn(async move {
+        let stream = async {
+            let mut transport = TokioIo::new(upgrade.await.map_err(std::io::Error::other)?);
+            transport.write_all(&response).await?;
+            greet(NoiseStream::new(transport, channel, &[])).await
+        };
+        match timeout(HANDSHAKE_TIMEOUT, stream).await {
+            Ok(Ok(stream)) => serve(peer, stream, permit).await,
+            Ok(Err(error)) => tracing::debug!(%remote, %error, "channel ended before it began"),
+            Err(_) => tracing::debug!(%remote, "channel took too long to begin"),
+        }
+    });
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::UPGRADE, PROTOCOL)
+        .header(header::CONNECTION, "upgrade")
+        .body(Body::default())
+        .expect("all parts are valid")
+}
+
+type Transport = TokioIo<hyper::upgrade::Upgraded>;
+
+/// The early payload, which clients read and make no use of.
+async fn greet(mut stream: NoiseStream<Transport>) -> std::io::Result<NoiseStream<Transport>> {
+    stream
+        .write_all(&noise::early_payload(
+            &ChallengePublic::from_bytes(random()),
+        ))
+        .await?;
+    stream.flush().await?;
+    Ok(stream)
+}
+
+async fn serve(
+    peer: Arc<Peer>,
+    stream: NoiseStream<Transport>,
+    mut stranger: Option<OwnedSemaphorePermit>,
+) {
+    let token = peer.site.channels.enter(peer.machine);
+    let answering = peer.clone();
+    // Answers that are being made: what keeps a stranger's channel open.
+    let busy = Arc::new(());
+    let counted = busy.clone();
+    let service = service_fn(move |request| {
+        let (peer, counted) = (answering.clone(), counted.clone());
+        async move {
+            let answer = peer.answer(request).await;
+            drop(counted);
+            answer
+        }
+    });
+    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS);
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut check =
+        tokio::time::interval_at(tokio::time::Instant::now() + STRANGER_CHECK, STRANGER_CHECK);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(remote = %peer.remote, %error, "channel ended");
+                }
+                break;
+            }
+            () = peer.site.stop.cancelled() => break,
+            () = token.cancelled() => {
+                tracing::debug!(remote = %peer.remote, "channel ended: its machine has opened others");
+                break;
+            }
+            _ = check.tick(), if stranger.is_some() => {
+                if peer.site.hub.read(|state| state.owns_node(peer.machine)) {
+                    stranger = None;
+                } else if Arc::strong_count(&busy) <= 2 {
+                    // One is ours, one the service's.
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+    peer.site.channels.leave(peer.machine, &token);
+}

@@ -1,0 +1,304 @@
+//! What a session has sent, and what it has to send so that its client knows the tailnet as it is (protocol.md 10.3).
+//!
+//! Always the difference between the two, never a queue of events: a client that reads slowly gets one larger difference later, and
+//! the memory of a session is that of one netmap's references.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use lowroad_wire::control::{
+    self as wire, FilterRule, MapResponse, NodeId, PeerChange, UserId, UserProfile,
+};
+use time::OffsetDateTime;
+
+use crate::{
+    policy::{CompiledTailnet, PeerView},
+    view::{Common, Snapshot},
+};
+
+/// Name of the one packet filter we send.
+const FILTER: &str = "base";
+
+/// What one client knows.
+#[derive(Debug)]
+pub struct Sent {
+    id: NodeId,
+    generation: u64,
+    own: wire::Node,
+    peers: BTreeMap<NodeId, SentPeer>,
+    users: BTreeMap<UserId, UserProfile>,
+    filter: Arc<Vec<FilterRule>>,
+    compiled: Arc<CompiledTailnet>,
+}
+
+#[derive(Debug, Clone)]
+struct SentPeer {
+    shown: Arc<wire::Node>,
+    view: PeerView,
+}
+
+impl SentPeer {
+    fn full(&self) -> wire::Node {
+        wire::Node {
+            allowed_ips: Some(self.view.allowed_ips.to_vec()),
+            primary_routes: self.view.primary_routes.to_vec(),
+            ..wire::Node::clone(&self.shown)
+        }
+    }
+}
+
+impl Sent {
+    /// The first message of a poll, which says everything. `None` if the node is gone.
+    pub fn first(
+        id: NodeId,
+        snapshot: &Snapshot,
+        common: &Common,
+        now: OffsetDateTime,
+    ) -> Option<(Self, MapResponse)> {
+        let own = snapshot.own(id)?;
+        let peers = visible(snapshot, id, &own);
+        let filter = filter(snapshot, id, &own);
+        let users = profiles(snapshot, &own, peers.values());
+        let message = MapResponse {
+            node: Some(own.clone()),
+            derp_map: Some(common.derp_map.clone().into()),
+            peers: peers.values().map(SentPeer::full).collect(),
+            dns_config: Some(common.dns.clone()),
+            domain: common.domain.clone(),
+            collect_services: Some(false),
+            packet_filters: filters(&filter),
+            user_profiles: users.values().cloned().collect(),
+            control_time: Some(now),
+            debug: Some(wire::Debug {
+                disable_log_tail: true,
+                ..wire::Debug::default()
+            }),
+            ..MapResponse::default()
+        };
+        let compiled = snapshot.compiled.clone();
+        Some((
+            Self {
+                id,
+                generation: snapshot.generation,
+                own,
+                peers,
+                users,
+                filter,
+                compiled,
+            },
+            message,
+        ))
+    }
+
+    /// What has changed, if anything has. `Err` if the node is gone.
+    pub fn difference(
+        &mut self,
+        snapshot: &Snapshot,
+        now: OffsetDateTime,
+    ) -> Result<Option<MapResponse>, Gone> {
+        let own = snapshot.own(self.id).ok_or(Gone)?;
+        let same_policy =
+            Arc::ptr_eq(&self.compiled, &snapshot.compiled) && own.expired == self.own.expired;
+        let mut message = MapResponse::default();
+        if same_policy && snapshot.previous == self.generation {
+            self.follow(&snapshot.changed, snapshot, &mut message);
+        } else {
+            self.compare(visible(snapshot, self.id, &own), &mut message);
+        }
+        if !same_policy {
+            let filter = filter(snapshot, self.id, &own);
+            if filter != self.filter {
+                message.packet_filters = filters(&filter);
+            }
+            self.filter = filter;
+        }
+        if matters(&own) != matters(&self.own) {
+            message.node = Some(own.clone());
+        }
+        self.own = own;
+        self.compiled = snapshot.compiled.clone();
+        self.generation = snapshot.generation;
+        self.tell_users(snapshot, &mut message);
+        if message == MapResponse::default() {
+            return Ok(None);
+        }
+        message.control_time = Some(now);
+        Ok(Some(message))
+    }
+
+    /// Looks at the nodes that changed since the last snapshot; who is visible to whom has not.
+    fn follow(
+        &mut self,
+        changed: &BTreeSet<NodeId>,
+        snapshot: &Snapshot,
+        message: &mut MapResponse,
+    ) {
+        for id in changed {
+            let (Some(sent), Some(published)) = (self.peers.get_mut(id), snapshot.nodes.get(id))
+            else {
+                continue;
+            };
+            let new = SentPeer {
+                shown: published.shown.clone(),
+                view: sent.view.clone(),
+            };
+            tell(sent, &new, message);
+            *sent = new;
+        }
+    }
+
+    fn compare(&mut self, new: BTreeMap<NodeId, SentPeer>, message: &mut MapResponse) {
+        message.peers_removed = self
+            .peers
+            .keys()
+            .filter(|id| !new.contains_key(id))
+            .copied()
+            .collect();
+        for (id, peer) in &new {
+            match self.peers.get(id) {
+                Some(sent) => tell(sent, peer, message),
+                None => message.peers_changed.push(peer.full()),
+            }
+        }
+        self.peers = new;
+    }
+
+    /// Profiles of owners that are new to this client, or have changed.
+    fn tell_users(&mut self, snapshot: &Snapshot, message: &mut MapResponse) {
+        let users = profiles(snapshot, &self.own, self.peers.values());
+        message.user_profiles = users
+            .values()
+            .filter(|user| self.users.get(&user.id) != Some(user))
+            .cloned()
+            .collect();
+        // Clients keep what they have heard, so nobody is forgotten here either.
+        self.users.extend(users);
+    }
+}
+
+/// The node that a session belongs to has been deleted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gone;
+
+fn visible(snapshot: &Snapshot, id: NodeId, own: &wire::Node) -> BTreeMap<NodeId, SentPeer> {
+    if own.expired {
+        return BTreeMap::new();
+    }
+    let peers = snapshot.compiled.peers_of(id).into_iter();
+    peers
+        .filter_map(|(id, view)| {
+            Some((
+                id,
+                SentPeer {
+                    shown: snapshot.nodes.get(&id)?.shown.clone(),
+                    view,
+                },
+            ))
+        })
+        .collect()
+}
+
+fn filter(snapshot: &Snapshot, id: NodeId, own: &wire::Node) -> Arc<Vec<FilterRule>> {
+    if own.expired {
+        Arc::default()
+    } else {
+        snapshot.compiled.filter_for(id)
+    }
+}
+
+/// An empty list blocks everything; that it is sent at all is what matters.
+fn filters(rules: &Arc<Vec<FilterRule>>) -> BTreeMap<String, Option<Vec<FilterRule>>> {
+    BTreeMap::from([(FILTER.to_owned(), Some(Vec::clone(rules)))])
+}
+
+fn profiles<'a>(
+    snapshot: &Snapshot,
+    own: &wire::Node,
+    peers: impl Iterator<Item = &'a SentPeer>,
+) -> BTreeMap<UserId, UserProfile> {
+    let owners: BTreeSet<_> = peers
+        .map(|peer| peer.shown.user)
+        .chain([own.user])
+        .collect();
+    owners
+        .into_iter()
+        .filter_map(|id| Some((id, snapshot.profile(id)?)))
+        .collect()
+}
+
+/// A node need not be told what it has told us: host info and endpoints.
+fn matters(own: &wire::Node) -> wire::Node {
+    wire::Node {
+        hostinfo: wire::Hostinfo::default(),
+        endpoints: Vec::new(),
+        cap: 0,
+        ..own.clone()
+    }
+}
+
+/// Says what is new about a peer: in a patch if one can say it, else the whole node.
+fn tell(sent: &SentPeer, new: &SentPeer, message: &mut MapResponse) {
+    if Arc::ptr_eq(&sent.shown, &new.shown) && sent.view == new.view {
+        return;
+    }
+    let (old, now) = (sent.full(), new.full());
+    if old == now {
+        return;
+    }
+    match patch(&old, &now) {
+        Some(patch)
+            if patch
+                == (PeerChange {
+                    node_id: new.shown.id,
+                    ..PeerChange::default()
+                }) => {}
+        Some(patch) => message.peers_changed_patch.push(patch),
+        None => message.peers_changed.push(now),
+    }
+}
+
+/// The patch that makes `old` into `new`, if there is one. A patch cannot say that something is none.
+fn patch(old: &wire::Node, new: &wire::Node) -> Option<PeerChange> {
+    let sayable = (!new.endpoints.is_empty() || old.endpoints.is_empty())
+        && (new.home_derp.is_some() || old.home_derp.is_none())
+        && (new.disco_key.is_some() || old.disco_key.is_none());
+    let patched = wire::Node {
+        endpoints: new.endpoints.clone(),
+        home_derp: new.home_derp,
+        disco_key: new.disco_key,
+        online: new.online,
+        last_seen: new.last_seen,
+        cap: new.cap,
+        // The home region stands in the host info as well, where nobody looks for it.
+        hostinfo: new.hostinfo.clone(),
+        ..old.clone()
+    };
+    if !sayable || patched != *new || !same_host(&old.hostinfo, &new.hostinfo) {
+        return None;
+    }
+    Some(PeerChange {
+        node_id: new.id,
+        derp_region: new.home_derp.filter(|_| new.home_derp != old.home_derp),
+        cap: if new.cap == old.cap { 0 } else { new.cap },
+        endpoints: if new.endpoints == old.endpoints {
+            Vec::new()
+        } else {
+            new.endpoints.clone()
+        },
+        disco_key: new.disco_key.filter(|_| new.disco_key != old.disco_key),
+        online: new.online.filter(|_| new.online != old.online),
+        last_seen: new.last_seen.filter(|_| new.last_seen != old.last_seen),
+        ..PeerChange::default()
+    })
+}
+
+/// Whether two host infos say the same to peers: what a node measures of its network is its own business.
+fn same_host(old: &wire::Hostinfo, new: &wire::Hostinfo) -> bool {
+    let without = |info: &wire::Hostinfo| wire::Hostinfo {
+        net_info: None,
+        ..info.clone()
+    };
+    without(old) == without(new)
+}

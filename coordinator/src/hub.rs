@@ -1,0 +1,292 @@
+//! The state and everybody who waits for it: sessions for a new snapshot, answers for what they promise to be on disk.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use lowroad_wire::key::{MachinePrivate, NodePrivate};
+use time::OffsetDateTime;
+use tokio::sync::{Notify, watch};
+use zeroize::Zeroizing;
+
+use crate::{
+    Error,
+    policy::{self, CompiledTailnet, Policy, UnknownUsers},
+    state::{Settings, State},
+    store::{Rows, Setting, Store},
+    view::{Common, Snapshot},
+    writer::Writer,
+};
+
+/// How long changes are gathered before sessions hear of them: a join alone makes three.
+const GATHER: Duration = Duration::from_millis(3);
+/// How often time-driven changes are looked for.
+const TICK: Duration = Duration::from_millis(250);
+/// How long an answer waits for the disk before it says that the disk does not take it.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a change has to wait for, if its author cares.
+#[derive(Debug, Clone, Copy)]
+pub struct Receipt {
+    generation: u64,
+    marks: u64,
+}
+
+/// The server's own keys.
+#[derive(Debug, Clone)]
+pub struct ServerKeys {
+    pub control: MachinePrivate,
+    pub relay: NodePrivate,
+}
+
+#[derive(Debug)]
+pub struct Hub {
+    state: Arc<Mutex<State>>,
+    pub settings: Arc<Settings>,
+    pub keys: ServerKeys,
+    common: ArcSwap<Common>,
+    stir: Notify,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    writer: Writer,
+}
+
+/// To the microsecond, which is what the database keeps.
+pub fn now() -> OffsetDateTime {
+    let now = OffsetDateTime::now_utc();
+    now.replace_microsecond(now.microsecond()).unwrap_or(now)
+}
+
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("Linux has random bytes once it has booted");
+    bytes
+}
+
+impl Hub {
+    /// Loads the state directory. `seed` is the text of a `--policy` file.
+    pub fn open(dir: &Path, settings: Settings, seed: Option<&str>) -> Result<Arc<Self>, Error> {
+        let settings = Arc::new(settings);
+        let mut store = Store::open(dir)?;
+        let keys = server_keys(&mut store)?;
+        let mut state = State::load(&store, settings.clone(), now(), Instant::now())?;
+        if let Some(text) = seed.filter(|text| !state.is_seeded_with(text)) {
+            let policy = check_policy(text, &state, UnknownUsers::Accept)?.0;
+            state.set_policy(text.to_owned(), policy);
+            state.note_seed(text);
+            tracing::info!("policy file loaded");
+        }
+        if state.policy_text().is_none() {
+            tracing::warn!(
+                "no policy: all nodes may reach each other; `policy set FILE` changes that"
+            );
+        }
+        let compiled = Arc::new(policy::recompile(state.policy(), &state.world()));
+        let snapshot = take_snapshot(&mut state, 0, compiled);
+        let state = Arc::new(Mutex::new(state));
+        let hub = Self {
+            writer: Writer::start(store, state.clone())?,
+            state,
+            settings,
+            keys,
+            common: ArcSwap::default(),
+            stir: Notify::new(),
+            snapshot: watch::Sender::new(Arc::new(snapshot)),
+        };
+        hub.writer.wake();
+        Ok(Arc::new(hub))
+    }
+
+    pub fn set_common(&self, common: Common) {
+        self.common.store(Arc::new(common));
+    }
+
+    pub fn common(&self) -> Arc<Common> {
+        self.common.load_full()
+    }
+
+    /// The newest snapshot; may be some milliseconds behind the state.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.subscribe()
+    }
+
+    pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        look(&lock(&self.state))
+    }
+
+    /// Changes the state; what follows from it happens by itself, and can be waited for with the receipt.
+    pub fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> (R, Receipt) {
+        let mut state = lock(&self.state);
+        let before = Receipt {
+            generation: state.generation(),
+            marks: state.marks(),
+        };
+        let result = change(&mut state);
+        let after = Receipt {
+            generation: state.generation(),
+            marks: state.marks(),
+        };
+        drop(state);
+        if after.generation != before.generation {
+            self.stir.notify_one();
+        }
+        if after.marks != before.marks {
+            self.writer.wake();
+        }
+        (result, after)
+    }
+
+    /// Waits until a change is on disk.
+    pub async fn saved(&self, receipt: Receipt) -> Result<(), Error> {
+        let mut written = self.writer.written();
+        let wait = written.wait_for(|marks| *marks >= receipt.marks);
+        match tokio::time::timeout(SAVE_TIMEOUT, wait).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Error::NotSaved),
+        }
+    }
+
+    /// Waits until a change is in the snapshot that sessions see.
+    pub async fn published(&self, receipt: Receipt) -> Arc<Snapshot> {
+        let mut snapshots = self.snapshots();
+        match snapshots
+            .wait_for(|snapshot| snapshot.generation >= receipt.generation)
+            .await
+        {
+            Ok(snapshot) => snapshot.clone(),
+            // The sender lives in `self`.
+            Err(_) => self.snapshot(),
+        }
+    }
+
+    /// Whether the database takes writes.
+    pub fn is_healthy(&self) -> bool {
+        self.writer.is_healthy()
+    }
+
+    /// Makes snapshots until dropped.
+    pub async fn publish(self: Arc<Self>) {
+        loop {
+            self.stir.notified().await;
+            tokio::time::sleep(GATHER).await;
+            let hub = self.clone();
+            // Compiling a large policy takes a while.
+            if let Err(error) = tokio::task::spawn_blocking(move || hub.publish_once()).await {
+                tracing::error!(%error, "publishing a change failed");
+            }
+        }
+    }
+
+    /// Lets time pass in the state until dropped.
+    pub async fn tick(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            self.change(|state| state.tick(now(), Instant::now()));
+        }
+    }
+
+    /// Writes what is left and ends the writer.
+    pub fn close(&self) {
+        self.writer.close();
+    }
+
+    fn publish_once(&self) {
+        let last = self.snapshot();
+        let taken = lock(&self.state).take_changes();
+        let compiled = match &taken.compile {
+            Some((policy, world)) => Arc::new(policy::recompile(policy, world)),
+            None => last.compiled.clone(),
+        };
+        self.snapshot
+            .send_replace(Arc::new(snapshot_of(taken, last.generation, compiled)));
+    }
+}
+
+/// Parses a policy and checks it against users and nodes.
+pub fn check_policy(
+    text: &str,
+    state: &State,
+    unknown: UnknownUsers,
+) -> Result<(Policy, CompiledTailnet), Error> {
+    let refuse = |error: policy::PolicyError| Error::bad_request(error.to_string());
+    let policy = Policy::parse(text).map_err(refuse)?;
+    let world = state.world();
+    for error in policy.unknown_users(&world) {
+        tracing::warn!("{error}");
+    }
+    let compiled = policy::compile_with(&policy, &world, unknown).map_err(refuse)?;
+    Ok((policy, compiled))
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A panic half way through a change would be a bug; serving on is better than stopping the tailnet's control.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn take_snapshot(state: &mut State, previous: u64, compiled: Arc<CompiledTailnet>) -> Snapshot {
+    snapshot_of(state.take_changes(), previous, compiled)
+}
+
+fn snapshot_of(
+    taken: crate::state::Taken,
+    previous: u64,
+    compiled: Arc<CompiledTailnet>,
+) -> Snapshot {
+    let crate::state::Taken {
+        generation,
+        nodes,
+        users,
+        changed,
+        ..
+    } = taken;
+    Snapshot {
+        generation,
+        previous,
+        changed,
+        nodes,
+        users,
+        compiled,
+    }
+}
+
+/// The keys that clients know this server by: made once, kept for good.
+fn server_keys(store: &mut Store) -> Result<ServerKeys, Error> {
+    let mut rows = Rows::default();
+    let mut text =
+        |setting, fresh: fn() -> Zeroizing<String>| -> Result<Zeroizing<String>, Error> {
+            if let Some(text) = store.setting(setting)? {
+                return Ok(Zeroizing::new(text));
+            }
+            let text = fresh();
+            rows.settings.push((setting, Some(text.to_string())));
+            Ok(text)
+        };
+    let control = text(Setting::ControlKey, || {
+        MachinePrivate::from_random(random()).to_text()
+    })?;
+    let relay = text(Setting::RelayKey, || {
+        NodePrivate::from_random(random()).to_text()
+    })?;
+    let unreadable = |_| {
+        Error::Setting(
+            "a key of the server in its database is unreadable; restore the file from a backup"
+                .to_owned(),
+        )
+    };
+    let keys = ServerKeys {
+        control: control.parse().map_err(unreadable)?,
+        relay: relay.parse().map_err(unreadable)?,
+    };
+    if !rows.settings.is_empty() {
+        store.save(&rows)?;
+    }
+    Ok(keys)
+}

@@ -1,0 +1,421 @@
+//! The tailnet in memory: what counts while the server runs.
+//!
+//! Pure but for locks' sake: every method is short, takes the time and randomness it needs as arguments, and only marks what has to be
+//! written (`Dirty`) and what sessions have to hear of (`changed`). `Hub` holds the lock and sees to both.
+
+mod admin;
+mod auth_keys;
+mod poll;
+mod register;
+mod seed;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use lowroad_wire::{
+    control::{NodeId, UserId},
+    key::{MachinePublic, NodePublic},
+};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+pub use admin::NodeRef;
+pub use auth_keys::NewAuthKey;
+pub use poll::Attached;
+pub use register::{Registered, Stranger};
+
+use crate::{
+    Error, address,
+    model::{AuthKey, KeyId, Node, Owner, User},
+    policy::{NodeFacts, Policy, UserFacts, World},
+    store::{Dirty, Loaded, Rows, Setting, Store},
+    view::Published,
+};
+use register::Pending;
+
+/// Times that tests shorten.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// How long a node counts as online after its poll ended: reconnects and restarts should not show.
+    pub offline_grace: Duration,
+    /// How long an ephemeral node may be gone before it is deleted.
+    pub ephemeral_timeout: Duration,
+    /// How long a login page can be used.
+    pub registration_lifetime: Duration,
+    /// Silence on a poll before a keep-alive, plus up to a fifth; clients give up after 120 s.
+    pub keep_alive: Duration,
+    /// How long a client may take to read a message of its poll before the poll is ended.
+    pub write_timeout: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            offline_grace: Duration::from_secs(10),
+            ephemeral_timeout: Duration::from_secs(30 * 60),
+            registration_lifetime: Duration::from_secs(15 * 60),
+            keep_alive: Duration::from_secs(50),
+            write_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Settings that do not change while the server runs.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Suffix of node names, without dots at its ends.
+    pub base_domain: String,
+    pub timing: Timing,
+}
+
+#[derive(Debug)]
+pub struct State {
+    settings: Arc<Settings>,
+    users: BTreeMap<UserId, Arc<User>>,
+    nodes: BTreeMap<NodeId, Published>,
+    by_key: HashMap<NodePublic, NodeId>,
+    auth_keys: BTreeMap<KeyId, Arc<AuthKey>>,
+    policy: Arc<Policy>,
+    policy_text: Option<String>,
+    policy_seed: Option<String>,
+    last_address: Option<address::Number>,
+    last_ids: LastIds,
+    pending: BTreeMap<String, Pending>,
+    sessions: HashMap<NodeId, Session>,
+    /// When the poll of a node ended that still has something to follow: going offline, or being deleted.
+    departed: HashMap<NodeId, Instant>,
+    next_serial: u64,
+
+    dirty: Dirty,
+    /// Counts what was marked as dirty.
+    marks: u64,
+    changed: BTreeSet<NodeId>,
+    /// Counts changes that sessions have to hear of.
+    generation: u64,
+    /// The compiled policy no longer fits users, nodes or policy.
+    stale_policy: bool,
+}
+
+#[derive(Debug)]
+struct LastIds {
+    user: i64,
+    node: i64,
+    auth_key: i64,
+}
+
+/// A running poll.
+#[derive(Debug)]
+struct Session {
+    serial: u64,
+    cancel: CancellationToken,
+}
+
+/// What a snapshot is made of, taken out under the lock.
+#[derive(Debug)]
+pub struct Taken {
+    pub generation: u64,
+    pub nodes: BTreeMap<NodeId, Published>,
+    pub users: BTreeMap<UserId, Arc<User>>,
+    pub changed: BTreeSet<NodeId>,
+    /// What to compile, if the last compilation no longer fits.
+    pub compile: Option<(Arc<Policy>, World)>,
+}
+
+impl State {
+    /// Everything that `store` holds.
+    pub fn load(
+        store: &Store,
+        settings: Arc<Settings>,
+        now: OffsetDateTime,
+        instant: Instant,
+    ) -> Result<Self, Error> {
+        let Loaded {
+            users,
+            nodes,
+            auth_keys,
+            last_user,
+            last_node,
+            last_auth_key,
+        } = store.load()?;
+        let policy_text = store.setting(Setting::Policy)?;
+        let policy = match &policy_text {
+            Some(text) => Policy::parse(text).map_err(|error| {
+                Error::Setting(format!("the stored policy is refused: {error}"))
+            })?,
+            None => Policy::allow_all(),
+        };
+        // Who was online when the server stopped gets the same grace as one whose connection broke.
+        let departed = nodes
+            .iter()
+            .filter(|node| node.online || node.ephemeral)
+            .map(|node| (node.id, instant))
+            .collect();
+        let by_key = nodes.iter().map(|node| (node.key, node.id)).collect();
+        let publish = |node: Node| {
+            (
+                node.id,
+                Published::new(Arc::new(node), &settings.base_domain, now),
+            )
+        };
+        Ok(Self {
+            users: users
+                .into_iter()
+                .map(|user| (user.id, Arc::new(user)))
+                .collect(),
+            by_key,
+            departed,
+            nodes: nodes.into_iter().map(publish).collect(),
+            auth_keys: auth_keys
+                .into_iter()
+                .map(|key| (key.id, Arc::new(key)))
+                .collect(),
+            policy: Arc::new(policy),
+            policy_text,
+            policy_seed: store.setting(Setting::PolicySeed)?,
+            last_address: store
+                .setting(Setting::LastAddress)?
+                .and_then(|text| address::Number::of(text.parse().ok()?)),
+            last_ids: LastIds {
+                user: last_user,
+                node: last_node,
+                auth_key: last_auth_key,
+            },
+            pending: BTreeMap::new(),
+            sessions: HashMap::new(),
+            next_serial: 0,
+            dirty: Dirty::default(),
+            marks: 0,
+            changed: BTreeSet::new(),
+            generation: 1,
+            stale_policy: true,
+            settings,
+        })
+    }
+
+    pub fn base_domain(&self) -> &str {
+        &self.settings.base_domain
+    }
+
+    pub fn marks(&self) -> u64 {
+        self.marks
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub fn node(&self, id: NodeId) -> Option<&Arc<Node>> {
+        self.nodes.get(&id).map(|published| &published.node)
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values().map(|published| &published.node)
+    }
+
+    pub fn node_by_key(&self, key: NodePublic) -> Option<&Arc<Node>> {
+        self.node(*self.by_key.get(&key)?)
+    }
+
+    /// Whether the holder of a node key may use the relay.
+    pub fn may_relay(&self, key: NodePublic, now: OffsetDateTime) -> bool {
+        self.node_by_key(key)
+            .is_some_and(|node| !node.is_expired(now))
+    }
+
+    pub fn owns_node(&self, machine: MachinePublic) -> bool {
+        self.nodes().any(|node| node.machine == machine)
+    }
+
+    pub fn users(&self) -> &BTreeMap<UserId, Arc<User>> {
+        &self.users
+    }
+
+    pub fn user(&self, id: UserId) -> Option<&Arc<User>> {
+        self.users.get(&id)
+    }
+
+    pub fn policy_text(&self) -> Option<&str> {
+        self.policy_text.as_deref()
+    }
+
+    /// What the policy compiler has to know.
+    pub fn world(&self) -> World {
+        World {
+            users: self
+                .users
+                .values()
+                .map(|user| UserFacts {
+                    id: user.id,
+                    login_name: user.name.clone(),
+                })
+                .collect(),
+            nodes: self.nodes().map(|node| facts(node)).collect(),
+        }
+    }
+
+    /// What has to be written, and the mark up to which it goes.
+    pub fn take_rows(&mut self) -> (Rows, u64) {
+        let dirty = std::mem::take(&mut self.dirty);
+        let rows = Rows {
+            users: dirty
+                .users
+                .iter()
+                .map(|id| (*id, self.users.get(id).cloned()))
+                .collect(),
+            nodes: dirty
+                .nodes
+                .iter()
+                .map(|id| (*id, self.node(*id).cloned()))
+                .collect(),
+            auth_keys: dirty
+                .auth_keys
+                .iter()
+                .map(|id| (*id, self.auth_keys.get(id).cloned()))
+                .collect(),
+            settings: dirty
+                .settings
+                .iter()
+                .map(|setting| (*setting, self.setting(*setting)))
+                .collect(),
+        };
+        (rows, self.marks)
+    }
+
+    /// Marks `rows` again, after they could not be written.
+    pub fn give_back(&mut self, rows: &Rows) {
+        self.dirty
+            .users
+            .extend(rows.users.iter().map(|(id, _)| *id));
+        self.dirty
+            .nodes
+            .extend(rows.nodes.iter().map(|(id, _)| *id));
+        self.dirty
+            .auth_keys
+            .extend(rows.auth_keys.iter().map(|(id, _)| *id));
+        self.dirty
+            .settings
+            .extend(rows.settings.iter().map(|(setting, _)| *setting));
+    }
+
+    /// What the next snapshot is made of.
+    pub fn take_changes(&mut self) -> Taken {
+        let compile =
+            std::mem::take(&mut self.stale_policy).then(|| (self.policy.clone(), self.world()));
+        Taken {
+            generation: self.generation,
+            nodes: self.nodes.clone(),
+            users: self.users.clone(),
+            changed: std::mem::take(&mut self.changed),
+            compile,
+        }
+    }
+
+    /// Does what time brings: nodes going offline, ephemeral ones deleted, keys and login pages expiring.
+    pub fn tick(&mut self, now: OffsetDateTime, instant: Instant) {
+        self.drop_old_registrations(instant);
+        self.settle_departed(now, instant);
+        let expired: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|(_, published)| published.node.is_expired(now) && !published.shown.expired)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in expired {
+            tracing::info!(node = %self.nodes[&id].node.name, "node key expired");
+            let node = self.nodes[&id].node.clone();
+            self.nodes
+                .insert(id, Published::new(node, &self.settings.base_domain, now));
+            self.note(id);
+        }
+    }
+
+    fn setting(&self, setting: Setting) -> Option<String> {
+        match setting {
+            Setting::Policy => self.policy_text.clone(),
+            Setting::PolicySeed => self.policy_seed.clone(),
+            Setting::LastAddress => self.last_address.map(|number| number.v4().to_string()),
+            // The server's keys are written once, before there is a state.
+            Setting::ControlKey | Setting::RelayKey => None,
+        }
+    }
+
+    fn mark(&mut self, what: impl FnOnce(&mut Dirty)) {
+        what(&mut self.dirty);
+        self.marks += 1;
+    }
+
+    fn note(&mut self, id: NodeId) {
+        self.changed.insert(id);
+        self.generation += 1;
+    }
+
+    /// Puts a new or changed node in place, and marks what follows from it.
+    fn put_node(&mut self, node: Node, now: OffsetDateTime) {
+        let id = node.id;
+        let old = self.nodes.get(&id).map(|published| published.node.clone());
+        if old.as_deref() == Some(&node) {
+            return;
+        }
+        self.stale_policy |= old.as_ref().is_none_or(|old| facts(old) != facts(&node));
+        if let Some(old) = old.filter(|old| old.key != node.key) {
+            self.by_key.remove(&old.key);
+        }
+        self.by_key.insert(node.key, id);
+        self.nodes.insert(
+            id,
+            Published::new(Arc::new(node), &self.settings.base_domain, now),
+        );
+        self.note(id);
+        self.mark(|dirty| {
+            dirty.nodes.insert(id);
+        });
+    }
+
+    fn change_node(&mut self, id: NodeId, now: OffsetDateTime, change: impl FnOnce(&mut Node)) {
+        let Some(node) = self.node(id) else { return };
+        let mut node = Node::clone(node);
+        change(&mut node);
+        self.put_node(node, now);
+    }
+
+    fn remove_node(&mut self, id: NodeId) {
+        let Some(published) = self.nodes.remove(&id) else {
+            return;
+        };
+        self.by_key.remove(&published.node.key);
+        self.end_session(id);
+        self.departed.remove(&id);
+        self.stale_policy = true;
+        self.note(id);
+        self.mark(|dirty| {
+            dirty.nodes.insert(id);
+        });
+    }
+
+    fn end_session(&mut self, id: NodeId) {
+        if let Some(session) = self.sessions.remove(&id) {
+            session.cancel.cancel();
+        }
+    }
+}
+
+/// What the policy depends on. Whether a node is online counts only for those that announce routes: it decides their primaries.
+fn facts(node: &Node) -> NodeFacts {
+    NodeFacts {
+        id: node.id,
+        user: node.owner.user(),
+        tags: match &node.owner {
+            Owner::User(_) => Vec::new(),
+            Owner::Tags(tags) => tags.clone(),
+        },
+        v4: Some(node.v4),
+        v6: Some(node.v6),
+        announced: node.announced().to_vec(),
+        admin_approved: node.approved_routes.clone(),
+        created: (node.created.unix_timestamp_nanos() / 1000) as i64,
+        online: node.online || node.announced().is_empty(),
+    }
+}

@@ -1,0 +1,426 @@
+//! Registration: who may join, and as whom (protocol.md 1.6).
+
+use std::{net::IpAddr, sync::Arc, time::Instant};
+
+use lowroad_wire::{
+    control::{Hostinfo, NodeId, RegisterRequest, UserId},
+    key::{MachinePublic, NodePublic},
+};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use super::{State, poll};
+use crate::{
+    Error, address,
+    model::{KeyId, Node, Owner},
+    store::Setting,
+    text,
+};
+
+/// Login pages that may be open at once: each holds a host info.
+const MAX_PENDING: usize = 2000;
+/// Of one address, so that one hostile host does not keep all others from joining.
+const MAX_PENDING_OF_ONE: usize = 64;
+
+/// Who asks, and what only the outside knows.
+pub struct Stranger<'a> {
+    pub machine: MachinePublic,
+    pub remote: IpAddr,
+    pub random: [u8; 16],
+    pub now: OffsetDateTime,
+    pub instant: Instant,
+    /// Whether the policy lets a user give a tag to a node.
+    pub may_tag: &'a dyn Fn(UserId, &str) -> bool,
+}
+
+impl std::fmt::Debug for Stranger<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stranger")
+            .field("machine", &self.machine)
+            .field("remote", &self.remote)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What comes of a request to register.
+#[derive(Debug)]
+pub enum Registered {
+    Accepted(NodeId),
+    /// The key is known but no longer good, or was just given up.
+    Expired,
+    /// A person has to approve: the ID of the login page.
+    Visit(String),
+}
+
+/// A machine that waits for a person.
+#[derive(Debug)]
+pub(super) struct Pending {
+    request: Join,
+    since: Instant,
+    remote: IpAddr,
+    /// Dropped, and so told, when it has been decided.
+    decided: watch::Sender<()>,
+}
+
+/// What a node brings along when it joins.
+#[derive(Debug, Clone)]
+struct Join {
+    machine: MachinePublic,
+    key: NodePublic,
+    old_key: Option<NodePublic>,
+    hostinfo: Hostinfo,
+    ephemeral: bool,
+    cap: u16,
+}
+
+impl State {
+    pub fn register(
+        &mut self,
+        request: RegisterRequest,
+        who: &Stranger<'_>,
+    ) -> Result<Registered, Error> {
+        let key = request
+            .node_key
+            .ok_or_else(|| Error::bad_request("the request names no node key"))?;
+        let known = self.node_by_key(key).cloned();
+        if known
+            .as_ref()
+            .is_some_and(|node| node.machine != who.machine)
+        {
+            return Err(Error::unauthorized(
+                "this node key belongs to another machine; log out, then log in again",
+            ));
+        }
+        if let Some(expiry) = request.expiry {
+            return self.change_expiry(known, expiry, who.now);
+        }
+        let auth_key = request
+            .auth
+            .as_ref()
+            .map(|auth| auth.auth_key.trim().to_owned())
+            .filter(|key| !key.is_empty());
+        let join = Join {
+            machine: who.machine,
+            key,
+            old_key: request.old_node_key,
+            hostinfo: request.hostinfo.unwrap_or_default(),
+            ephemeral: request.ephemeral,
+            cap: request.version,
+        };
+        match (known, auth_key) {
+            (Some(node), _) if !node.is_expired(who.now) => self.refresh(&node, join, who),
+            (_, Some(auth_key)) => self.join_by_auth_key(&auth_key, join, who),
+            (Some(_), None) => Ok(Registered::Expired),
+            (None, None) => self.rotate(join, who),
+        }
+    }
+
+    /// Fires when the login page has been decided, or is no longer there.
+    pub fn decision(&self, id: &str, machine: MachinePublic) -> Option<watch::Receiver<()>> {
+        let pending = self
+            .pending
+            .get(id)
+            .filter(|pending| pending.request.machine == machine)?;
+        Some(pending.decided.subscribe())
+    }
+
+    pub fn is_pending(&self, id: &str) -> bool {
+        self.pending.contains_key(id)
+    }
+
+    pub fn check_pending(&self, id: &str) -> Result<(), Error> {
+        self.waiting(id).map(|_| ())
+    }
+
+    fn waiting(&self, id: &str) -> Result<&Pending, Error> {
+        self.pending.get(id).ok_or_else(|| {
+            Error::not_found("no machine waits at this login page; it may have expired: run `up` on the machine again for a new one")
+        })
+    }
+
+    /// An administrator lets the machine in that waits at login page `id`.
+    pub fn approve(
+        &mut self,
+        id: &str,
+        user: UserId,
+        (now, instant): (OffsetDateTime, Instant),
+        may_tag: &dyn Fn(UserId, &str) -> bool,
+    ) -> Result<NodeId, Error> {
+        let join = self.waiting(id)?.request.clone();
+        let owner = requested_owner(&join.hostinfo, user, may_tag)?;
+        let node = self.admit(join, owner, None, (now, instant))?;
+        self.pending.remove(id);
+        Ok(node)
+    }
+
+    pub(super) fn drop_old_registrations(&mut self, instant: Instant) {
+        let lifetime = self.settings.timing.registration_lifetime;
+        self.pending
+            .retain(|_, pending| instant.saturating_duration_since(pending.since) < lifetime);
+    }
+
+    /// A node that is in asks again, as clients do at every start. It may ask for tags then.
+    fn refresh(
+        &mut self,
+        node: &Node,
+        join: Join,
+        who: &Stranger<'_>,
+    ) -> Result<Registered, Error> {
+        let mut node = node.clone();
+        if let Owner::User(user) = node.owner {
+            node.owner = requested_owner(&join.hostinfo, user, who.may_tag)?;
+        }
+        let id = node.id;
+        poll::take_hostinfo(&mut node, join.hostinfo)?;
+        self.follow_hostname(&mut node);
+        node.cap = join.cap;
+        self.put_node(node, who.now);
+        Ok(Registered::Accepted(id))
+    }
+
+    fn join_by_auth_key(
+        &mut self,
+        text: &str,
+        mut join: Join,
+        who: &Stranger<'_>,
+    ) -> Result<Registered, Error> {
+        let key = self.usable_auth_key(text, who.now)?;
+        let owner = if key.tags.is_empty() {
+            requested_owner(&join.hostinfo, key.user, who.may_tag)?
+        } else if join
+            .hostinfo
+            .request_tags
+            .iter()
+            .all(|tag| key.tags.contains(tag))
+        {
+            Owner::Tags(key.tags.clone())
+        } else {
+            return Err(Error::bad_request(format!(
+                "requested tags {} are not those of the auth key, {}; leave out --advertise-tags",
+                join.hostinfo.request_tags.join(","),
+                key.tags.join(","),
+            )));
+        };
+        join.ephemeral |= key.ephemeral;
+        let node = self.admit(join, owner, Some(key.id), (who.now, who.instant))?;
+        self.note_use(&key);
+        Ok(Registered::Accepted(node))
+    }
+
+    /// A new key without credentials: in exchange for an old one that is still good, or by a person's approval.
+    fn rotate(&mut self, join: Join, who: &Stranger<'_>) -> Result<Registered, Error> {
+        let old = join
+            .old_key
+            .and_then(|key| self.node_by_key(key))
+            .filter(|old| old.machine == who.machine);
+        // A key that ends some day is renewed by logging in, which is what its end is for.
+        if let Some(old) = old.filter(|old| old.expiry.is_none()) {
+            let owner = old.owner.clone();
+            let ephemeral = old.ephemeral;
+            let auth_key = old.auth_key;
+            return self
+                .admit(
+                    Join { ephemeral, ..join },
+                    owner,
+                    auth_key,
+                    (who.now, who.instant),
+                )
+                .map(Registered::Accepted);
+        }
+        self.open_login_page(join, who).map(Registered::Visit)
+    }
+
+    fn open_login_page(&mut self, join: Join, who: &Stranger<'_>) -> Result<String, Error> {
+        let same = |pending: &Pending| {
+            pending.request.machine == join.machine && pending.request.key == join.key
+        };
+        if let Some((id, pending)) = self.pending.iter_mut().find(|(_, pending)| same(pending)) {
+            pending.request = join;
+            return Ok(id.clone());
+        }
+        let of_one: Vec<_> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.remote == who.remote)
+            .collect();
+        if of_one.len() >= MAX_PENDING_OF_ONE {
+            let oldest = of_one
+                .iter()
+                .min_by_key(|(_, pending)| pending.since)
+                .map(|(id, _)| (*id).clone());
+            oldest.and_then(|id| self.pending.remove(&id));
+        } else if self.pending.len() >= MAX_PENDING {
+            return Err(Error::refused(
+                hyper::StatusCode::TOO_MANY_REQUESTS,
+                "too many machines wait for approval; try again in some minutes, or use an auth key",
+            ));
+        }
+        poll::check_size(&join.hostinfo)?;
+        let id = hex::encode(who.random);
+        let pending = Pending {
+            request: join,
+            since: who.instant,
+            remote: who.remote,
+            decided: watch::Sender::new(()),
+        };
+        self.pending.insert(id.clone(), pending);
+        Ok(id)
+    }
+
+    /// A past time logs out; a future one may bring the end nearer, not push it away.
+    fn change_expiry(
+        &mut self,
+        known: Option<Arc<Node>>,
+        expiry: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<Registered, Error> {
+        let Some(node) = known else {
+            return Ok(Registered::Expired);
+        };
+        if expiry > now && node.expiry.is_some_and(|old| old < expiry) {
+            return Err(Error::bad_request(
+                "a key's expiry cannot be extended by the client; log in again instead",
+            ));
+        }
+        if expiry > now {
+            self.change_node(node.id, now, |node| node.expiry = Some(expiry));
+            return Ok(Registered::Accepted(node.id));
+        }
+        tracing::info!(node = %node.name, "logged out");
+        if node.ephemeral {
+            self.remove_node(node.id);
+        } else {
+            self.expire_node(node.id, now);
+        }
+        Ok(Registered::Expired)
+    }
+
+    /// Makes a node, or gives the one that this machine already has its new key.
+    fn admit(
+        &mut self,
+        join: Join,
+        owner: Owner,
+        auth_key: Option<KeyId>,
+        (now, instant): (OffsetDateTime, Instant),
+    ) -> Result<NodeId, Error> {
+        let Join {
+            machine,
+            key,
+            old_key,
+            hostinfo,
+            ephemeral,
+            cap,
+        } = join;
+        let mut node = match self.earlier(machine, key, old_key, &owner) {
+            Some(node) => node,
+            None => self.blank(machine, key, &owner, now)?,
+        };
+        poll::take_hostinfo(&mut node, hostinfo)?;
+        self.follow_hostname(&mut node);
+        if node.key != key {
+            self.end_session(node.id);
+        }
+        let is_new = !self.nodes.contains_key(&node.id);
+        let node = Node {
+            key,
+            owner,
+            ephemeral,
+            cap,
+            auth_key,
+            expiry: None,
+            ..node
+        };
+        tracing::info!(node = %node.name, id = %node.id, v4 = %node.v4, new = is_new, "registered");
+        let id = node.id;
+        if is_new {
+            self.last_ids.node = id.0;
+            self.last_address = address::Number::of(node.v4);
+            self.mark(|dirty| {
+                dirty.settings.insert(Setting::LastAddress);
+            });
+        }
+        // An ephemeral node that registers and never polls is to be deleted as well.
+        if !self.sessions.contains_key(&id) && ephemeral {
+            self.departed.insert(id, instant);
+        }
+        self.put_node(node, now);
+        Ok(id)
+    }
+
+    /// The node that this machine has been so far: by its key, the key before it, or an owner of the same kind.
+    fn earlier(
+        &self,
+        machine: MachinePublic,
+        key: NodePublic,
+        old_key: Option<NodePublic>,
+        owner: &Owner,
+    ) -> Option<Node> {
+        let by_key = |key| self.node_by_key(key).filter(|node| node.machine == machine);
+        let same_owner =
+            |node: &&Arc<Node>| node.machine == machine && node.owner.user() == owner.user();
+        let found = by_key(key)
+            .or_else(|| by_key(old_key?))
+            .or_else(|| self.nodes().find(same_owner));
+        found.map(|node| Node::clone(node))
+    }
+
+    fn blank(
+        &self,
+        machine: MachinePublic,
+        key: NodePublic,
+        owner: &Owner,
+        now: OffsetDateTime,
+    ) -> Result<Node, Error> {
+        let taken = |number: address::Number| self.nodes().any(|node| node.v4 == number.v4());
+        let number = address::next(self.last_address, taken).ok_or_else(|| {
+            Error::refused(
+                hyper::StatusCode::INSUFFICIENT_STORAGE,
+                "all addresses of 100.64.0.0/10 are taken; delete nodes that are gone",
+            )
+        })?;
+        Ok(Node {
+            id: NodeId(self.last_ids.node + 1),
+            machine,
+            key,
+            disco: Default::default(),
+            owner: owner.clone(),
+            name: String::new(),
+            name_chosen: false,
+            hostinfo: Hostinfo::default(),
+            endpoints: Vec::new(),
+            v4: number.v4(),
+            v6: number.v6(),
+            approved_routes: Vec::new(),
+            expiry: None,
+            ephemeral: false,
+            created: now,
+            last_seen: None,
+            online: false,
+            cap: 0,
+            auth_key: None,
+        })
+    }
+}
+
+/// A user's node, or a tagged one if it asks for tags that the user may give.
+fn requested_owner(
+    hostinfo: &Hostinfo,
+    user: UserId,
+    may_tag: &dyn Fn(UserId, &str) -> bool,
+) -> Result<Owner, Error> {
+    let mut tags = hostinfo.request_tags.clone();
+    tags.sort();
+    tags.dedup();
+    if tags.is_empty() {
+        return Ok(Owner::User(user));
+    }
+    match tags
+        .iter()
+        .find(|tag| text::parse_tag(tag).as_ref() != Ok(tag) || !may_tag(user, tag))
+    {
+        None => Ok(Owner::Tags(tags)),
+        Some(tag) => Err(Error::bad_request(format!(
+            "requested tag {tag:?} is not permitted; the policy's tagOwners say who may use which, or use an auth key with tags"
+        ))),
+    }
+}

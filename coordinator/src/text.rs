@@ -1,0 +1,126 @@
+//! Small texts of people's making: durations, prefixes, tags, times.
+
+use std::{net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// `90m`, `24h`, `30d`, `1h30m`; units s, m, h, d, w.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no duration; write 90m, 24h or 30d");
+    let mut rest = text.trim();
+    let mut seconds = 0u64;
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let mut after = rest[digits..].chars();
+        let unit = match after.next() {
+            Some('s') => 1,
+            Some('m') => 60,
+            Some('h') => 3600,
+            Some('d') => 86_400,
+            Some('w') => 7 * 86_400,
+            _ => return Err(wrong()),
+        };
+        seconds = number
+            .checked_mul(unit)
+            .and_then(|n| seconds.checked_add(n))
+            .ok_or_else(wrong)?;
+        rest = after.as_str();
+    }
+    // A century is longer than anything meant, and keeps times within what RFC 3339 can say.
+    const LONGEST: u64 = 100 * 365 * 86_400;
+    if seconds == 0 || seconds > LONGEST {
+        return Err(format!(
+            "`{text}` is out of range: more than nothing, at most 100 years"
+        ));
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// A prefix without host bits; an address stands for itself alone.
+pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
+    let prefix = match text.parse::<IpNet>() {
+        Ok(prefix) => prefix,
+        Err(_) => IpNet::from(
+            text.parse::<IpAddr>()
+                .map_err(|_| format!("`{text}` is no prefix; write 10.0.0.0/24"))?,
+        ),
+    };
+    if prefix.trunc() != prefix {
+        return Err(format!(
+            "`{text}` has bits set beyond its length; did you mean {}?",
+            prefix.trunc()
+        ));
+    }
+    Ok(prefix)
+}
+
+/// `tag:name`; the `tag:` may be left out.
+pub fn parse_tag(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    let name = name.strip_prefix("tag:").unwrap_or(name);
+    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
+    if !first || name.len() > 63 || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+        return Err(format!(
+            "`{text}` is no tag; write tag:name, with letters, digits and hyphens, beginning with a letter"
+        ));
+    }
+    Ok(format!("tag:{name}"))
+}
+
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339)
+        .unwrap_or_else(|_| time.unix_timestamp().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        assert_eq!(parse_duration("24h").unwrap(), Duration::from_secs(86_400));
+        assert_eq!(parse_duration("1h30m").unwrap(), Duration::from_secs(5400));
+        assert_eq!(
+            parse_duration("90d").unwrap(),
+            Duration::from_secs(90 * 86_400)
+        );
+        for wrong in [
+            "",
+            "h",
+            "12",
+            "0s",
+            "1x",
+            "-1h",
+            "99999999999999999999h",
+            "1000000w",
+            "1h 30m",
+            "٣h",
+        ] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn prefixes_with_host_bits_are_refused_with_a_suggestion() {
+        assert_eq!(parse_prefix("10.0.0.1").unwrap().to_string(), "10.0.0.1/32");
+        assert!(
+            parse_prefix("10.0.0.1/24")
+                .unwrap_err()
+                .contains("10.0.0.0/24")
+        );
+    }
+
+    #[test]
+    fn tags_get_their_prefix() {
+        assert_eq!(parse_tag("web").unwrap(), "tag:web");
+        assert_eq!(parse_tag("tag:web").unwrap(), "tag:web");
+        for wrong in ["", "tag:", "tag:1a", "tag:a b", "tag:tag:a"] {
+            assert!(parse_tag(wrong).is_err(), "{wrong}");
+        }
+    }
+}
