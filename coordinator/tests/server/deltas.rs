@@ -1,0 +1,330 @@
+//! What reaches a running poll, and how soon.
+
+use std::time::{Duration, Instant};
+
+use lowroad_coordinator::admin::api::Ask;
+use lowroad_wire::{control::NodeId, netmap::NetMap};
+
+use crate::{
+    client::{Client, Poll, peer},
+    lab::Lab,
+};
+
+/// The promise is 200 ms; loaded test machines get some more.
+const PROMPT: Duration = Duration::from_millis(200);
+
+/// Waits for `is` and says how long it took.
+async fn prompt(poll: &mut Poll, what: &str, since: Instant, is: impl Fn(&NetMap) -> bool) {
+    poll.until(what, is).await;
+    let took = since.elapsed();
+    println!("{what}: {took:?}");
+    assert!(took < PROMPT, "{what} took {took:?}");
+}
+
+fn route(text: &str) -> ipnet::IpNet {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn every_change_reaches_a_connected_node_promptly() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut poll = a.poll().await;
+    poll.until("a netmap", |_| true).await;
+
+    let now = Instant::now();
+    let mut b = Client::joined(lab.address(), "b", &key).await;
+    prompt(&mut poll, "join", now, |netmap| peer(netmap, "b").is_some()).await;
+    let id = poll.peer("b").unwrap().id;
+    let b_is = move |netmap: &NetMap, is: &dyn Fn(&lowroad_wire::control::Node) -> bool| {
+        netmap.peers.get(&id).is_some_and(is)
+    };
+
+    let now = Instant::now();
+    let _b_poll = b.poll().await;
+    prompt(&mut poll, "online", now, |netmap| {
+        b_is(netmap, &|b| b.online == Some(true))
+    })
+    .await;
+
+    let now = Instant::now();
+    b.update(&["192.0.2.7:41641", "10.0.0.7:41641"], Some(999))
+        .await;
+    prompt(&mut poll, "endpoints and home", now, |netmap| {
+        b_is(netmap, &|b| b.endpoints.len() == 2 && b.home_derp.is_some())
+    })
+    .await;
+
+    let now = Instant::now();
+    b.update(&["192.0.2.8:1", "10.0.0.7:41641"], Some(999))
+        .await;
+    prompt(&mut poll, "a new STUN endpoint", now, |netmap| {
+        b_is(netmap, &|b| b.endpoints[0].port() == 1)
+    })
+    .await;
+    let last = poll.log.last().unwrap();
+    assert!(
+        last.peers_changed.is_empty() && last.peers_changed_patch.len() == 1,
+        "a patch does: {last:?}"
+    );
+
+    let now = Instant::now();
+    b.disco = lowroad_wire::key::DiscoPrivate::from_random([77; 32]);
+    let disco = b.disco.public();
+    b.update(&["192.0.2.8:1"], Some(999)).await;
+    prompt(&mut poll, "disco key", now, |netmap| {
+        b_is(netmap, &|b| b.disco_key == Some(disco))
+    })
+    .await;
+
+    let now = Instant::now();
+    b.new_node_key();
+    let key = b.node.public();
+    assert!(
+        b.register(Some(&lab.key().await))
+            .await
+            .unwrap()
+            .machine_authorized
+    );
+    prompt(&mut poll, "node key", now, |netmap| {
+        b_is(netmap, &|b| b.key == key)
+    })
+    .await;
+
+    let now = Instant::now();
+    lab.set_policy(r#"{"acls": [{"action": "accept", "src": ["lab@"], "dst": ["lab@:22"]}]}"#)
+        .await;
+    prompt(&mut poll, "policy", now, |netmap| {
+        netmap
+            .filter_rules()
+            .any(|rule| rule.dst_ports.iter().all(|port| port.ports.last == 22))
+    })
+    .await;
+
+    let now = Instant::now();
+    lab.set_policy(r#"{"acls": []}"#).await;
+    prompt(&mut poll, "a policy that allows nothing", now, |netmap| {
+        netmap.filter_rules().count() == 0 && netmap.peers.is_empty()
+    })
+    .await;
+
+    let now = Instant::now();
+    lab.set_policy(r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#)
+        .await;
+    prompt(&mut poll, "a policy that allows all", now, |netmap| {
+        netmap.filter_rules().count() > 0 && b_is(netmap, &|_| true)
+    })
+    .await;
+
+    let now = Instant::now();
+    lab.ask(Ask::NodesRename {
+        node: "b".to_owned(),
+        name: "bee".to_owned(),
+    })
+    .await
+    .unwrap();
+    prompt(&mut poll, "name", now, |netmap| {
+        b_is(netmap, &|b| b.name == "bee.tail.test.")
+    })
+    .await;
+
+    let now = Instant::now();
+    lab.ask(Ask::NodesExpire {
+        node: "bee".to_owned(),
+    })
+    .await
+    .unwrap();
+    prompt(&mut poll, "expiry", now, |netmap| {
+        b_is(netmap, &|b| b.expired && b.key_expiry.is_some())
+    })
+    .await;
+
+    let now = Instant::now();
+    lab.ask(Ask::NodesDelete {
+        node: "bee".to_owned(),
+    })
+    .await
+    .unwrap();
+    prompt(&mut poll, "deletion", now, |netmap| {
+        !netmap.peers.contains_key(&id)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_hears_of_its_own_expiry_and_sees_nobody_until_it_logs_in_again() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    Client::joined(lab.address(), "b", &key).await;
+    let mut poll = a.poll().await;
+    poll.until("b", |netmap| peer(netmap, "b").is_some()).await;
+    lab.ask(Ask::NodesExpire {
+        node: "a".to_owned(),
+    })
+    .await
+    .unwrap();
+    poll.until("own expiry", |netmap| {
+        netmap.self_node.as_ref().is_some_and(|node| node.expired)
+            && netmap.peers.is_empty()
+            && netmap.filter_rules().count() == 0
+    })
+    .await;
+    let response = a.register(None).await.unwrap();
+    assert!(response.node_key_expired && !response.machine_authorized);
+    let old = a.node.public();
+    a.new_node_key();
+    let mut request = a.request(Some(&key));
+    request.old_node_key = Some(old);
+    assert!(a.send_register(&request).await.unwrap().machine_authorized);
+    let mut poll = a.poll().await;
+    poll.until("b again", |netmap| peer(netmap, "b").is_some())
+        .await;
+    assert_eq!(lab.nodes().await.len(), 2, "it is the same node");
+}
+
+#[tokio::test]
+async fn the_poll_of_a_deleted_node_ends() {
+    let lab = Lab::new().await;
+    let mut a = Client::joined(lab.address(), "a", &lab.key().await).await;
+    let mut poll = a.poll().await;
+    poll.until("a netmap", |_| true).await;
+    lab.ask(Ask::NodesDelete {
+        node: "a".to_owned(),
+    })
+    .await
+    .unwrap();
+    poll.end().await;
+    assert!(a.poll_with(Default::default()).await.is_err());
+}
+
+#[tokio::test]
+async fn an_administrator_approves_routes_and_peers_hear_of_it() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut router = Client::new(lab.address(), "router").await;
+    router.hostinfo.routable_ips = vec![route("10.7.0.0/24"), route("0.0.0.0/0"), route("::/0")];
+    router.register(Some(&key)).await.unwrap();
+    let mut router_poll = router.poll().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut poll = a.poll().await;
+    poll.until("the router, without routes", |netmap| {
+        peer(netmap, "router").is_some_and(|node| node.allowed_ips().len() == 2)
+    })
+    .await;
+
+    let now = Instant::now();
+    lab.ask(Ask::NodesApproveRoutes {
+        node: "router".to_owned(),
+        routes: vec![route("10.7.0.0/24")],
+    })
+    .await
+    .unwrap();
+    prompt(&mut poll, "approved route", now, |netmap| {
+        peer(netmap, "router").is_some_and(|node| {
+            node.primary_routes == [route("10.7.0.0/24")]
+                && node.allowed_ips().contains(&route("10.7.0.0/24"))
+        })
+    })
+    .await;
+    router_poll
+        .until("its own routes", |netmap| {
+            netmap
+                .self_node
+                .as_ref()
+                .is_some_and(|node| node.allowed_ips().contains(&route("10.7.0.0/24")))
+        })
+        .await;
+
+    lab.ask(Ask::NodesApproveRoutes {
+        node: "router".to_owned(),
+        routes: vec![route("0.0.0.0/0")],
+    })
+    .await
+    .unwrap();
+    poll.until("an exit node of both families", |netmap| {
+        peer(netmap, "router").is_some_and(|node| {
+            node.primary_routes.is_empty()
+                && node.allowed_ips().contains(&route("0.0.0.0/0"))
+                && node.allowed_ips().contains(&route("::/0"))
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn auto_approvers_approve_routes() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    lab.set_policy(
+        r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}], "autoApprovers": {"routes": {"10.0.0.0/8": ["lab@"]}}}"#,
+    )
+    .await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut poll = a.poll().await;
+    let mut router = Client::new(lab.address(), "router").await;
+    router.hostinfo.routable_ips = vec![route("10.7.0.0/24"), route("192.168.0.0/24")];
+    router.register(Some(&key)).await.unwrap();
+    poll.until("the approved route alone", |netmap| {
+        peer(netmap, "router").is_some_and(|node| node.primary_routes == [route("10.7.0.0/24")])
+    })
+    .await;
+    let node = lab.node("router").await;
+    assert_eq!(node.approved_routes, [route("10.7.0.0/24")]);
+    assert_eq!(node.available_routes.len(), 2);
+}
+
+#[tokio::test]
+async fn a_standby_router_takes_over_when_the_primary_goes_offline() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    lab.set_policy(r#"{"autoApprovers": {"routes": {"10.0.0.0/8": ["lab@"]}}}"#)
+        .await;
+    let mut polls = Vec::new();
+    let mut routers = Vec::new();
+    for name in ["r1", "r2"] {
+        let mut router = Client::new(lab.address(), name).await;
+        router.hostinfo.routable_ips = vec![route("10.7.0.0/24")];
+        router.register(Some(&key)).await.unwrap();
+        polls.push(router.poll().await);
+        routers.push(router);
+    }
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut poll = a.poll().await;
+    let primary = |netmap: &NetMap| {
+        let mut with = netmap
+            .peers
+            .values()
+            .filter(|node| !node.primary_routes.is_empty())
+            .map(|node| node.id);
+        (with.next(), with.next())
+    };
+    poll.until("r1 carries", |netmap| {
+        primary(netmap) == (Some(NodeId(1)), None)
+    })
+    .await;
+    drop(polls.remove(0));
+    poll.until("r2 carries", |netmap| {
+        primary(netmap) == (Some(NodeId(2)), None)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_the_difference_not_the_history() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut b = Client::joined(lab.address(), "b", &key).await;
+    let mut poll = a.poll().await;
+    poll.until("b", |netmap| peer(netmap, "b").is_some()).await;
+    for port in 1..=50 {
+        b.update(&[&format!("192.0.2.1:{port}")], Some(999)).await;
+    }
+    poll.until("the last endpoint", |netmap| {
+        peer(netmap, "b")
+            .is_some_and(|b| b.endpoints.first().is_some_and(|first| first.port() == 50))
+    })
+    .await;
+}

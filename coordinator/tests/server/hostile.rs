@@ -1,0 +1,119 @@
+//! What strangers may send, and what must not come of it.
+
+use hyper::StatusCode;
+use serde_json::json;
+
+use crate::{
+    client::{Client, get, raw},
+    lab::Lab,
+};
+
+#[tokio::test]
+async fn malformed_bodies_are_refused_and_the_channel_goes_on() {
+    let lab = Lab::new().await;
+    let mut a = Client::joined(lab.address(), "a", &lab.key().await).await;
+    for body in [
+        &b""[..],
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"{\"Version\":\"x\"}",
+        b"{\"Version\":130,\"NodeKey\":\"nodekey:zz\"}",
+    ] {
+        for path in ["/machine/register", "/machine/map"] {
+            let (status, _) = a.post_bytes(path, body.to_vec()).await;
+            assert!(status.is_client_error(), "{path} {body:?}: {status}");
+        }
+    }
+    let (status, _) = a
+        .post("/machine/register", &json!({ "Version": 130 }))
+        .await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    a.poll().await.until("a netmap", |_| true).await;
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_refused() {
+    let lab = Lab::new().await;
+    let mut a = Client::new(lab.address(), "a").await;
+    let (status, _) = a
+        .post_bytes("/machine/register", vec![b' '; (1 << 20) + 1])
+        .await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn host_info_is_bounded_because_every_peer_gets_it() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::new(lab.address(), "a").await;
+    a.hostinfo.distro = "x".repeat(100_000);
+    assert_eq!(
+        a.register(Some(&key)).await.unwrap_err().0,
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(
+        a.register(None).await.unwrap_err().0,
+        StatusCode::BAD_REQUEST
+    );
+    a.hostinfo.distro.clear();
+    assert!(a.register(Some(&key)).await.unwrap().machine_authorized);
+}
+
+#[tokio::test]
+async fn one_address_cannot_fill_the_list_of_login_pages() {
+    let lab = Lab::new().await;
+    let mut a = Client::new(lab.address(), "a").await;
+    let first = a.register(None).await.unwrap().auth_url;
+    for number in 0..80u8 {
+        let mut request = a.request(None);
+        request.node_key = Some(lowroad_wire::key::NodePublic::from_bytes([number + 1; 32]));
+        a.send_register(&request).await.unwrap();
+    }
+    let id = first.rsplit('/').next().unwrap();
+    assert!(
+        get(lab.address(), &format!("/register/{id}"))
+            .await
+            .starts_with("HTTP/1.1 404"),
+        "the oldest made room"
+    );
+}
+
+#[tokio::test]
+async fn bad_upgrades_get_an_answer() {
+    let lab = Lab::new().await;
+    let upgrade = |handshake: &str| {
+        format!(
+            "POST /ts2021 HTTP/1.1\r\nHost: x\r\nUpgrade: tailscale-control-protocol\r\nConnection: upgrade\r\n\
+             X-Tailscale-Handshake: {handshake}\r\nContent-Length: 0\r\n\r\n"
+        )
+    };
+    for handshake in ["", "!!!", "AAAA", &"A".repeat(136)] {
+        let request =
+            upgrade(handshake).replace("Connection: upgrade", "Connection: upgrade, close");
+        let answer = raw(lab.address(), &request).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{handshake}: {answer}");
+    }
+    let answer = raw(
+        lab.address(),
+        "POST /ts2021 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 426"), "{answer}");
+}
+
+#[tokio::test]
+async fn too_many_channels_of_one_machine_end_the_oldest() {
+    let lab = Lab::new().await;
+    let mut a = Client::joined(lab.address(), "a", &lab.key().await).await;
+    let mut poll = a.poll().await;
+    poll.until("a netmap", |_| true).await;
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        others.push(a.another_channel().await);
+    }
+    poll.end().await;
+    a.reconnect(lab.address()).await;
+    a.poll().await.until("a netmap", |_| true).await;
+}

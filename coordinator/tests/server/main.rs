@@ -1,0 +1,15 @@
+//! The server as its clients and administrators see it: in this process on loopback, or as the built binary.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::zombie_processes,
+    reason = "a failing helper fails its test; a daemon is waited for when dropped"
+)]
+
+mod auth;
+mod cli;
+mod client;
+mod deltas;
+mod hostile;
+mod join;
+mod lab;
