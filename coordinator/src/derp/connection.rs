@@ -20,7 +20,7 @@ use tokio_util::codec::{Encoder, FramedRead};
 
 use super::DerpServer;
 use super::peers::Peer;
-use super::queue::Queue;
+use super::queue::{Queue, Taken};
 
 /// How long a client may take to prove its key.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -292,24 +292,33 @@ async fn write<S: AsyncWrite>(
     let mut batch = BytesMut::new();
     let mut keep_alive = Instant::now() + keep_alive_after();
     loop {
+        // Asked for each time, because under steady traffic nothing below ever waits.
+        if queue.is_closed() {
+            return Ok(());
+        }
+        let stopping = *stop.borrow();
         let taken = queue.take(&mut batch);
+        if stopping {
+            let restarting = Frame::Restarting {
+                reconnect_in: RESTART_RECONNECT_IN,
+                try_for: RESTART_TRY_FOR,
+            };
+            Codec::server().encode(restarting, &mut batch)?;
+        }
         if !batch.is_empty() {
             write_batch(writer, &mut batch).await.inspect_err(|end| {
                 if matches!(end, End::Stalled) {
                     server.counters.stalled.fetch_add(1, Ordering::Relaxed);
                 }
             })?;
-            let counters = &server.counters;
-            counters
-                .packets_sent
-                .fetch_add(taken.packets, Ordering::Relaxed);
-            counters
-                .bytes_sent
-                .fetch_add(taken.bytes, Ordering::Relaxed);
-            continue;
+            server.counters.sent(taken);
         }
-        if queue.is_closed() {
-            return Ok(());
+        if stopping {
+            let closed = timeout(WRITE_STALL, writer.shutdown()).await;
+            return Ok(closed.unwrap_or(Ok(()))?);
+        }
+        if taken != Taken::default() {
+            continue;
         }
         if batch.capacity() > IDLE_BUFFER {
             batch = BytesMut::new();
@@ -320,16 +329,7 @@ async fn write<S: AsyncWrite>(
                 queue.frame(Frame::KeepAlive);
                 keep_alive = Instant::now() + keep_alive_after();
             }
-            () = stopped(stop) => {
-                queue.take(&mut batch);
-                let restarting = Frame::Restarting {
-                    reconnect_in: RESTART_RECONNECT_IN,
-                    try_for: RESTART_TRY_FOR,
-                };
-                Codec::server().encode(restarting, &mut batch)?;
-                write_batch(writer, &mut batch).await?;
-                return Ok(timeout(WRITE_STALL, writer.shutdown()).await.unwrap_or(Ok(()))?);
-            }
+            () = stopped(stop) => {}
         }
     }
 }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use super::queue::Taken;
+
 /// Counts while something lasts, and knows when none is left.
 #[derive(Debug, Default)]
 pub(super) struct Gauge {
@@ -68,6 +70,11 @@ macro_rules! counters {
         }
 
         impl Counters {
+            pub(super) fn sent(&self, taken: Taken) {
+                self.packets_sent.fetch_add(taken.packets, Ordering::Relaxed);
+                self.bytes_sent.fetch_add(taken.bytes, Ordering::Relaxed);
+            }
+
             pub(super) fn status(&self, clients: usize) -> Status {
                 Status {
                     connections: self.open.load(Ordering::Relaxed),

@@ -1,139 +1,17 @@
-use std::collections::BTreeSet;
+mod client;
+
 use std::sync::Mutex;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use lowroad_wire::derp::{
-    ClientInfo, Codec, Frame, GoneReason, ServerInfo, client_info, open_server_info,
-};
+use lowroad_wire::derp::{ClientInfo, Codec, Frame, GoneReason, client_info};
 use lowroad_wire::disco;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::Framed;
 
 use super::*;
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn private(seed: u8) -> NodePrivate {
-    NodePrivate::from_random([seed; 32])
-}
-
-fn public(seed: u8) -> NodePublic {
-    private(seed).public()
-}
-
-fn remote() -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], 1))
-}
-
-/// Knows the keys of the seeds 1 to 9.
-fn server() -> Arc<DerpServer> {
-    let known: BTreeSet<NodePublic> = (1..=9).map(public).collect();
-    Arc::new(DerpServer::new(private(99), move |key| known.contains(key)))
-}
-
-struct Client<S> {
-    framed: Framed<S, Codec>,
-}
-
-impl Client<DuplexStream> {
-    async fn join(server: &Arc<DerpServer>, seed: u8) -> Self {
-        Self::join_with_buffer(server, seed, 1 << 20).await
-    }
-
-    /// With so many bytes between the server's write and the client's read.
-    async fn join_with_buffer(server: &Arc<DerpServer>, seed: u8, buffer: usize) -> Self {
-        Self::greet(connect(server, buffer), &private(seed)).await
-    }
-}
-
-impl Client<TcpStream> {
-    async fn join_by_tcp(address: SocketAddr, seed: u8) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self::greet(stream, &private(seed)).await
-    }
-}
-
-/// Serves on a port of its own.
-async fn listen(server: &Arc<DerpServer>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = server.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, remote)) = listener.accept().await {
-            let server = server.clone();
-            tokio::spawn(async move { server.serve(stream, remote).await });
-        }
-    });
-    address
-}
-
-fn connect(server: &Arc<DerpServer>, buffer: usize) -> DuplexStream {
-    let (near, far) = tokio::io::duplex(buffer);
-    let server = server.clone();
-    tokio::spawn(async move { server.serve(far, remote()).await });
-    near
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    async fn greet(stream: S, key: &NodePrivate) -> Self {
-        let mut framed = Framed::new(stream, Codec::client());
-        let Some(Ok(Frame::ServerKey(server))) = framed.next().await else {
-            panic!("the server begins with its key");
-        };
-        let info = client_info(key, &server, [5; 24], &ClientInfo::default());
-        framed.send(info).await.unwrap();
-        let Some(Ok(Frame::ServerInfo { sealed })) = framed.next().await else {
-            panic!("the server answers with its info");
-        };
-        let info = open_server_info(key, &server, &sealed).unwrap();
-        assert_eq!(info, ServerInfo::default());
-        Self { framed }
-    }
-
-    async fn send(&mut self, to: u8, packet: &[u8]) {
-        let packet = Bytes::copy_from_slice(packet);
-        let frame = Frame::SendPacket {
-            to: public(to),
-            packet,
-        };
-        self.framed.send(frame).await.unwrap();
-    }
-
-    async fn next(&mut self) -> Frame {
-        let frame = timeout(PATIENCE, self.framed.next()).await;
-        frame.expect("a frame comes").expect("not the end").unwrap()
-    }
-
-    async fn expect_packet(&mut self, from: u8, packet: &[u8]) {
-        let packet = Bytes::copy_from_slice(packet);
-        let from = public(from);
-        assert_eq!(self.next().await, Frame::RecvPacket { from, packet });
-    }
-
-    /// Everything sent so far has been handled when this returns; returns what came before.
-    async fn settle(&mut self) -> Vec<Frame> {
-        self.framed.send(Frame::Ping([7; 8])).await.unwrap();
-        let mut before = Vec::new();
-        loop {
-            match self.next().await {
-                Frame::Pong(data) => {
-                    assert_eq!(data, [7; 8]);
-                    return before;
-                }
-                frame => before.push(frame),
-            }
-        }
-    }
-
-    async fn expect_end(&mut self) {
-        let end = async { while let Some(Ok(_)) = self.framed.next().await {} };
-        timeout(PATIENCE, end).await.expect("the connection ends");
-    }
-}
+use client::*;
 
 /// What the server's magic makes a disco packet.
 fn disco_packet(number: u8) -> Vec<u8> {
@@ -492,6 +370,44 @@ async fn a_key_that_is_no_longer_wanted_is_disconnected() {
     one.expect_end().await;
     two.settle().await;
     until("one has left", || server.status().clients == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn steady_traffic_keeps_neither_a_disconnect_nor_a_shutdown_waiting() {
+    let server = server();
+    let flood = |seed: u8| {
+        let server = server.clone();
+        tokio::spawn(async move {
+            let mut sender = Client::join(&server, seed).await;
+            let packet = Bytes::from_static(&[1; 1000]);
+            let to = public(9);
+            let frame = || Frame::SendPacket {
+                to,
+                packet: packet.clone(),
+            };
+            while sender.framed.feed(frame()).await.is_ok() {}
+        })
+    };
+    let floods = [flood(1), flood(2), flood(3)];
+    for stop in [false, true] {
+        let mut receiver = Client::join(&server, 9).await;
+        for _ in 0..1000 {
+            receiver.next().await;
+        }
+        if stop {
+            let shutdown = async { tokio::join!(server.shutdown(), receiver.expect_end()) };
+            timeout(PATIENCE, shutdown).await.expect("shutdown ends");
+        } else {
+            server.disconnect(&public(9));
+            receiver.expect_end().await;
+        }
+    }
+    for flood in floods {
+        timeout(PATIENCE, flood)
+            .await
+            .expect("senders are disconnected")
+            .unwrap();
+    }
 }
 
 #[tokio::test]
