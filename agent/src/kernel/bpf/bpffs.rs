@@ -33,8 +33,9 @@ impl PinDir {
 
     /// The directory, whatever is there.
     pub fn existing(bpffs: &Path, state_id: &str) -> Self {
+        // A bpffs refuses names with dots.
         Self {
-            root: bpffs.join("lowroad").join(state_id),
+            root: bpffs.join("lowroad").join(state_id.replace('.', "_")),
         }
     }
 
@@ -49,7 +50,7 @@ impl PinDir {
     }
 
     pub fn link(&self, program: &str) -> PathBuf {
-        self.root.join(format!("{program}.link"))
+        self.root.join(format!("{program}_link"))
     }
 
     fn maps(&self) -> PathBuf {

@@ -1,10 +1,9 @@
-//! The kernel programs against the stock filter and against the reference, by `BPF_PROG_TEST_RUN`. Needs root.
-
-#[path = "../../core/tests/support/vectors.rs"]
-mod vectors;
+//! The programs against the stock filter and against the reference, by `BPF_PROG_TEST_RUN`.
 
 use lowroad_agent::kernel::bpf::{Filter, FilterOptions};
-use lowroad_core::filter::{Action, Direction, Evaluator, FilterCounters, compile};
+use lowroad_core::filter::{Evaluator, compile};
+
+use crate::{counted, vectors};
 
 /// A test run needs this many bytes.
 const MIN_RUN: usize = 14;
@@ -26,12 +25,15 @@ fn the_programs_give_the_stock_filters_verdict_on_every_packet() {
             }
             let got = filter.run(packet.dir, &packet.hex, 0, 1).expect("run");
             let after = filter.counters().expect("counters");
-            let outcome = counted(packet.dir, &before, &after);
+            let outcome = counted::between(&before, &after);
             before = after;
             ran += 1;
-            let consumed = outcome == ["consumed"];
+            let consumed = outcome == [(packet.dir, "consumed")];
             let right = packet.agrees(got.passed, consumed);
-            if !right || outcome != [name(wanted.action)] || got.passed != wanted.accepted() {
+            if !right
+                || outcome != [(packet.dir, counted::name(&wanted))]
+                || got.passed != wanted.accepted()
+            {
                 differ.push(format!(
                     "case {number}: {} {:?}: stock {}, evaluator {wanted:?}, program {got:?} {outcome:?}",
                     packet.what, packet.dir, packet.stock()
@@ -45,26 +47,4 @@ fn the_programs_give_the_stock_filters_verdict_on_every_packet() {
     );
     assert!(differ.is_empty(), "{}", differ.join("\n"));
     assert!(ran >= 1000, "only {ran} packets: is this the whole file?");
-}
-
-fn name(action: Action) -> &'static str {
-    match action {
-        Action::Accept(pass) => pass.name(),
-        Action::Drop(reason) => reason.name(),
-        Action::Consume => "consumed",
-    }
-}
-
-/// Outcomes counted between two readings.
-fn counted(
-    direction: Direction,
-    before: &FilterCounters,
-    after: &FilterCounters,
-) -> Vec<&'static str> {
-    let passed = before.passed.iter().zip(&after.passed);
-    let passed = passed.filter(|(b, a)| a.0 == direction && a.2.packets == b.2.packets + 1);
-    let dropped = before.dropped.iter().zip(&after.dropped);
-    let dropped = dropped.filter(|(b, a)| a.0 == direction && a.2.packets == b.2.packets + 1);
-    let names = passed.map(|(_, a)| a.1.name());
-    names.chain(dropped.map(|(_, a)| a.1.name())).collect()
 }

@@ -1,0 +1,211 @@
+//! The agent dies, and another one takes over.
+
+use std::{
+    net::UdpSocket,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use lowroad_agent::kernel::bpf::{Filter, FilterOptions};
+use lowroad_core::filter::{DropReason, Pass, compile};
+
+use crate::{
+    attached::{FOE, FRIEND, OWN, attach, dropped, options, passed, rules, to},
+    packets::{Ip, udp},
+    tun::{SOON, Tun, eventually, fresh_namespace},
+};
+
+/// Asks the test below to be an agent: device, index, state id, and `clsact` or `tcx`.
+const AGENT: &str = "LOWROAD_TEST_AGENT";
+
+/// Not a test by itself: the process that [`die_after_installing`] starts.
+#[test]
+fn helper_an_agent_that_installs_a_policy_and_dies() {
+    let Ok(text) = std::env::var(AGENT) else {
+        return;
+    };
+    let words: Vec<&str> = text.split(' ').collect();
+    let [device, index, state_id, hook] = words[..] else {
+        panic!("{text}")
+    };
+    let options = FilterOptions {
+        clsact_only: hook == "clsact",
+        ..FilterOptions::new(state_id, 0)
+    };
+    let mut filter =
+        Filter::attach_or_adopt(device, index.parse().expect("index"), &options).expect("attach");
+    filter
+        .install(&compile(&rules(&[(FRIEND, 1000)])))
+        .expect("install");
+    // No destructor runs, as after SIGKILL.
+    std::process::abort();
+}
+
+/// Another process attaches the filter, installs a rule for the friend, and dies.
+fn die_after_installing(tun: &Tun, options: &FilterOptions) {
+    let hook = if options.clsact_only { "clsact" } else { "tcx" };
+    let status = Command::new(std::env::current_exe().expect("this program"))
+        .args([
+            "--exact",
+            "adoption::helper_an_agent_that_installs_a_policy_and_dies",
+        ])
+        .env(
+            AGENT,
+            format!("{} {} {} {hook}", tun.name, tun.index, options.state_id),
+        )
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .expect("start the agent");
+    use std::os::unix::process::ExitStatusExt as _;
+    assert_eq!(
+        status.signal(),
+        Some(libc::SIGABRT),
+        "it died of its own: {status}"
+    );
+}
+
+fn survives(options: &FilterOptions) {
+    let tun = Tun::new("lr0");
+    die_after_installing(&tun, options);
+    tun.up("10.7.0.1/24");
+    let socket = UdpSocket::bind((OWN, 1000)).expect("bind");
+    socket.set_read_timeout(Some(SOON)).expect("timeout");
+    let mut buffer = [0; 64];
+    let mut friend_gets_in = || {
+        tun.send(&Ip::new(FOE, OWN, 17, &udp(1, 1000, b"foe")).bytes());
+        tun.send(&Ip::new(FRIEND, OWN, 17, &udp(1, 1000, b"friend")).bytes());
+        let length = socket.recv(&mut buffer).expect("the friend's packet");
+        assert_eq!(
+            &buffer[..length],
+            b"friend",
+            "the foe's came first and was dropped"
+        );
+    };
+    friend_gets_in();
+
+    let mut filter = attach(&tun, options);
+    friend_gets_in();
+    assert!(filter.is_attached().expect("asking"));
+    let counters = filter.counters().expect("counters");
+    assert_eq!(passed(&counters, Pass::Rule), 2, "counters go on");
+    assert_eq!(dropped(&counters, DropReason::Acl), 2);
+    filter
+        .install(&compile(&rules(&[(FOE, 3000), (FRIEND, 1000)])))
+        .expect("install");
+    friend_gets_in();
+    let counters = filter.counters().expect("counters");
+    assert_eq!(
+        counters.rules[1].count.packets, 3,
+        "the rule's own counter too"
+    );
+    filter.detach().expect("detach");
+}
+
+#[test]
+fn the_filter_outlives_its_agent_and_the_next_one_adopts_it() {
+    fresh_namespace();
+    survives(&options("adopt"));
+}
+
+#[test]
+fn the_filter_outlives_its_agent_and_the_next_one_adopts_it_with_clsact() {
+    fresh_namespace();
+    survives(&FilterOptions {
+        clsact_only: true,
+        ..options("adopt-clsact")
+    });
+}
+
+#[test]
+fn adopting_loses_no_packet_and_lets_none_in() {
+    fresh_namespace();
+    let options = options("adopt-load");
+    let tun = Tun::new("lr0");
+    die_after_installing(&tun, &options);
+    tun.up("10.7.0.1/24");
+    let done = AtomicBool::new(false);
+    let sent = AtomicU64::new(0);
+    let mut last = None;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (friend, foe) = (to(FRIEND, 1000), to(FOE, 1000));
+            while !done.load(Ordering::Relaxed) {
+                tun.send(&friend);
+                tun.send(&foe);
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for _ in 0..10 {
+            last = Some(attach(&tun, &options));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let filter = last.expect("ten of them");
+    let sent = sent.load(Ordering::Relaxed);
+    eventually("all packets are judged", || {
+        let counters = filter.counters().expect("counters");
+        passed(&counters, Pass::Rule) + dropped(&counters, DropReason::Acl) >= 2 * sent
+    });
+    let counters = filter.counters().expect("counters");
+    assert_eq!(passed(&counters, Pass::Rule), sent);
+    assert_eq!(dropped(&counters, DropReason::Acl), sent);
+    filter.detach().expect("detach");
+}
+
+#[test]
+fn pins_of_a_device_that_is_gone_are_discarded_with_their_rules() {
+    fresh_namespace();
+    let options = options("gone");
+    let first = Tun::new("lr0");
+    die_after_installing(&first, &options);
+    drop(first);
+    let _between = Tun::new("lr1");
+    let tun = Tun::new("lr0");
+    let mut filter = attach(&tun, &options);
+    assert!(filter.is_attached().expect("asking"));
+    tun.up("10.7.0.1/24");
+    tun.send(&to(FRIEND, 1000));
+    eventually("the new device has no policy", || {
+        dropped(&filter.counters().expect("counters"), DropReason::NoPolicy) == 1
+    });
+    filter
+        .install(&compile(&rules(&[(FRIEND, 1000)])))
+        .expect("install");
+    tun.send(&to(FRIEND, 1000));
+    eventually("and then its own", || {
+        passed(&filter.counters().expect("counters"), Pass::Rule) == 1
+    });
+    filter.detach().expect("detach");
+}
+
+#[test]
+fn cleaning_up_without_a_filter_removes_pins_and_succeeds_twice() {
+    fresh_namespace();
+    let options = options("cleanup");
+    let tun = Tun::new("lr0");
+    die_after_installing(&tun, &options);
+    for _ in 0..2 {
+        Filter::cleanup(&options).expect("cleanup");
+    }
+    assert!(
+        !options
+            .bpffs
+            .join("lowroad")
+            .join(&options.state_id)
+            .exists()
+    );
+}
+
+#[test]
+fn a_device_of_another_number_is_refused() {
+    fresh_namespace();
+    let tun = Tun::new("lr0");
+    let error = Filter::attach_or_adopt(&tun.name, tun.index + 1, &options("number"));
+    assert!(
+        error
+            .expect_err("the wrong device")
+            .to_string()
+            .contains("lr0")
+    );
+}

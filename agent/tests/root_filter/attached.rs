@@ -1,0 +1,318 @@
+//! The filter on a device: closed at first, events, and switching under load.
+
+use std::{
+    net::UdpSocket,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use lowroad_agent::kernel::bpf::{Filter, FilterOptions};
+use lowroad_core::filter::{
+    Direction, DropReason, FilterCounters, FilterEvent, Input, Pass, Punt, compile,
+};
+use lowroad_wire::control::{FilterRule, NetPortRange, PortRange};
+
+use crate::{
+    packets::{Ip, SYN, tcp, udp},
+    tun::{SOON, Tun, eventually, fresh_mounts, fresh_namespace, sh},
+};
+
+pub const OWN: &str = "10.7.0.1";
+pub const FRIEND: &str = "10.7.0.2";
+pub const FOE: &str = "10.7.0.3";
+
+/// One rule per (source, port).
+pub fn rules(list: &[(&str, u16)]) -> Input {
+    let rule = |(source, port): &(&str, u16)| FilterRule {
+        src_ips: vec![(*source).to_owned()],
+        dst_ports: vec![NetPortRange {
+            ip: OWN.to_owned(),
+            ports: PortRange {
+                first: *port,
+                last: *port,
+            },
+        }],
+        ..FilterRule::default()
+    };
+    Input {
+        rules: list.iter().map(rule).collect(),
+        local: vec!["10.7.0.1/32".parse().expect("prefix")],
+        ..Input::default()
+    }
+}
+
+/// Options of a test: a pin directory of its own.
+pub fn options(name: &str) -> FilterOptions {
+    FilterOptions::new(format!("test-{}-{name}", std::process::id()), 0x0200_0000)
+}
+
+pub fn to(source: &str, port: u16) -> Vec<u8> {
+    Ip::new(source, OWN, 17, &udp(4000, port, b"hello")).bytes()
+}
+
+pub fn attach(tun: &Tun, options: &FilterOptions) -> Filter {
+    Filter::attach_or_adopt(&tun.name, tun.index, options).expect("attach")
+}
+
+/// Inbound packets with this outcome.
+pub fn passed(counters: &FilterCounters, pass: Pass) -> u64 {
+    let found = counters
+        .passed
+        .iter()
+        .find(|(d, p, _)| (*d, *p) == (Direction::In, pass));
+    found.map_or(0, |(_, _, count)| count.packets)
+}
+
+pub fn dropped(counters: &FilterCounters, reason: DropReason) -> u64 {
+    let found = counters
+        .dropped
+        .iter()
+        .find(|(d, r, _)| (*d, *r) == (Direction::In, reason));
+    found.map_or(0, |(_, _, count)| count.packets)
+}
+
+fn closed_then_open(options: &FilterOptions) {
+    let tun = Tun::new("lr0");
+    let mut filter = attach(&tun, options);
+    assert!(filter.is_attached().expect("asking"));
+    tun.up("10.7.0.1/24");
+    let socket = UdpSocket::bind((OWN, 1000)).expect("bind");
+    socket.set_nonblocking(true).expect("nonblocking");
+    let mut buffer = [0; 64];
+
+    tun.send(&to(FRIEND, 1000));
+    eventually(
+        "the packet is counted as dropped for want of a policy",
+        || dropped(&filter.counters().expect("counters"), DropReason::NoPolicy) == 1,
+    );
+    assert!(socket.recv(&mut buffer).is_err(), "nothing before a policy");
+
+    filter
+        .install(&compile(&rules(&[(FRIEND, 1000)])))
+        .expect("install");
+    tun.send(&to(FRIEND, 1000));
+    eventually("the admitted packet arrives", || {
+        socket.recv(&mut buffer).is_ok()
+    });
+    tun.send(&to(FOE, 1000));
+    eventually("the refused one is counted", || {
+        dropped(&filter.counters().expect("counters"), DropReason::Acl) == 1
+    });
+    assert!(socket.recv(&mut buffer).is_err(), "refused");
+    let counters = filter.counters().expect("counters");
+    assert_eq!(counters.rules[0].count.packets, 1);
+    assert_eq!(counters.rules[0].count.bytes, to(FRIEND, 1000).len() as u64);
+
+    let (name, index) = (tun.name.clone(), tun.index);
+    filter.detach().expect("detach");
+    let mut again = Filter::attach_or_adopt(&name, index, options).expect("attach again");
+    assert_eq!(
+        again.counters().expect("counters").passed(Pass::Rule),
+        0,
+        "nothing was left to adopt"
+    );
+    assert!(again.is_attached().expect("asking"));
+    again.install(&compile(&rules(&[]))).expect("install");
+    again.detach().expect("detach");
+    let left = options.bpffs.join("lowroad").join(&options.state_id);
+    assert!(!left.exists(), "no pin is left");
+}
+
+#[test]
+fn a_device_is_closed_until_a_policy_is_installed() {
+    fresh_namespace();
+    closed_then_open(&options("tcx"));
+}
+
+#[test]
+fn a_device_is_closed_until_a_policy_is_installed_with_clsact() {
+    fresh_namespace();
+    closed_then_open(&FilterOptions {
+        clsact_only: true,
+        ..options("clsact")
+    });
+}
+
+#[test]
+fn without_a_lasting_bpffs_the_filter_hangs_on_the_device() {
+    fresh_namespace();
+    fresh_mounts();
+    let dir = tempfile::tempdir().expect("a directory");
+    sh(&format!("mount -t bpf bpf {}", dir.path().display()));
+    let options = FilterOptions {
+        bpffs: dir.path().to_owned(),
+        ..options("private")
+    };
+    let tun = Tun::new("lr0");
+    let mut filter = attach(&tun, &options);
+    filter
+        .install(&compile(&rules(&[(FRIEND, 1000)])))
+        .expect("install");
+    assert!(
+        !dir.path().join("lowroad").exists(),
+        "pins there would die with us"
+    );
+    // As if the agent died: nothing of it is left but what the kernel holds.
+    drop(filter);
+    sh(&format!("umount {}", dir.path().display()));
+    tun.up("10.7.0.1/24");
+    let socket = UdpSocket::bind((OWN, 1000)).expect("bind");
+    socket.set_read_timeout(Some(SOON)).expect("timeout");
+    let mut buffer = [0; 64];
+    tun.send(&Ip::new(FOE, OWN, 17, &udp(1, 1000, b"foe")).bytes());
+    tun.send(&Ip::new(FRIEND, OWN, 17, &udp(1, 1000, b"friend")).bytes());
+    let length = socket.recv(&mut buffer).expect("the friend's packet");
+    assert_eq!(
+        &buffer[..length],
+        b"friend",
+        "the foe's came first and was dropped"
+    );
+}
+
+/// Two rule sets that say the same of two senders, with classes and services numbered the other way round: a mixture of their tables would let the foe in, or the friend not.
+#[test]
+fn no_packet_sees_a_mixture_while_rule_sets_are_switched() {
+    fresh_namespace();
+    let options = options("switch");
+    let sets = [
+        compile(&rules(&[(FRIEND, 1000), (FOE, 2000)])),
+        compile(&rules(&[(FOE, 2000), (FRIEND, 1000), (FRIEND, 3000)])),
+        compile(&rules(&[("10.7.0.77", 7), (FOE, 3000), (FRIEND, 1000)])),
+    ];
+    let tun = Tun::new("lr0");
+    let mut filter = attach(&tun, &options);
+    filter.install(&sets[0]).expect("install");
+    tun.up("10.7.0.1/24");
+    let done = AtomicBool::new(false);
+    let sent = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (friend, foe) = (to(FRIEND, 1000), to(FOE, 1000));
+            while !done.load(Ordering::Relaxed) {
+                tun.send(&friend);
+                tun.send(&foe);
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for set in sets.iter().cycle().take(60) {
+            filter.install(set).expect("install");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let sent = sent.load(Ordering::Relaxed);
+    eventually("all packets are judged", || {
+        let counters = filter.counters().expect("counters");
+        passed(&counters, Pass::Rule) + dropped(&counters, DropReason::Acl) >= 2 * sent
+    });
+    let counters = filter.counters().expect("counters");
+    println!("switched 60 times under {} packets", 2 * sent);
+    assert_eq!(
+        passed(&counters, Pass::Rule),
+        sent,
+        "every packet of the friend, none of the foe"
+    );
+    assert_eq!(dropped(&counters, DropReason::Acl), sent);
+    filter.detach().expect("detach");
+}
+
+#[test]
+fn drops_and_punts_arrive_as_events() {
+    fresh_namespace();
+    let options = options("events");
+    let tun = Tun::new("lr0");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let mut filter = attach(&tun, &options);
+        let input = Input {
+            peer_api_port: Some(0x1234),
+            ..rules(&[(FRIEND, 1000)])
+        };
+        filter.install(&compile(&input)).expect("install");
+        let mut events = filter.events().expect("events");
+        tun.up("10.7.0.1/24");
+        tun.send(&to(FOE, 1000));
+        tun.send(&Ip::new(FOE, OWN, 6, &tcp(4000, 22, SYN)).bytes());
+        tun.send(&Ip::new(FRIEND, OWN, 99, b"pabcdefgh").bytes());
+        tun.send(&Ip::new(FRIEND, OWN, 99, b"!\x06A\x0f\xa0\x00\x50").bytes());
+        let (mut drops, mut answers, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
+        while drops.len() < 2 || answers.len() < 2 || rejected.is_empty() {
+            let event = tokio::time::timeout(SOON, events.recv()).await;
+            match event
+                .expect("events within the deadline")
+                .expect("an open channel")
+            {
+                FilterEvent::Drop {
+                    direction: Direction::In,
+                    reason,
+                    tuple,
+                    length,
+                    time,
+                } => {
+                    assert!(time > Duration::ZERO);
+                    drops.push((reason, tuple.expect("a tuple"), length));
+                }
+                FilterEvent::Drop { .. } => {}
+                FilterEvent::Punt {
+                    punt: Punt::Answer(packet),
+                    ..
+                } => answers.push(packet),
+                FilterEvent::Punt {
+                    punt: Punt::Rejected { flow, reason },
+                    ..
+                } => rejected.push((flow, reason)),
+            }
+        }
+        let (reason, tuple, length) = &drops[0];
+        assert_eq!(
+            (*reason, *length),
+            (DropReason::Acl, to(FOE, 1000).len() as u32)
+        );
+        assert_eq!(tuple.source.to_string(), "10.7.0.3:4000");
+        assert_eq!(tuple.destination.to_string(), "10.7.0.1:1000");
+        assert_eq!(tuple.protocol, 17);
+        assert_eq!(
+            &answers[0][20..],
+            b"!\x06A\x0f\xa0\x00\x16",
+            "a reject for the SYN"
+        );
+        assert_eq!(&answers[0][12..20], &[10, 7, 0, 1, 10, 7, 0, 3]);
+        assert_eq!(
+            &answers[1][20..],
+            b"oabcdefgh\x12\x34",
+            "a pong for the ping"
+        );
+        assert_eq!(rejected[0].0.source.to_string(), "10.7.0.1:4000");
+        assert_eq!(rejected[0].0.destination.to_string(), "10.7.0.2:80");
+        assert_eq!(rejected[0].1, 'A');
+        filter.detach().expect("detach");
+    });
+}
+
+#[test]
+fn drop_events_are_limited_and_drop_counters_are_not() {
+    let mut filter = Filter::detached(&options("rate")).expect("load");
+    filter.install(&compile(&rules(&[]))).expect("install");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        filter
+            .run(Direction::In, &to(FOE, 1), 0, 2_000)
+            .expect("run");
+        let mut events = filter.events().expect("events");
+        let mut seen = 0;
+        while tokio::time::timeout(Duration::from_millis(300), events.recv())
+            .await
+            .is_ok()
+        {
+            seen += 1;
+        }
+        assert!((1..=1_000).contains(&seen), "{seen} events of 2000 drops");
+        let counters = filter.counters().expect("counters");
+        assert_eq!(dropped(&counters, DropReason::Acl), 2_000);
+    });
+}

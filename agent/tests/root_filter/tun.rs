@@ -1,0 +1,110 @@
+//! A TUN device in a network namespace of the calling thread.
+
+use std::{
+    ffi::CString,
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    os::fd::AsRawFd as _,
+    os::unix::fs::OpenOptionsExt as _,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// How long a condition may take to come true.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Gives the calling thread a network namespace of its own, which goes with it.
+pub fn fresh_namespace() {
+    // SAFETY: changes only the calling thread, and takes no pointers.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(
+        result,
+        0,
+        "unshare: {} (root?)",
+        std::io::Error::last_os_error()
+    );
+    sh("ip link set lo up");
+}
+
+/// Gives the calling thread a mount namespace of its own, whose mounts nobody else sees.
+pub fn fresh_mounts() {
+    // SAFETY: changes only the calling thread, and takes no pointers.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    assert_eq!(result, 0, "unshare: {}", std::io::Error::last_os_error());
+    sh("mount --make-rprivate /");
+}
+
+/// Runs a shell command in the calling thread's namespaces.
+pub fn sh(command: &str) {
+    let output = Command::new("sh")
+        .arg("-ec")
+        .arg(command)
+        .output()
+        .expect("sh");
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Waits for a condition.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A device; it goes when this is dropped.
+pub struct Tun {
+    file: File,
+    pub name: String,
+    pub index: u32,
+}
+
+impl Tun {
+    /// Down, without addresses.
+    pub fn new(name: &str) -> Self {
+        const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/net/tun")
+            .expect("/dev/net/tun");
+        // SAFETY: zeroes are a valid `ifreq`.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+        // SAFETY: the descriptor is open, and the request lives during the call.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw const request) };
+        assert_eq!(result, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
+        let c_name = CString::new(name).expect("a name");
+        // SAFETY: a nul-terminated string that lives during the call.
+        let index = unsafe { libc::if_nametoindex(c_name.as_ptr()) };
+        Self {
+            file,
+            name: name.to_owned(),
+            index,
+        }
+    }
+
+    /// Up, with an address and quiet.
+    pub fn up(&self, address: &str) {
+        let name = &self.name;
+        let quiet = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+        let _ = fs::write(quiet, "1");
+        sh(&format!(
+            "ip addr add {address} dev {name}; ip link set {name} up"
+        ));
+    }
+
+    /// A packet from the peer.
+    pub fn send(&self, packet: &[u8]) {
+        (&self.file).write_all(packet).expect("write to the TUN");
+    }
+}
