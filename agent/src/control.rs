@@ -11,7 +11,6 @@ pub mod hostinfo;
 mod ping;
 mod poll;
 mod register;
-pub mod tls;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

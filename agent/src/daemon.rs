@@ -20,6 +20,7 @@ use crate::{
     kernel::{self, DataplaneChoice, KernelOptions},
     localapi::{self, Server},
     state::StateDir,
+    tls::TlsConfig,
 };
 
 /// Questions from the socket that wait for the engine.
@@ -65,8 +66,7 @@ async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
     let engine = EngineOptions {
         kernel: options,
         start_kernel: Box::new(|options| kernel::start(options).boxed()),
-        tls: crate::control::tls::client_config()
-            .context("cannot load the trusted certificates")?,
+        tls: TlsConfig::system().context("cannot load the trusted certificates")?,
         traversal: true,
         uptime: uptime(),
         operator,

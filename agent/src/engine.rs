@@ -32,12 +32,14 @@ use tracing::{debug, error, info, warn};
 use self::{flows::Flows, session::Session, up::PendingUp};
 use crate::{
     control::ControlEvent,
+    derp::DerpEvent,
     kernel::{KernelChange, KernelError, KernelOptions, Started},
     localapi::{Ask, user_id},
     prefs::Prefs,
     state::{State, StateDir, StateError},
     status::BackendState,
-    traversal::{port::Datagram, relay::RelayEvent},
+    tls::TlsConfig,
+    traversal::{port::Datagram, relay::RelayEvent, stun::Probed},
 };
 
 /// The kernel is compared with what it should hold at least this often.
@@ -55,6 +57,10 @@ enum Event {
     Ask(Ask),
     Control(ControlEvent),
     Kernel(KernelChange),
+    /// Of the relays' connections.
+    Derp(DerpEvent),
+    Probed(Probed),
+    /// Of peers that are relayed.
     Relay(RelayEvent),
     Datagram(Datagram),
     Filter(FilterEvent),
@@ -67,7 +73,7 @@ pub type StartKernel =
 pub struct EngineOptions {
     pub kernel: KernelOptions,
     pub start_kernel: StartKernel,
-    pub tls: Arc<rustls::ClientConfig>,
+    pub tls: TlsConfig,
     /// False leaves out relays and STUN, for tests without privileges.
     pub traversal: bool,
     /// Of the monotonic clock, when the engine starts.
@@ -88,6 +94,8 @@ impl std::fmt::Debug for EngineOptions {
 struct Sources {
     control: Option<mpsc::Receiver<ControlEvent>>,
     changes: Option<mpsc::Receiver<KernelChange>>,
+    derp: Option<mpsc::Receiver<DerpEvent>>,
+    probed: Option<mpsc::Receiver<Probed>>,
     relay: Option<mpsc::Receiver<RelayEvent>>,
     datagrams: Option<mpsc::Receiver<Datagram>>,
     filter: Option<mpsc::Receiver<FilterEvent>>,
@@ -175,6 +183,8 @@ impl Engine {
             Some(ask) = self.asks.recv() => Event::Ask(ask),
             event = receive(&mut sources.control) => Event::Control(event),
             change = receive(&mut sources.changes) => Event::Kernel(change),
+            event = receive(&mut sources.derp) => Event::Derp(event),
+            probed = receive(&mut sources.probed) => Event::Probed(probed),
             event = receive(&mut sources.relay) => Event::Relay(event),
             datagram = receive(&mut sources.datagrams) => Event::Datagram(datagram),
             event = receive(&mut sources.filter) => Event::Filter(event),
@@ -198,9 +208,11 @@ impl Engine {
             Event::Ask(ask) => self.on_ask(ask).await,
             Event::Control(event) => self.on_control(event).await,
             Event::Kernel(change) => self.on_kernel_change(now, change),
+            Event::Derp(event) => self.with_session(|session| session.on_derp(event)),
+            Event::Probed(probed) => self.with_session(|session| session.on_probed(probed)),
             Event::Relay(event) => self.with_session(|session| session.on_relay(now, event)),
             Event::Datagram(datagram) => {
-                self.with_session(|session| session.on_datagram(now, &datagram))
+                self.with_session(|session| session.on_datagram(now, datagram))
             }
             Event::Filter(event) => self.on_filter(event),
         }

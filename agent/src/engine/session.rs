@@ -4,25 +4,24 @@ use std::{collections::BTreeMap, io, time::Instant};
 
 use lowroad_core::{intent::Choices, path::Command};
 use lowroad_wire::{
+    Kind, classify,
     control::{RegionId, RegisterResponse},
     key::{DiscoPrivate, NodePrivate},
 };
 use time::OffsetDateTime;
 use tracing::debug;
 
-use super::{
-    Engine, RETRY_INTERVAL, Sources,
-    net::{Net, NetEvent},
-    node::Node,
-    pings::Pings,
-};
+use super::{Engine, RETRY_INTERVAL, Sources, net::Net, node::Node, pings::Pings};
 use crate::{
     control::{Control, ControlEvent, ControlOptions, Facts, hostinfo::hostinfo},
+    derp::DerpEvent,
     kernel::{Dataplane, Kernel, KernelError, KernelOptions},
     prefs::AuthKey,
+    tls::Verification,
     traversal::{
         port::{Datagram, Port},
         relay::RelayEvent,
+        stun::Probed,
     },
 };
 
@@ -147,7 +146,11 @@ impl Engine {
             force_reauth: login.force_reauth,
             known_server: known_server.filter(|_| !login.accept_server_key),
             fwmark: self.options.kernel.mark.value,
-            tls: self.options.tls.clone(),
+            tls: self
+                .options
+                .tls
+                .client(&Verification::Roots)
+                .expect("the configuration for the roots was made with them"),
         }
     }
 
@@ -222,7 +225,7 @@ impl Engine {
                 let consequences =
                     node.take_map(*response, &malformed, now, OffsetDateTime::now_utc());
                 if consequences.derp_map {
-                    session.set_derp_map(now);
+                    session.set_derp_map();
                 }
                 if consequences.kernel {
                     session.table_stale = true;
@@ -289,37 +292,25 @@ impl Session {
         self.node = Some(Node::adopt(kernel, choices, disco, seed).await?);
         self.net = None;
         if engine.options.traversal {
-            let (net, events) = Net::start(
+            let (options, tls) = (&engine.options.kernel, engine.options.tls.clone());
+            self.net = Some(Net::start(
                 key,
                 self.port.clone(),
-                &engine.options.kernel,
-                engine.options.tls.clone(),
-            )
-            .map_err(|source| KernelError::Netlink {
-                what: "opening the relay sockets".to_owned(),
-                source,
-            })?;
-            self.net = Some(net);
-            engine.sources.relay = Some(events);
+                options,
+                tls,
+                &mut engine.sources,
+            )?);
         }
         Ok(())
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        let paths = self
-            .node
-            .as_ref()
-            .and_then(|node| node.paths.next_deadline());
-        let net = self.net.as_ref().and_then(Net::next_deadline);
-        [paths, net].into_iter().flatten().min()
+        self.node.as_ref()?.paths.next_deadline()
     }
 
     pub fn on_timer(&mut self, now: Instant) {
         if let Some(node) = &mut self.node {
             node.paths.on_timer(now);
-        }
-        if let Some(net) = &mut self.net {
-            net.on_timer(now);
         }
     }
 
@@ -328,7 +319,19 @@ impl Session {
             node.paths.on_link_change(now);
         }
         if let Some(net) = &mut self.net {
-            net.refresh(now);
+            net.on_link_change();
+        }
+    }
+
+    pub fn on_derp(&mut self, event: DerpEvent) {
+        if let Some(net) = &mut self.net {
+            net.on_derp(event);
+        }
+    }
+
+    pub fn on_probed(&mut self, probed: Probed) {
+        if let Some(net) = &mut self.net {
+            net.on_probed(probed);
         }
     }
 
@@ -336,24 +339,25 @@ impl Session {
         let (Some(node), Some(net)) = (&mut self.node, &mut self.net) else {
             return;
         };
-        match net.on_relay(now, event) {
-            Some(NetEvent::Outgoing(peer)) => node.paths.on_outgoing(now, peer),
-            Some(NetEvent::Incoming(peer)) => node.paths.on_relayed_data(now, peer),
-            Some(NetEvent::Disco {
+        match event {
+            RelayEvent::Outgoing { peer } => node.paths.on_outgoing(now, peer),
+            RelayEvent::Incoming { peer } => node.paths.on_relayed_data(now, peer),
+            RelayEvent::Disco {
                 region,
                 from,
                 bytes,
-            }) => node.paths.on_relayed(now, region, from, &bytes),
-            None => {}
+            } => {
+                net.on_frame(now, region);
+                node.paths.on_relayed(now, region, from, &bytes);
+            }
         }
     }
 
-    pub fn on_datagram(&mut self, now: Instant, datagram: &Datagram) {
-        use lowroad_wire::{Kind, classify};
+    pub fn on_datagram(&mut self, now: Instant, datagram: Datagram) {
         match classify(&datagram.bytes) {
             Kind::Stun => {
-                if let Some(net) = &mut self.net {
-                    net.on_stun(now, datagram);
+                if let Some(net) = &self.net {
+                    net.on_stun(datagram);
                 }
             }
             Kind::Disco => {
@@ -365,12 +369,12 @@ impl Session {
         }
     }
 
-    fn set_derp_map(&mut self, now: Instant) {
+    fn set_derp_map(&mut self) {
         if let (Some(net), Some(map)) = (
             &mut self.net,
             self.node.as_ref().and_then(|node| node.map.as_ref()),
         ) {
-            net.set_derp_map(now, &map.derp_map);
+            net.set_derp_map(&map.derp_map);
         }
     }
 
@@ -404,8 +408,8 @@ impl Session {
                     node.set_endpoint(peer, endpoint).await?;
                 }
                 Command::RefreshEndpoints => {
-                    if let Some(net) = &mut self.net {
-                        net.refresh(now);
+                    if let Some(net) = &self.net {
+                        net.refresh();
                     }
                 }
                 Command::ReadStats => node.read_stats(now).await?,
