@@ -41,6 +41,14 @@ pub enum DialError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "relay {host} is not trusted: {source}; is its issuer among the system's roots or in SSL_CERT_FILE, or its pin in the relay map?"
+    )]
+    Certificate {
+        host: String,
+        #[source]
+        source: rustls::Error,
+    },
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("relay {host} does not speak DERP: {why}")]
@@ -106,7 +114,16 @@ async fn connect_node(
     let mut stream = TlsConnector::from(config)
         .connect(name, transport)
         .await
-        .map_err(failed)?;
+        .map_err(|error| {
+            let tls = error.get_ref().and_then(|error| error.downcast_ref());
+            match tls {
+                Some(source @ rustls::Error::InvalidCertificate(_)) => DialError::Certificate {
+                    host: host.to_owned(),
+                    source: source.clone(),
+                },
+                _ => failed(error),
+            }
+        })?;
     let mut buffer = BytesMut::with_capacity(MAX_HEAD);
     upgrade(&mut stream, host, ideal, &mut buffer).await?;
     let info = greet(shared, &mut stream, &mut buffer).await?;

@@ -241,17 +241,15 @@ async fn a_relay_with_another_certificate_than_the_pinned_one_is_refused() {
     let mut client = Client::idle(1, &[], Timings::default());
     client.pool.set_map(&map);
     client.pool.set_home(Some(HOME));
-    client
-        .event(|event| {
-            matches!(
-                event,
-                DerpEvent::Disconnected {
-                    why: Why::Failed(_),
-                    ..
-                }
-            )
-        })
-        .await;
+    let refused = client.event(|_| true).await;
+    let DerpEvent::Disconnected {
+        why: Why::Failed(why),
+        ..
+    } = refused
+    else {
+        panic!("{refused:?}")
+    };
+    assert!(why.contains("not trusted"), "{why}");
     assert_eq!(impostor.connections(), 0);
 }
 

@@ -162,13 +162,13 @@ impl Reader {
             #[serde(rename = "ID")]
             id: NodeId,
         }
-        let id = serde_json::from_str::<Id>(raw.get()).ok().map(|id| id.id);
         let why = match serde_json::from_str::<Node>(raw.get()) {
             Err(error) => error.to_string(),
             Ok(node) if node.id.0 <= 0 => "a node's ID has to be positive".to_owned(),
             Ok(node) if node.key.is_zero() => "the node has no key".to_owned(),
             Ok(node) => return Some(node),
         };
+        let id = serde_json::from_str::<Id>(raw.get()).ok().map(|id| id.id);
         self.report(field, id, why);
         None
     }
