@@ -244,7 +244,7 @@ impl Paths {
 
     /// Data was seen leaving for this peer over its relay address.
     pub fn on_outgoing(&mut self, now: Instant, peer: NodePublic) {
-        self.with(now, &peer, |peer, out| peer.on_data(now, out));
+        self.with(now, &peer, |peer, out| peer.on_outgoing(now, out));
     }
 
     /// Data of this peer came by a relay (once a second is enough): counters that grow are then no sign of

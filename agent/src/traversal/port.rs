@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::UdpSocket,
     sync::mpsc::{self, error::TrySendError},
@@ -102,10 +102,8 @@ impl Port {
         match (&*self.0, to) {
             (Kind::Raw(raw), SocketAddr::V4(to)) => raw.send_v4(to, bytes),
             (Kind::Raw(raw), SocketAddr::V6(to)) => raw.send_v6(to, bytes),
-            (Kind::Shared { v4, .. }, SocketAddr::V4(_)) => v4.try_send_to(bytes, to).map(|_| ()),
-            (Kind::Shared { v6: Some(v6), .. }, SocketAddr::V6(_)) => {
-                v6.try_send_to(bytes, to).map(|_| ())
-            }
+            (Kind::Shared { v4, .. }, SocketAddr::V4(_)) => send_now(v4, bytes, to),
+            (Kind::Shared { v6: Some(v6), .. }, SocketAddr::V6(_)) => send_now(v6, bytes, to),
             (Kind::Shared { v6: None, .. }, SocketAddr::V6(_)) => {
                 Err(io::ErrorKind::NetworkUnreachable.into())
             }
@@ -126,7 +124,7 @@ impl Raw {
         let packet = packet::udp(self.port, to.port(), bytes).ok_or(io::ErrorKind::InvalidInput)?;
         // A raw socket takes no port in the address.
         let to = SocketAddrV6::new(*to.ip(), 0, 0, to.scope_id());
-        socket.try_send_to(&packet, to.into()).map(|_| ())
+        send_now(socket, &packet, to.into())
     }
 
     fn source_for(&self, to: SocketAddrV4) -> io::Result<Ipv4Addr> {
@@ -144,6 +142,11 @@ impl Drop for Raw {
     fn drop(&mut self) {
         self.readers.iter().for_each(AbortHandle::abort);
     }
+}
+
+/// Sends past the runtime, which would first want to hear from the system that the socket can be written to.
+fn send_now(socket: &UdpSocket, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
+    SockRef::from(socket).send_to(bytes, &to.into()).map(|_| ())
 }
 
 fn open_raw(domain: Domain, port: u16, fwmark: u32) -> io::Result<Arc<UdpSocket>> {

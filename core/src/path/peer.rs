@@ -240,6 +240,15 @@ impl Peer {
         }
     }
 
+    /// Data left by the relay's door.
+    pub fn on_outgoing(&mut self, now: Instant, out: &mut Outbox) {
+        self.on_data(now, out);
+        if self.best.is_some() {
+            // WireGuard has the relay although we chose otherwise: a late relayed packet moved it there.
+            out.set_endpoint(self.key, self.programmed);
+        }
+    }
+
     /// A ping from the command line: the path in use, else all of them.
     pub fn user_ping(&mut self, now: Instant, id: PingId, out: &mut Outbox) {
         self.on_data(now, out);
