@@ -159,7 +159,7 @@ pub enum KernelChange {
 #[non_exhaustive]
 pub enum KernelError {
     #[error(
-        "{what} needs CAP_NET_ADMIN: run the agent as root, or give it that capability (in a container: --cap-add NET_ADMIN)"
+        "{what}: not permitted; run the agent as root, or give it CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF (in a container: --cap-add)"
     )]
     NotPermitted { what: String },
     #[error(

@@ -5,21 +5,27 @@
 mod netns;
 #[path = "root_kernel/node.rs"]
 mod node;
+#[path = "root_kernel/traffic.rs"]
+mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use lowroad_agent::kernel::{DataplaneChoice, KernelChange, KernelError, cleanup, start};
-use lowroad_core::desired::{PeerStats, RouteKind};
+use lowroad_core::desired::RouteKind;
 use lowroad_core::plan::{AllowedIps, Step, plan};
 use lowroad_wire::key::NodePublic;
 use tokio::net::UdpSocket;
 
 use crate::netns::Netns;
 use crate::node::{
-    PORT, assert_settled, desired, eventually, options, own_addresses, peer, private, reconcile,
-    route, up,
+    PORT, assert_settled, desired, options, own_addresses, peer, private, reconcile, route, up,
+};
+use crate::traffic::{
+    a_peer_behind_a_loopback_address_is_reached_from_the_wireguard_port,
+    disco_and_stun_come_out_before_and_while_wireguard_runs,
+    two_nodes_talk_over_both_families_and_a_new_endpoint_keeps_the_session,
 };
 
 /// Makes a test of each function for each data plane.
@@ -54,6 +60,7 @@ on_both! {
     disco_and_stun_come_out_before_and_while_wireguard_runs
     a_peer_behind_a_loopback_address_is_reached_from_the_wireguard_port
     a_second_agent_on_the_device_adopts_it_or_is_told_why_not
+    a_machine_without_ipv6_settles_without_it
 }
 
 fn the_device_comes_up_as_desired_and_the_next_plan_is_empty(dataplane: DataplaneChoice) {
@@ -300,151 +307,6 @@ fn a_device_that_was_deleted_comes_back_with_the_next_plan(dataplane: DataplaneC
     });
 }
 
-fn two_nodes_talk_over_both_families_and_a_new_endpoint_keeps_the_session(
-    dataplane: DataplaneChoice,
-) {
-    let (left, right) = (Netns::new(), Netns::new());
-    left.connect(
-        &right,
-        ("left0", &["192.0.2.1/24", "2001:db8::1/64"]),
-        ("right0", &["192.0.2.2/24", "2001:db8::2/64"]),
-    );
-    let (left_runtime, right_runtime) = (left.runtime(), right.runtime());
-    let [mut left_wants, mut right_wants] = [1, 2].map(desired);
-    left_wants
-        .wireguard
-        .peers
-        .extend([peer(2, Some(SocketAddr::from(([192, 0, 2, 2], PORT))))]);
-    right_wants
-        .wireguard
-        .peers
-        .extend([peer(1, Some(SocketAddr::from(([192, 0, 2, 1], PORT))))]);
-    let mut a =
-        left.run(|| left_runtime.block_on(up(options(dataplane, "talk-left"), &left_wants)));
-    let mut b =
-        right.run(|| right_runtime.block_on(up(options(dataplane, "talk-right"), &right_wants)));
-    let echo = right_runtime.spawn(echo_on(
-        own_addresses(2).map(|address| SocketAddr::new(address, 7)),
-    ));
-
-    let began = std::time::Instant::now();
-    for to in own_addresses(2) {
-        left.run(|| left_runtime.block_on(expect_echo(SocketAddr::new(to, 7))));
-    }
-    println!("first answers after {:?}", began.elapsed());
-    let before = left.run(|| left_runtime.block_on(stats_of(&mut a, 2)));
-    assert!(
-        before.rx_bytes > 0 && before.tx_bytes > 0 && before.last_handshake.is_some(),
-        "{before:?}"
-    );
-
-    let over_v6: SocketAddr = "[2001:db8::2]:41641".parse().unwrap();
-    left_wants
-        .wireguard
-        .peers
-        .get_mut(&private(2).public())
-        .unwrap()
-        .endpoint = Some(over_v6);
-    let after = left.run(|| {
-        left_runtime.block_on(async {
-            reconcile(&mut a, &left_wants).await.unwrap();
-            expect_echo(SocketAddr::new(own_addresses(2)[0], 7)).await;
-            stats_of(&mut a, 2).await
-        })
-    });
-    assert_eq!(after.endpoint, Some(over_v6));
-    assert!(
-        after.rx_bytes > before.rx_bytes,
-        "the counters go on: {after:?}"
-    );
-    let drift = after
-        .last_handshake
-        .unwrap()
-        .abs_diff(before.last_handshake.unwrap());
-    assert!(
-        drift < Duration::from_millis(100),
-        "no new handshake: {drift:?}"
-    );
-
-    let roamed = right.run(|| right_runtime.block_on(stats_of(&mut b, 1)));
-    assert_eq!(
-        roamed.endpoint,
-        Some("[2001:db8::1]:41641".parse().unwrap()),
-        "the other side follows"
-    );
-    echo.abort();
-    left.run(|| left_runtime.block_on(a.kernel.teardown()))
-        .unwrap();
-    right
-        .run(|| right_runtime.block_on(b.kernel.teardown()))
-        .unwrap();
-}
-
-fn disco_and_stun_come_out_before_and_while_wireguard_runs(dataplane: DataplaneChoice) {
-    let netns = Netns::new();
-    netns.block_on(async {
-        let mut started = start(options(dataplane, "disco")).await.unwrap();
-        let stun = [&[1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[5; 12]].concat();
-        let disco = ["TS💬".as_bytes(), &[7; 80]].concat();
-        let garbage = vec![9; 40];
-        let mut wants = desired(1);
-        for round in 0..2 {
-            for to in ["127.0.0.1", "::1"] {
-                let to = SocketAddr::new(to.parse().unwrap(), PORT);
-                let socket = UdpSocket::bind((to.ip(), 0)).await.unwrap();
-                for bytes in [&garbage, &disco, &stun] {
-                    // The kernel has no socket on the port before its device is up; raw sockets see it all the same, and the ICMP
-                    // error is the sender's to ignore.
-                    let _ = socket.send_to(bytes, to).await;
-                }
-                for expected in [&disco, &stun] {
-                    let got =
-                        tokio::time::timeout(Duration::from_secs(5), started.datagrams.recv())
-                            .await;
-                    let got = got
-                        .unwrap_or_else(|_| panic!("round {round}: a datagram by {to} comes out"))
-                        .unwrap();
-                    assert_eq!(
-                        (&got.bytes[..], got.from),
-                        (&expected[..], socket.local_addr().unwrap())
-                    );
-                }
-            }
-            wants.wireguard.peers.extend([peer(2, None)]);
-            reconcile(&mut started, &wants).await.unwrap();
-        }
-        started.kernel.teardown().await.unwrap();
-    });
-}
-
-/// How relays are reached: the peer's endpoint is a loopback address of its own.
-fn a_peer_behind_a_loopback_address_is_reached_from_the_wireguard_port(dataplane: DataplaneChoice) {
-    let netns = Netns::new();
-    netns.block_on(async {
-        let door = UdpSocket::bind("127.128.0.5:41642").await.unwrap();
-        let mut wants = desired(1);
-        wants
-            .wireguard
-            .peers
-            .extend([peer(2, Some(door.local_addr().unwrap()))]);
-        let mut started = up(options(dataplane, "loopback"), &wants).await;
-        let socket = UdpSocket::bind((own_addresses(1)[0], 0)).await.unwrap();
-        socket
-            .send_to(b"hello", (own_addresses(2)[0], 7))
-            .await
-            .unwrap();
-        let mut packet = [0; 2000];
-        let (length, from) =
-            tokio::time::timeout(Duration::from_secs(5), door.recv_from(&mut packet))
-                .await
-                .expect("a handshake initiation")
-                .unwrap();
-        assert_eq!((length, packet[0], from.port()), (148, 1, PORT));
-        assert!(from.ip().is_loopback(), "{from}");
-        started.kernel.teardown().await.unwrap();
-    });
-}
-
 fn a_second_agent_on_the_device_adopts_it_or_is_told_why_not(dataplane: DataplaneChoice) {
     let netns = Netns::new();
     netns.block_on(async {
@@ -477,49 +339,30 @@ fn a_second_agent_on_the_device_adopts_it_or_is_told_why_not(dataplane: Dataplan
     });
 }
 
+/// As in a Docker container: the kernel has IPv6, new devices have it switched off.
+fn a_machine_without_ipv6_settles_without_it(dataplane: DataplaneChoice) {
+    let netns = Netns::new();
+    netns
+        .run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))
+        .unwrap();
+    let before = netns.dump();
+    netns.block_on(async {
+        let mut desired = desired(1);
+        desired
+            .routes
+            .insert(route("fd00:7::/64", RouteKind::Throw));
+        let mut started = up(options(dataplane, "without-v6"), &desired).await;
+        desired.routes.retain(|route| route.prefix.addr().is_ipv4());
+        desired.addresses.retain(|address| address.addr().is_ipv4());
+        reconcile(&mut started, &desired).await.unwrap();
+        assert_settled(&mut started, &desired).await;
+        started.kernel.teardown().await.unwrap();
+    });
+    assert_eq!(netns.dump(), before);
+}
+
 fn why_no_kernel_wireguard() -> Option<String> {
     let netns = Netns::new();
     (!netns.can_ip("link add wgprobe type wireguard"))
         .then(|| "this kernel has no WireGuard; the VM suite runs these tests".into())
-}
-
-async fn stats_of(started: &mut lowroad_agent::kernel::Started, n: u8) -> PeerStats {
-    let stats = started.kernel.peer_stats().await.unwrap();
-    stats
-        .into_iter()
-        .find(|stats| stats.key == private(n).public())
-        .unwrap()
-}
-
-async fn echo_on(addresses: [SocketAddr; 2]) {
-    let [a, b] = addresses;
-    let (a, b) = (
-        UdpSocket::bind(a).await.unwrap(),
-        UdpSocket::bind(b).await.unwrap(),
-    );
-    let echo = async |socket: UdpSocket| {
-        let mut buffer = [0; 2000];
-        loop {
-            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-            socket.send_to(&buffer[..length], from).await.unwrap();
-        }
-    };
-    tokio::join!(echo(a), echo(b));
-}
-
-async fn expect_echo(to: SocketAddr) {
-    let local: IpAddr = if to.is_ipv4() {
-        [0; 4].into()
-    } else {
-        [0u8; 16].into()
-    };
-    let socket = UdpSocket::bind((local, 0)).await.unwrap();
-    let mut buffer = [0; 2000];
-    eventually("an echo through the tunnel", async || {
-        socket.send_to(b"hello", to).await.ok()?;
-        let answer =
-            tokio::time::timeout(Duration::from_millis(500), socket.recv_from(&mut buffer)).await;
-        answer.ok()?.ok()
-    })
-    .await;
 }

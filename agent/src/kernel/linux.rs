@@ -47,13 +47,8 @@ pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
             (Backend::Userspace(Box::new(userspace)), port, datagrams)
         }
         Dataplane::Kernel => {
-            let (port, datagrams) =
-                Port::raw(options.port, options.mark.value).map_err(|source| {
-                    described(
-                        "opening raw sockets for disco and STUN (needs CAP_NET_RAW)",
-                        source,
-                    )
-                })?;
+            let (port, datagrams) = Port::raw(options.port, options.mark.value)
+                .map_err(|source| described("opening raw sockets for disco and STUN", source))?;
             (
                 Backend::Kernel(WireGuard::new(&options.device, own.clone())),
                 port,

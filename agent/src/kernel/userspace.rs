@@ -67,7 +67,7 @@ impl Userspace {
         Ok((userspace, shared, datagrams))
     }
 
-    /// Whether packets flow: the device exists and nothing fatal happened to it.
+    /// Whether a device was created and not stopped. Somebody else may have deleted its link since.
     pub fn is_running(&self) -> bool {
         self.running.is_some()
     }
