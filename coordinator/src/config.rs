@@ -169,6 +169,7 @@ pub struct Url {
     pub text: String,
     pub host: Host,
     pub port: u16,
+    pub is_https: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,6 +209,7 @@ impl Url {
             text: text.to_owned(),
             host,
             port: uri.port_u16().unwrap_or(scheme_port),
+            is_https: scheme_port == 443,
         })
     }
 }

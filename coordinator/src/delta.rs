@@ -98,29 +98,21 @@ impl Sent {
         snapshot: &Snapshot,
         now: OffsetDateTime,
     ) -> Result<Option<MapResponse>, Gone> {
-        let own = snapshot.own(self.id).ok_or(Gone)?;
-        let same_policy =
-            Arc::ptr_eq(&self.compiled, &snapshot.compiled) && own.expired == self.own.expired;
+        if !snapshot.nodes.contains_key(&self.id) {
+            return Err(Gone);
+        }
         let mut message = MapResponse::default();
-        if same_policy && snapshot.previous == self.generation {
+        let same_policy = Arc::ptr_eq(&self.compiled, &snapshot.compiled);
+        let is_next = snapshot.previous == self.generation;
+        if same_policy && snapshot.generation == self.generation {
+            return Ok(None);
+        } else if same_policy && is_next && !snapshot.changed.contains(&self.id) {
             self.follow(&snapshot.changed, snapshot, &mut message);
         } else {
-            self.compare(visible(snapshot, self.id, &own), &mut message);
+            self.compare(snapshot, &mut message)?;
         }
-        if !same_policy {
-            let filter = filter(snapshot, self.id, &own);
-            if filter != self.filter {
-                message.packet_filters = filters(&filter);
-            }
-            self.filter = filter;
-        }
-        if matters(&own) != matters(&self.own) {
-            message.node = Some(own.clone());
-        }
-        self.own = own;
         self.compiled = snapshot.compiled.clone();
         self.generation = snapshot.generation;
-        self.tell_users(snapshot, &mut message);
         if message == MapResponse::default() {
             return Ok(None);
         }
@@ -128,7 +120,8 @@ impl Sent {
         Ok(Some(message))
     }
 
-    /// Looks at the nodes that changed since the last snapshot; who is visible to whom has not.
+    /// Looks at the peers that changed since the last snapshot. Who sees whom, who owns what and what
+    /// the filter says depend on the policy's world, which is the same.
     fn follow(
         &mut self,
         changed: &BTreeSet<NodeId>,
@@ -149,20 +142,30 @@ impl Sent {
         }
     }
 
-    fn compare(&mut self, new: BTreeMap<NodeId, SentPeer>, message: &mut MapResponse) {
-        message.peers_removed = self
-            .peers
-            .keys()
-            .filter(|id| !new.contains_key(id))
-            .copied()
-            .collect();
-        for (id, peer) in &new {
+    /// Looks at everything.
+    fn compare(&mut self, snapshot: &Snapshot, message: &mut MapResponse) -> Result<(), Gone> {
+        let own = snapshot.own(self.id).ok_or(Gone)?;
+        let filter = filter(snapshot, self.id, &own);
+        if filter != self.filter {
+            message.packet_filters = filters(&filter);
+            self.filter = filter;
+        }
+        let peers = visible(snapshot, self.id, &own);
+        let removed = self.peers.keys().filter(|id| !peers.contains_key(id));
+        message.peers_removed = removed.copied().collect();
+        for (id, peer) in &peers {
             match self.peers.get(id) {
                 Some(sent) => tell(sent, peer, message),
                 None => message.peers_changed.push(peer.full()),
             }
         }
-        self.peers = new;
+        self.peers = peers;
+        if matters(&own) != matters(&self.own) {
+            message.node = Some(own.clone());
+        }
+        self.own = own;
+        self.tell_users(snapshot, message);
+        Ok(())
     }
 
     /// Profiles of owners that are new to this client, or have changed.

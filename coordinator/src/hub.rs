@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Error,
-    policy::{self, CompiledTailnet, Policy, UnknownUsers},
+    policy::{self, CompiledTailnet, Policy, UnknownUsers, World},
     state::{Settings, State},
     store::{Rows, Setting, Store},
     view::{Common, Snapshot},
@@ -73,7 +73,7 @@ impl Hub {
         let keys = server_keys(&mut store)?;
         let mut state = State::load(&store, settings.clone(), now(), Instant::now())?;
         if let Some(text) = seed.filter(|text| !state.is_seeded_with(text)) {
-            let policy = check_policy(text, &state, UnknownUsers::Accept)?.0;
+            let policy = check_policy(text, &state.world(), UnknownUsers::Accept)?.0;
             state.set_policy(text.to_owned(), policy);
             state.note_seed(text);
             tracing::info!("policy file loaded");
@@ -176,10 +176,13 @@ impl Hub {
             self.stir.notified().await;
             tokio::time::sleep(GATHER).await;
             let hub = self.clone();
+            let began = Instant::now();
             // Compiling a large policy takes a while.
             if let Err(error) = tokio::task::spawn_blocking(move || hub.publish_once()).await {
                 tracing::error!(%error, "publishing a change failed");
             }
+            // However fast changes come, at least half of the time is for others.
+            tokio::time::sleep(began.elapsed()).await;
         }
     }
 
@@ -213,16 +216,15 @@ impl Hub {
 /// Parses a policy and checks it against users and nodes.
 pub fn check_policy(
     text: &str,
-    state: &State,
+    world: &World,
     unknown: UnknownUsers,
 ) -> Result<(Policy, CompiledTailnet), Error> {
     let refuse = |error: policy::PolicyError| Error::bad_request(error.to_string());
     let policy = Policy::parse(text).map_err(refuse)?;
-    let world = state.world();
-    for error in policy.unknown_users(&world) {
+    for error in policy.unknown_users(world) {
         tracing::warn!("{error}");
     }
-    let compiled = policy::compile_with(&policy, &world, unknown).map_err(refuse)?;
+    let compiled = policy::compile_with(&policy, world, unknown).map_err(refuse)?;
     Ok((policy, compiled))
 }
 

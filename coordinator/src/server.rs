@@ -65,7 +65,7 @@ impl Server {
             .as_ref()
             .and_then(|socket| socket.local_addr().ok())
             .map(|address| address.port());
-        let derp_map = relay_map::build(&config, front.pin().map(str::to_owned), stun_port)?;
+        let derp_map = relay_map::build(&config, pin(&config, &front), stun_port)?;
         hub.set_common(Common {
             domain: config.settings.base_domain.clone(),
             derp_map,
@@ -142,6 +142,18 @@ fn front(config: &Config) -> Result<Front, Error> {
         Some(files) => Front::with_files(&files.cert, &files.key)?,
         None => Front::self_signed(&config.state_dir, &[config.url.host.text()])?,
     })
+}
+
+/// What clients have to expect instead of a certificate that they can verify.
+fn pin(config: &Config, front: &Front) -> Option<String> {
+    let pin = front.pin().map(str::to_owned);
+    if pin.is_some() && config.url.is_https {
+        tracing::warn!(
+            "the URL is https and no --tls-cert is given: a proxy with a certificate has to stand in front, and pass upgrades on"
+        );
+        return None;
+    }
+    pin
 }
 
 fn stun(config: &Config) -> Result<Option<UdpSocket>, Error> {

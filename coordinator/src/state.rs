@@ -147,7 +147,9 @@ impl State {
             })?,
             None => Policy::allow_all(),
         };
-        // Who was online when the server stopped gets the same grace as one whose connection broke.
+        // Who was online when the server stopped gets some more grace than one whose connection broke: clients wait up to 10 s
+        // between attempts, and a router must not lose its routes over a restart.
+        let instant = instant + 2 * settings.timing.offline_grace;
         let departed = nodes
             .iter()
             .filter(|node| node.online || node.ephemeral)

@@ -22,7 +22,7 @@ use crate::{
     },
     hub::{Hub, Receipt, check_policy, now, random},
     model::AuthKeyText,
-    policy::UnknownUsers,
+    policy::{Policy, UnknownUsers},
     state::{NewAuthKey, NodeRef, State},
     text::parse_tag,
 };
@@ -136,7 +136,7 @@ async fn act(hub: &Hub, ask: Ask) -> Result<Value, Error> {
             change_node(hub, node, |state, id| state.rename_node(id, &name, now())).await
         }
         Ask::PolicyCheck { text } => {
-            hub.read(|state| check_policy(&text, state, UnknownUsers::Refuse))?;
+            check(hub, text).await?;
             value(&Done { ok: true })
         }
         Ask::PolicyGet => hub.read(|state| {
@@ -291,9 +291,18 @@ async fn approve(hub: &Hub, registration: &str, user: &str) -> Result<Value, Err
     change_node(hub, node.to_string(), |_, _| Ok(())).await
 }
 
+/// Compiling and testing a large policy takes a while, in which neither the state nor the runtime waits.
+async fn check(hub: &Hub, text: String) -> Result<(String, Policy), Error> {
+    let world = hub.read(State::world);
+    let check =
+        move || check_policy(&text, &world, UnknownUsers::Refuse).map(|(policy, _)| (text, policy));
+    let checked = tokio::task::spawn_blocking(check).await;
+    checked.map_err(|error| Error::Setting(error.to_string()))?
+}
+
 async fn set_policy(hub: &Hub, text: String) -> Result<Value, Error> {
+    let (text, policy) = check(hub, text).await?;
     let changed = hub.change(|state| {
-        let (policy, _) = check_policy(&text, state, UnknownUsers::Refuse)?;
         state.set_policy(text, policy);
         Ok(())
     });

@@ -80,11 +80,12 @@ async fn a_key_with_tags_makes_a_tagged_node() {
     let key = lab
         .key_with(|key| key.tags = vec!["web".to_owned(), "tag:prod".to_owned()])
         .await;
+    let mut a = Client::joined(lab.address(), "a", &lab.key().await).await;
+    let mut poll = a.poll().await;
+    poll.until("a netmap", |_| true).await;
     let mut web = Client::new(lab.address(), "web").await;
     let response = web.register(Some(&key)).await.unwrap();
     assert_eq!(response.login.login_name, "tagged-devices");
-    let mut a = Client::joined(lab.address(), "a", &lab.key().await).await;
-    let mut poll = a.poll().await;
     poll.until("web", |netmap| {
         peer(netmap, "web").is_some_and(|web| web.tags == ["tag:prod", "tag:web"])
     })

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -33,10 +33,11 @@ pub const VERSION: u16 = 130;
 /// For what should come at once.
 pub const SOON: Duration = Duration::from_secs(10);
 
-static SEED: AtomicU8 = AtomicU8::new(1);
+static SEED: AtomicU32 = AtomicU32::new(1);
 
 fn seed() -> [u8; 32] {
-    [SEED.fetch_add(1, Ordering::Relaxed); 32]
+    let number = SEED.fetch_add(1, Ordering::Relaxed).to_le_bytes();
+    std::array::from_fn(|at| number[at % 4])
 }
 
 pub struct Client {

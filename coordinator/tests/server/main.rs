@@ -13,3 +13,5 @@ mod deltas;
 mod hostile;
 mod join;
 mod lab;
+mod relay;
+mod scale;
