@@ -260,6 +260,12 @@ fn peers_are_told_apart_by_their_loopback_address_and_only_wireguard_is_heard() 
         while sent.lock().unwrap().len() < 3 && Instant::now() < deadline {
             tokio::task::yield_now().await;
         }
+        // A peer without a home is answered by the region that it speaks by.
+        door.deliver(&[from_relay(3, &a_data_packet(60))]);
+        v4.send_to(&a_data_packet(103), relay(3)).await.unwrap();
+        while sent.lock().unwrap().len() < 4 && Instant::now() < deadline {
+            tokio::task::yield_now().await;
+        }
         let sent: Vec<_> = sent
             .lock()
             .unwrap()
@@ -270,12 +276,14 @@ fn peers_are_told_apart_by_their_loopback_address_and_only_wireguard_is_heard() 
             (REGION, key(1), 101),
             (RegionId(8), key(2), 102),
             (REGION, key(1), 101),
+            (REGION, key(3), 103),
         ];
         assert_eq!(sent, expected);
         let mut told = Vec::new();
         while let Ok(event) = events.try_recv() {
             told.push(event);
         }
+        told.retain(|event| matches!(event, RelayEvent::Outgoing { .. }));
         // Peer 1 twice within a second is told once; peer 3 has no region, but wants a path.
         assert_eq!(
             told,

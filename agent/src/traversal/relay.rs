@@ -175,6 +175,7 @@ impl Inner {
         let now = Instant::now();
         let table = self.read();
         let mut known = Vec::with_capacity(packets.len());
+        let mut homeless = None;
         for packet in packets {
             match (classify(&packet.bytes), table.by_key.get(&packet.from)) {
                 (Kind::Disco, _) => {
@@ -186,6 +187,9 @@ impl Inner {
                 }
                 (Kind::WireGuard, Some(entry)) => {
                     known.push((entry.endpoint, &packet.bytes[..]));
+                    if entry.region.is_none() {
+                        homeless = Some((packet.from, packet.region));
+                    }
                     let mut incoming = lock(&self.incoming);
                     if incoming.is_over(packet.from, now)
                         && self.tell(RelayEvent::Incoming { peer: packet.from })
@@ -198,7 +202,17 @@ impl Inner {
             }
         }
         drop(table);
+        if let Some((key, region)) = homeless {
+            self.answer_by(key, region);
+        }
         self.injector.inject(&known);
+    }
+
+    /// The netmap has no home of this peer: the region that it speaks by will do.
+    fn answer_by(&self, key: NodePublic, region: RegionId) {
+        if let Some(entry) = self.write().by_key.get_mut(&key) {
+            entry.region.get_or_insert(region);
+        }
     }
 
     /// Injects the handshakes whose peers the table has.

@@ -53,6 +53,8 @@ pub(super) struct Peer {
 
     counters: Option<Counters>,
     relayed_data: Option<Instant>,
+    /// Since when data leaves by the direct path and nothing comes.
+    silent_since: Option<Instant>,
     /// Anything came by the relay: the peer's agent lives.
     relay_life: Option<Instant>,
     /// Anything at all came from the peer.
@@ -164,6 +166,7 @@ impl Peer {
             pings: BTreeMap::new(),
             counters: None,
             relayed_data: None,
+            silent_since: None,
             relay_life: None,
             life: None,
             contest: None,
@@ -411,7 +414,7 @@ impl Peer {
             return;
         };
         if self.relay_life.is_some_and(|at| at > best.lived) {
-            self.give_up(now, out);
+            self.leave(now, out);
         } else {
             best.held = true;
             best.trusted_until = now + TRUST;
@@ -422,6 +425,7 @@ impl Peer {
 
     fn choose(&mut self, now: Instant, best: Best, out: &mut Outbox) {
         let before = self.best.replace(best);
+        self.silent_since = None;
         if let Some(before) = before.filter(|before| before.endpoint != best.endpoint) {
             self.left = Some((before.endpoint, now));
         }
@@ -432,8 +436,17 @@ impl Peer {
         self.program(best.endpoint, out);
     }
 
+    /// The path is dead: back to the relay, and at once in search of another.
+    fn leave(&mut self, now: Instant, out: &mut Outbox) {
+        self.give_up(now, out);
+        if self.has_data(now) {
+            self.start_burst(now, out);
+        }
+    }
+
     /// Back to the relay.
     fn give_up(&mut self, now: Instant, out: &mut Outbox) {
+        self.silent_since = None;
         if let Some(best) = self.best.take() {
             self.left = Some((best.endpoint, now));
         }

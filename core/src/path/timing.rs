@@ -55,6 +55,10 @@ pub const MANY_PEERS: usize = 256;
 /// Relayed data seen this recently makes growing receive counters no evidence for the direct path: it is
 /// injected with the direct endpoint as its source.
 pub const RELAYED_RECENTLY: Duration = Duration::from_secs(3);
+/// While data leaves and nothing comes, a path that has left so many pings unanswered for so long is left before
+/// its trust runs out, if the relay does answer.
+pub const SILENT_PINGS: usize = 2;
+pub const SILENT_PING: Duration = Duration::from_millis(900);
 /// A peer that roamed to another endpoint: the two are asked, and after this time one is chosen.
 pub const CONTEST: Duration = Duration::from_millis(600);
 /// An endpoint given up is not taken back for this long because packets arrive from it: the way out may be

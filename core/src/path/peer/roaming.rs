@@ -15,7 +15,7 @@ impl Peer {
         self.life = Some(now);
         self.relay_life = Some(now);
         if self.best.is_some_and(|best| best.held) {
-            self.give_up(now, out);
+            self.leave(now, out);
         }
     }
 
@@ -36,6 +36,33 @@ impl Peer {
             self.on_data(now, out);
         }
         self.check_endpoint(now, stats.endpoint, received, out);
+        if received {
+            self.silent_since = None;
+        } else if read.tx > last.tx {
+            self.on_silence(now, out);
+        }
+    }
+
+    /// Data leaves and nothing comes: asks more often than the heartbeat does, and does not wait for the trust to
+    /// run out if the path answers none of it while the relay does.
+    fn on_silence(&mut self, now: Instant, out: &mut Outbox) {
+        let Some(best) = self.best else { return };
+        let since = *self.silent_since.get_or_insert(now);
+        let unanswered = |ping: &&Outstanding| {
+            ping.to == Some(best.endpoint)
+                && ping.sent >= since
+                && now.duration_since(ping.sent) >= SILENT_PING
+        };
+        let unanswered = self.pings.values().filter(unanswered).count();
+        let relayed = self
+            .relay_life
+            .is_some_and(|at| at > since && at > best.lived);
+        if unanswered >= SILENT_PINGS && relayed {
+            self.leave(now, out);
+        } else {
+            self.ping(now, Some(best.endpoint), None, out);
+            self.ask_by_relay(now, out);
+        }
     }
 
     fn check_endpoint(
