@@ -61,7 +61,14 @@ impl From<PrefsError> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::new(format!("cannot write the output: {error}"))
+        match error.kind() {
+            // Whoever read the output has seen enough (`lowroad flows | head`).
+            std::io::ErrorKind::BrokenPipe => Self {
+                message: String::new(),
+                code: 0,
+            },
+            _ => Self::new(format!("cannot write the output: {error}")),
+        }
     }
 }
 
@@ -350,7 +357,21 @@ async fn netcheck(client: &Client, args: &NetcheckArgs) -> Outcome {
 fn version(as_json: bool) -> Outcome {
     let mut out = std::io::stdout();
     if as_json {
-        let value = json!({"majorMinorPatch": VERSION, "short": VERSION, "long": VERSION, "cap": CAPABILITY_VERSION});
+        /// In the stock client's order.
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Version {
+            major_minor_patch: &'static str,
+            short: &'static str,
+            long: &'static str,
+            cap: u16,
+        }
+        let value = Version {
+            major_minor_patch: VERSION,
+            short: VERSION,
+            long: VERSION,
+            cap: CAPABILITY_VERSION,
+        };
         return Ok(writeln!(out, "{}", pretty(&value, b"\t"))?);
     }
     Ok(writeln!(out, "{VERSION}")?)

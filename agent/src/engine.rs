@@ -306,9 +306,10 @@ impl Engine {
             Ok(0) => {}
             Ok(steps) => debug!(steps, "the kernel holds what it should"),
             Err(why) => {
+                let why = whole(&why);
                 error!(error = %why, "cannot bring the kernel to what it should hold");
                 self.reconcile_at = now + RETRY_INTERVAL;
-                self.fail_ups(&why.to_string()).await;
+                self.fail_ups(&why).await;
             }
         }
     }
@@ -349,6 +350,21 @@ impl Engine {
             let _ = self.notify.send(self.notification());
         }
     }
+}
+
+/// An error with its causes, as far as its own words don't repeat them.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// The next item of a source; never, while there is no source or once it has ended.

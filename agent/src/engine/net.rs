@@ -164,7 +164,10 @@ impl Net {
                 region,
                 why: Why::Failed(why),
             } => {
-                warn!(region = region.0, why, "no connection to a relay");
+                // It is tried again every few seconds; the same reason is said once.
+                if self.trouble.get(&region) != Some(&why) {
+                    warn!(region = region.0, why, "no connection to a relay");
+                }
                 self.trouble.insert(region, why);
             }
             DerpEvent::Disconnected { region, .. } => debug!(region = region.0, "relay closed"),

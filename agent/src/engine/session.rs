@@ -11,7 +11,7 @@ use lowroad_wire::{
 use time::OffsetDateTime;
 use tracing::debug;
 
-use super::{Engine, RETRY_INTERVAL, Sources, net::Net, node::Node, pings::Pings};
+use super::{Engine, RETRY_INTERVAL, Sources, net::Net, node::Node, pings::Pings, whole};
 use crate::{
     control::{Control, ControlEvent, ControlOptions, Facts, hostinfo::hostinfo},
     derp::DerpEvent,
@@ -75,8 +75,9 @@ impl Engine {
     /// Starts the session; if that fails, tries again later.
     pub(super) async fn start_or_retry(&mut self) {
         if let Err(why) = self.start_session(Login::default()).await {
+            let why = whole(&why);
             tracing::error!(error = %why, "cannot start");
-            self.failure = Some(why.to_string());
+            self.failure = Some(why);
             self.restart_at = Some(Instant::now() + RETRY_INTERVAL);
         }
     }
@@ -256,8 +257,9 @@ impl Engine {
         let set = session.set_key(self, node).await;
         self.session = Some(session);
         if let Err(why) = set {
-            self.failure = Some(why.to_string());
-            self.fail_ups(&why.to_string()).await;
+            let why = whole(&why);
+            self.failure = Some(why.clone());
+            self.fail_ups(&why).await;
         }
     }
 

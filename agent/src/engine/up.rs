@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Engine, session::Login};
+use super::{Engine, session::Login, whole};
 use crate::{
     localapi::UpRequest,
     prefs::{Change, Prefs},
@@ -124,7 +124,7 @@ impl Engine {
             before.restarted = before.running;
             if let Err(why) = self.start_session(login).await {
                 self.go_back(&before).await;
-                return Err(why.to_string());
+                return Err(whole(&why));
             }
         }
         Ok(before)
@@ -250,7 +250,7 @@ impl Engine {
             ..Login::default()
         })
         .await
-        .map_err(|error| error.to_string())
+        .map_err(|error| whole(&error))
     }
 
     /// `down`: everything that lowroad made on this host is removed, and a restarted agent stays down.
@@ -266,7 +266,7 @@ impl Engine {
             ))
         });
         saved.map_err(|error| error.to_string())?;
-        stopped.map_err(|error| error.to_string())
+        stopped.map_err(|error| whole(&error))
     }
 
     pub(super) async fn on_logout(&mut self) -> Result<(), String> {
