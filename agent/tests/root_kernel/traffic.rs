@@ -9,7 +9,7 @@ use tokio::net::UdpSocket;
 
 use crate::netns::Netns;
 use crate::node::{
-    PORT, desired, eventually, options, own_addresses, peer, private, reconcile, up,
+    PORT, assert_settled, desired, eventually, options, own_addresses, peer, private, reconcile, up,
 };
 
 pub fn two_nodes_talk_over_both_families_and_a_new_endpoint_keeps_the_session(
@@ -84,6 +84,25 @@ pub fn two_nodes_talk_over_both_families_and_a_new_endpoint_keeps_the_session(
         Some("[2001:db8::1]:41641".parse().unwrap()),
         "the other side follows"
     );
+
+    // A new node key, as after a new login, on the running device.
+    let stale = private(1).public();
+    left_wants.wireguard.private_key = private(11);
+    let known = right_wants.wireguard.peers.remove(&stale).unwrap();
+    right_wants
+        .wireguard
+        .peers
+        .insert(private(11).public(), known);
+    right
+        .run(|| right_runtime.block_on(reconcile(&mut b, &right_wants)))
+        .unwrap();
+    left.run(|| {
+        left_runtime.block_on(async {
+            reconcile(&mut a, &left_wants).await.unwrap();
+            assert_settled(&mut a, &left_wants).await;
+            expect_echo(SocketAddr::new(own_addresses(2)[0], 7)).await;
+        })
+    });
     echo.abort();
     left.run(|| left_runtime.block_on(a.kernel.teardown()))
         .unwrap();
