@@ -7,6 +7,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -295,7 +296,7 @@ impl UdpTransportFactory for Factory {
         if let Some(mark) = params.fwmark {
             self.reader.sockets.set_mark(mark)?;
         }
-        let sender = Sender(self.reader.sockets.clone());
+        let sender = Sender::new(self.reader.sockets.clone());
         self.users.send_modify(|users| *users += 1);
         let receiver = Receiver {
             reader: self.reader.clone(),
@@ -307,13 +308,41 @@ impl UdpTransportFactory for Factory {
 }
 
 #[derive(Clone)]
-pub(super) struct Sender(Sockets);
+pub(super) struct Sender {
+    sockets: Sockets,
+    /// Off for good once a device turned out to be unable.
+    segmentation: Arc<AtomicBool>,
+}
+
+impl Sender {
+    fn new(sockets: Sockets) -> Self {
+        Self {
+            sockets,
+            segmentation: Arc::new(AtomicBool::new(true)),
+        }
+    }
+
+    /// What to try next after an error: `true` if the same once more, one by one.
+    fn give_up_segmentation(&self, error: &io::Error) -> bool {
+        match error.raw_os_error() {
+            // No checksum offload on the way out, or an older kernel.
+            Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
+                tracing::info!(%error, "sending without segmentation offload");
+                self.segmentation.store(false, Ordering::Relaxed);
+                true
+            }
+            // These would be larger than the path's MTU; others may not.
+            Some(libc::EINVAL | libc::EMSGSIZE) => true,
+            _ => false,
+        }
+    }
+}
 
 impl UdpSend for Sender {
     type SendManyBuf = ();
 
     async fn send_to(&self, packet: Packet, destination: SocketAddr) -> io::Result<()> {
-        let socket = self.0.for_target(destination)?;
+        let socket = self.sockets.for_target(destination)?;
         socket.send_to(&packet, destination).await.map(drop)
     }
 
@@ -330,19 +359,24 @@ impl UdpSend for Sender {
         let Some((_, first)) = packets.first() else {
             return Ok(());
         };
-        let socket = self.0.for_target(*first)?;
+        let socket = self.sockets.for_target(*first)?;
         let mut done = 0;
+        let mut segmentation = self.segmentation.load(Ordering::Relaxed);
         while done < packets.len() {
             let sent = socket
                 .async_io(Interest::WRITABLE, || {
                     let rest = packets[done..]
                         .iter()
                         .map(|(packet, to)| (&packet[..], *to));
-                    mmsg::send(socket.as_fd(), rest)
+                    mmsg::send(socket.as_fd(), rest, segmentation)
                 })
                 .await;
             done += match sent {
                 Ok(sent) => sent,
+                Err(error) if segmentation && self.give_up_segmentation(&error) => {
+                    segmentation = false;
+                    0
+                }
                 Err(error) => {
                     tracing::trace!(%error, to = %packets[done].1, "sending from the WireGuard port");
                     1
@@ -354,11 +388,11 @@ impl UdpSend for Sender {
     }
 
     fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
-        self.0.v4.local_addr().map(Some)
+        self.sockets.v4.local_addr().map(Some)
     }
 
     fn set_fwmark(&self, mark: u32) -> io::Result<()> {
-        self.0.set_mark(mark)
+        self.sockets.set_mark(mark)
     }
 }
 
