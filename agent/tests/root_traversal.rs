@@ -1,5 +1,9 @@
 //! The sockets of path discovery in network namespaces of their own, beside a UDP socket that stands for
 //! WireGuard's.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper of a test that cannot go on stops the test"
+)]
 
 use std::{
     collections::BTreeSet,

@@ -1,9 +1,11 @@
 use std::time::Duration;
 
 use super::*;
-use sim::{Nat, PORT, World};
+use nat::Nat;
+use sim::{PORT, World};
 
 mod hostile;
+mod nat;
 mod sim;
 
 const TICK: Duration = Duration::from_millis(10);
@@ -32,6 +34,25 @@ fn two_easy_nats_are_crossed_within_a_second_without_loss() {
     let lost = world.talk((0, 1), millis(800), TICK);
     assert_eq!(lost, []);
     assert!(world.direct(0, 1).is_some() && world.direct(1, 0).is_some());
+}
+
+#[test]
+fn a_running_ping_is_upgraded_without_loss_whatever_the_netmap_knows() {
+    for known in [true, false] {
+        let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
+        for host in [0, 1].into_iter().filter(|_| !known) {
+            // Endpoints have not reached the netmap yet: there is nothing but CallMeMaybe.
+            let mut peers = world.netmap_of(host);
+            peers[0].1.endpoints.clear();
+            let now = world.now;
+            world.hosts[host]
+                .paths
+                .set_peers(now, vec![peers.remove(0).1]);
+        }
+        assert_eq!(world.ping((0, 1), 8), 0);
+        assert!(world.direct(0, 1).is_some() && world.direct(1, 0).is_some());
+        assert_eq!(world.ping((0, 1), 600), 0);
+    }
 }
 
 #[test]

@@ -61,7 +61,10 @@ impl Peer {
             self.leave(now, out);
         } else {
             self.ping(now, Some(best.endpoint), None, out);
-            self.ask_by_relay(now, out);
+            // A stream in one direction looks silent too, but its pings are answered.
+            if unanswered > 0 {
+                self.ask_by_relay(now, out);
+            }
         }
     }
 

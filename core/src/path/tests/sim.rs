@@ -1,7 +1,7 @@
 //! Hosts, NATs, a relay and WireGuard's endpoints in virtual time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -12,6 +12,7 @@ use lowroad_wire::{
 };
 
 use super::super::{Command, Config, PathPeer, Paths, PeerStats, PingId, PingResult};
+use super::nat::{Nat, Router};
 
 pub const PORT: u16 = 41641;
 pub const RELAY_PORT: u16 = PORT + 1;
@@ -21,25 +22,6 @@ const LAN_DELAY: Duration = Duration::from_millis(1);
 const INTERNET_DELAY: Duration = Duration::from_millis(20);
 const RELAY_DELAY: Duration = Duration::from_millis(30);
 const DATA: u64 = 100;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nat {
-    /// A host with a public address.
-    None,
-    /// Endpoint-independent mapping, address- and port-dependent filtering.
-    Easy,
-    /// Another port for every destination.
-    Hard,
-}
-
-pub struct Router {
-    kind: Nat,
-    public: Ipv4Addr,
-    next_port: u16,
-    mappings: HashMap<(SocketAddr, Option<SocketAddr>), u16>,
-    inner: HashMap<u16, SocketAddr>,
-    open: HashSet<(u16, SocketAddr)>,
-}
 
 #[derive(Clone, Debug)]
 enum Payload {
@@ -257,6 +239,28 @@ impl World {
         };
         sent.retain(|sent| !arrived(sent));
         sent
+    }
+
+    /// As `ping -i 0.1`: `b` answers what arrives; returns how many of how many requests got no answer.
+    pub fn ping(&mut self, (a, b): (usize, usize), requests: u64) -> u64 {
+        let first = self.next_id + 1;
+        let mut waiting = BTreeSet::new();
+        for step in 0..10 * requests + 30 {
+            if step % 10 == 0 && step < 10 * requests {
+                self.next_id += 1;
+                waiting.insert(self.next_id);
+                self.send(a, b, self.next_id);
+            }
+            self.run(Duration::from_millis(10));
+            let arrived: Vec<_> = waiting
+                .extract_if(.., |id| self.hosts[b].received.contains_key(id))
+                .collect();
+            for id in arrived {
+                self.send(b, a, id);
+            }
+        }
+        let answered = (first..=self.next_id).filter(|id| self.hosts[a].received.contains_key(id));
+        requests - answered.count() as u64
     }
 
     pub fn run(&mut self, time: Duration) {
@@ -521,40 +525,6 @@ impl Host {
             relayed_data: 0,
             seen: BTreeSet::new(),
         }
-    }
-}
-
-impl Router {
-    fn new(kind: Nat, public: Ipv4Addr) -> Self {
-        Self {
-            kind,
-            public,
-            next_port: 20_000,
-            mappings: HashMap::new(),
-            inner: HashMap::new(),
-            open: HashSet::new(),
-        }
-    }
-
-    fn outbound(&mut self, source: SocketAddr, to: SocketAddr) -> SocketAddr {
-        let key = match self.kind {
-            Nat::None => return source,
-            Nat::Easy => (source, None),
-            Nat::Hard => (source, Some(to)),
-        };
-        let next_port = &mut self.next_port;
-        let port = *self.mappings.entry(key).or_insert_with(|| {
-            *next_port += 1;
-            *next_port
-        });
-        self.inner.insert(port, source);
-        self.open.insert((port, to));
-        (self.public, port).into()
-    }
-
-    fn inbound(&self, source: SocketAddr, port: u16) -> Option<SocketAddr> {
-        let open = self.open.contains(&(port, source));
-        open.then(|| self.inner.get(&port).copied()).flatten()
     }
 }
 
