@@ -77,6 +77,11 @@ impl Class {
     pub const fn new(number: u32, flags: u32) -> Self {
         Self { number, flags }
     }
+    /// From what the kernel's map holds (`ebpf/src/tables.rs` says why words).
+    #[inline(always)]
+    pub const fn from_words([number, flags]: [u32; 2]) -> Self {
+        Self { number, flags }
+    }
     #[inline(always)]
     pub const fn number(&self) -> u32 {
         self.number
@@ -117,8 +122,7 @@ impl PortKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service {
     any: u64,
-    number: u32,
-    pad: u32,
+    number: u64,
 }
 
 /// No rule.
@@ -128,14 +132,18 @@ impl Service {
     pub const fn new(number: u32, any: u64) -> Self {
         Self {
             any,
-            number,
-            pad: 0,
+            number: number as u64,
         }
+    }
+    /// From what the kernel's map holds.
+    #[inline(always)]
+    pub const fn from_words([any, number]: [u64; 2]) -> Self {
+        Self { any, number }
     }
     /// Number to look up with the source's class.
     #[inline(always)]
     pub const fn number(&self) -> u32 {
-        self.number
+        self.number as u32
     }
     /// Key of the rule that admits every source, or [`NO_RULE`].
     #[inline(always)]

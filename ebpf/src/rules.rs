@@ -1,7 +1,7 @@
 //! Lookups in a rule set's tables: three at most for each end, however many rules there are.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use lowroad_abi::{Address, Class, NO_RULE, PairKey, PortKey, Side};
+use lowroad_abi::{Address, Class, NO_RULE, PairKey, PortKey, Service, Side};
 
 use crate::{
     packet::{Packet, SCTP, TCP, UDP},
@@ -15,12 +15,12 @@ pub fn class(slot: u32, side: Side, family: u8, bytes: [u8; 16]) -> Class {
     if let Some(hosts) = HOSTS.get(slot) {
         // SAFETY: rule sets are not changed while a program may look at them (`lowroad_abi::SLOTS`).
         if let Some(class) = unsafe { hosts.get(&address) } {
-            return *class;
+            return Class::from_words(*class);
         }
     }
     if let Some(prefixes) = PREFIXES.get(slot) {
         if let Some(class) = prefixes.get(&Key::new(Address::TAG_BITS + 128, address)) {
-            return *class;
+            return Class::from_words(*class);
         }
     }
     Class::new(0, 0)
@@ -52,9 +52,10 @@ pub fn admitting(slot: u32, packet: &Packet, destination: Class) -> u64 {
         _ => [0; 2],
     };
     let key = PortKey::new(destination.number(), packet.tuple.protocol, port);
-    let Some(service) = ports.get(&Key::new(PortKey::ANY_PORT_BITS + 16, key)) else {
+    let Some(words) = ports.get(&Key::new(PortKey::ANY_PORT_BITS + 16, key)) else {
         return NO_RULE;
     };
+    let service = Service::from_words(*words);
     if service.any() != NO_RULE {
         return service.any();
     }

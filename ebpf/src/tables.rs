@@ -8,8 +8,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lowroad_abi::{
-    Address, COUNTER_SLOTS, Class, Count, EventRecord, FLOW_ENTRIES, FlowKey, MAX_COUNTED_RULES,
-    PairKey, PortKey, RATE_SLOTS, RateWindow, SLOTS, Service, Settings,
+    Address, COUNTER_SLOTS, Count, EventRecord, FLOW_ENTRIES, FlowKey, MAX_COUNTED_RULES, PairKey,
+    PortKey, RATE_SLOTS, RateWindow, SLOTS, Settings,
 };
 
 /// `BPF_F_NO_PREALLOC`.
@@ -25,13 +25,14 @@ pub static ACTIVE: Array<u32, 1> = Array::new();
 #[btf_map]
 pub static SETTINGS: Array<Settings, SLOTS> = Array::new();
 
-// Sizes of inner maps are examples: those put in have the size of their rule set.
+// Sizes of inner maps are examples: those put in have the size of their rule set. Their values are words, not structs:
+// before Linux 6.2 a map without BTF (aya creates those put in without) may only stand for one whose BTF has no struct.
 #[btf_map]
-pub static HOSTS: ArrayOfMaps<HashMap<Address, Class, 1>, SLOTS> = ArrayOfMaps::new();
+pub static HOSTS: ArrayOfMaps<HashMap<Address, [u32; 2], 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
-pub static PREFIXES: ArrayOfMaps<LpmTrie<Address, Class, 1>, SLOTS> = ArrayOfMaps::new();
+pub static PREFIXES: ArrayOfMaps<LpmTrie<Address, [u32; 2], 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
-pub static PORTS: ArrayOfMaps<LpmTrie<PortKey, Service, 1>, SLOTS> = ArrayOfMaps::new();
+pub static PORTS: ArrayOfMaps<LpmTrie<PortKey, [u64; 2], 1>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 pub static PAIRS: ArrayOfMaps<HashMap<PairKey, u64, 1>, SLOTS> = ArrayOfMaps::new();
 

@@ -229,3 +229,15 @@ fn raising_shields_forgets_flows_and_lowering_them_does_not() {
         "lowering shields keeps flows"
     );
 }
+
+#[test]
+fn traces_can_be_switched_on() {
+    let options = FilterOptions {
+        traces: true,
+        ..FilterOptions::new("test", 0)
+    };
+    let mut filter = Filter::detached(&options).expect("load");
+    filter.install(&compile(&input())).expect("install");
+    let packet = ip(PEER, OWN, 6, &tcp(4000, 80, SYN)).bytes();
+    assert!(filter.run(In, &packet, 0, 1).expect("run").passed);
+}

@@ -219,11 +219,7 @@ fn plain(rng: &mut StdRng) -> Ip {
     if source.is_ipv4() != destination.is_ipv4() {
         let of_family =
             |a: &&str| a.parse::<IpAddr>().expect("address").is_ipv4() == destination.is_ipv4();
-        let same: Vec<&str> = ADDRESSES
-            .iter()
-            .copied()
-            .filter(|a| of_family(&a))
-            .collect();
+        let same: Vec<&str> = ADDRESSES.iter().copied().filter(of_family).collect();
         source = pick(rng, &same).parse().expect("address");
     }
     if rng.random_bool(0.02) {

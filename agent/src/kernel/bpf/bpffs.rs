@@ -90,8 +90,7 @@ impl PinDir {
 
 /// Whether pins under this path outlive us; mounts a bpffs there if there is none and it would.
 fn lasts(bpffs: &Path) -> Result<(), String> {
-    let host = |what: &str| fs::read_link(format!("/proc/{what}/ns/mnt")).ok();
-    let shared = host("1").is_some() && host("1") == host("self");
+    let shared = shares_mounts_with_init();
     if is_bpffs(bpffs) {
         if shared || init_has(bpffs) {
             return Ok(());
@@ -104,6 +103,19 @@ fn lasts(bpffs: &Path) -> Result<(), String> {
     mount(bpffs).map_err(|e| format!("mounting it: {e}"))?;
     tracing::info!(path = %bpffs.display(), "mounted a bpffs");
     Ok(())
+}
+
+/// Whether this thread has the mount namespace of process 1. Mounts have numbers, which every namespace's copy gets anew;
+/// unlike `/proc/1/ns/mnt`, they can be read everywhere.
+fn shares_mounts_with_init() -> bool {
+    let root = |whose: &str| {
+        let mounts = fs::read_to_string(format!("/proc/{whose}/mountinfo")).ok()?;
+        let line = mounts
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some("/"))?;
+        line.split(' ').next().map(str::to_owned)
+    };
+    root("1").is_some_and(|init| root("thread-self") == Some(init))
 }
 
 /// Whether process 1 has the same file system mounted somewhere.
