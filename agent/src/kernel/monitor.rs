@@ -150,3 +150,67 @@ fn is_ours(route: &RouteMessage) -> bool {
         .iter()
         .any(|attribute| matches!(attribute, RouteAttribute::Table(TABLE)))
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    fn route(table: Option<u32>) -> NetlinkPayload<RouteNetlinkMessage> {
+        let mut route = RouteMessage::default();
+        route.attributes.extend(table.map(RouteAttribute::Table));
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route))
+    }
+
+    #[test]
+    fn lost_notifications_are_said_to_be_lost() {
+        let overrun = NetlinkPayload::Overrun(Vec::new());
+        assert_eq!(
+            classify(&overrun, "lowroad0", 7),
+            Some(KernelChange::Overflow)
+        );
+    }
+
+    #[test]
+    fn our_table_and_our_device_are_told_from_others() {
+        let of = |payload| classify(&payload, "lowroad0", 7);
+        assert_eq!(of(route(Some(TABLE))), Some(KernelChange::Table));
+        assert_eq!(of(route(None)), Some(KernelChange::Routes));
+        for (name, expected) in [
+            ("lowroad0", KernelChange::Device),
+            ("eth0", KernelChange::Links),
+        ] {
+            let mut link = LinkMessage::default();
+            link.attributes.push(LinkAttribute::IfName(name.into()));
+            let message = RouteNetlinkMessage::NewLink(link);
+            assert_eq!(of(NetlinkPayload::InnerMessage(message)), Some(expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_storm_that_nobody_takes_is_one_change_of_each_kind() {
+        let storm = (0..10_000).map(|n| route((n % 2 == 0).then_some(TABLE)));
+        let mut messages: Messages =
+            Box::pin(stream::iter(storm.collect::<Vec<_>>()).chain(stream::pending()));
+        let (changes, mut receiver) = mpsc::channel(1);
+        let own = AtomicU32::new(7);
+        let forwarding = forward(&mut messages, &changes, "lowroad0", &own);
+        let taking = async {
+            let mut taken = Vec::new();
+            while taken.len() < 2 {
+                // Takes only once everything has been read.
+                tokio::task::yield_now().await;
+                taken.extend(receiver.recv().await);
+            }
+            taken.sort();
+            taken
+        };
+        let taken = tokio::select! {
+            () = forwarding => panic!("the stream doesn't end"),
+            taken = taking => taken,
+        };
+        assert_eq!(taken, [KernelChange::Routes, KernelChange::Table]);
+        assert!(receiver.try_recv().is_err());
+    }
+}
