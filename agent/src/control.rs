@@ -384,4 +384,4 @@ fn answer_once(server: &Server, channel: &Channel, request: &PingRequest, last: 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -49,6 +49,9 @@ const COALESCE: Duration = Duration::from_millis(5);
 /// After the kernel refused something, or could not be started.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How soon it is noticed that nobody waits for an `up` any more.
+const WATCH_UPS: Duration = Duration::from_millis(500);
+
 /// Everything that can happen to the agent.
 #[derive(Debug)]
 enum Event {
@@ -194,7 +197,9 @@ impl Engine {
     fn next_deadline(&self) -> Instant {
         let session = self.session.as_ref().and_then(Session::next_deadline);
         let ups = self.ups.iter().filter_map(PendingUp::deadline).min();
-        [session, ups, self.restart_at]
+        // Somebody who interrupts `up` makes no event of his own.
+        let watch = (!self.ups.is_empty()).then(|| Instant::now() + WATCH_UPS);
+        [session, ups, watch, self.restart_at]
             .into_iter()
             .flatten()
             .fold(self.reconcile_at, Instant::min)

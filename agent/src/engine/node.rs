@@ -128,6 +128,14 @@ impl Node {
         self.fresh = true;
     }
 
+    /// The netmap holds no more: no peers, no addresses, and a filter that drops everything.
+    pub fn forget_map(&mut self) {
+        self.map = Some(NetMap::default());
+        self.fresh = true;
+        self.filter_stale = true;
+        self.programmed = false;
+    }
+
     /// Takes in one netmap message.
     pub fn take_map(
         &mut self,

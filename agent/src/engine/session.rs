@@ -76,7 +76,9 @@ impl Engine {
     pub(super) async fn start_or_retry(&mut self) {
         if let Err(why) = self.start_session(Login::default()).await {
             let why = whole(&why);
-            tracing::error!(error = %why, "cannot start");
+            if self.failure.as_ref() != Some(&why) {
+                tracing::error!(error = %why, "cannot start; trying again");
+            }
             self.failure = Some(why);
             self.restart_at = Some(Instant::now() + RETRY_INTERVAL);
         }
@@ -85,7 +87,6 @@ impl Engine {
     /// Starts kernel side and control client in place of those that run.
     pub(super) async fn start_session(&mut self, login: Login) -> Result<(), KernelError> {
         let kept = self.end_control();
-        self.failure = None;
         self.restart_at = None;
         let (kernel, port, dataplane, why_userspace) = match kept {
             Some(kept) => kept,
@@ -132,6 +133,7 @@ impl Engine {
         session.control = Some(control);
         self.sources.control = Some(events);
         self.session = Some(session);
+        self.failure = None;
         Ok(())
     }
 
@@ -199,7 +201,10 @@ impl Engine {
                 let _ = self.save();
             }
             ControlEvent::NodeKey { node, old } => self.on_node_key(node, old).await,
-            ControlEvent::Visit(url) => self.with_session(|session| session.auth_url = url),
+            ControlEvent::Visit(url) => {
+                self.with_session(|session| session.needs_login(url));
+                self.reconcile_soon(now);
+            }
             ControlEvent::Registered(response) => {
                 self.state.old_node_key = None;
                 self.state.registered_at = Some(self.prefs.control_url.clone());
@@ -304,6 +309,16 @@ impl Session {
             )?);
         }
         Ok(())
+    }
+
+    /// Somebody has to log in. A node that was logged in is so no more: its netmap is void.
+    fn needs_login(&mut self, url: String) {
+        self.auth_url = url;
+        if self.registered.take().is_some()
+            && let Some(node) = &mut self.node
+        {
+            node.forget_map();
+        }
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {

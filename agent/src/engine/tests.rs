@@ -1,1 +1,377 @@
+//! The whole engine on the fake kernel, against a control server made of `wire`; without relays, which need privileges.
 
+use std::sync::Mutex;
+
+use lowroad_core::desired::DEFAULT_MARK;
+use rustls::RootCertStore;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+
+use super::*;
+use crate::{
+    control::tests::server::{Call, Reply, TestServer},
+    kernel::{
+        Dataplane, DataplaneChoice,
+        fake::{self, FakeHandle},
+    },
+    localapi::UpRequest,
+    prefs::{AuthKey, Change},
+    status::{Progress, Status},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Kernels that the engine has started, in order.
+type Kernels = Arc<Mutex<Vec<FakeHandle>>>;
+
+struct Agent {
+    asks: mpsc::Sender<Ask>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+    kernels: Kernels,
+}
+
+impl Agent {
+    fn start(dir: &TempDir) -> Self {
+        let mut n = 0;
+        let (dir, state) = StateDir::open(dir.path(), |bytes| {
+            n += 1;
+            bytes.fill(n);
+        })
+        .unwrap();
+        let kernels = Kernels::default();
+        let seen = kernels.clone();
+        let options = EngineOptions {
+            kernel: KernelOptions {
+                device: "lowroad0".into(),
+                port: 41641,
+                dataplane: DataplaneChoice::Auto,
+                mark: DEFAULT_MARK,
+                state_id: state.id.clone(),
+                filter_traces: false,
+            },
+            start_kernel: Box::new(move |_| {
+                let seen = seen.clone();
+                Box::pin(async move {
+                    let (started, handle) = fake::start(Dataplane::Kernel)
+                        .await
+                        .expect("loopback sockets work");
+                    seen.lock().unwrap().push(handle);
+                    Ok(started)
+                })
+            }),
+            tls: TlsConfig::with_roots(RootCertStore::empty()).unwrap(),
+            traversal: false,
+            uptime: Duration::ZERO,
+            operator: Arc::default(),
+        };
+        let (asks, receiver) = mpsc::channel(16);
+        let (stop, order) = watch::channel(false);
+        let engine = Engine::new(
+            options,
+            dir,
+            state,
+            DiscoPrivate::from_random([9; 32]),
+            receiver,
+            order,
+        );
+        Self {
+            asks,
+            stop,
+            task: tokio::spawn(engine.run()),
+            kernels,
+        }
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> T {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(make(reply)).await.unwrap();
+        timeout(PATIENCE, answer)
+            .await
+            .expect("the engine answers")
+            .unwrap()
+    }
+
+    async fn status(&self) -> Status {
+        self.ask(|reply| Ask::Status { peers: true, reply }).await
+    }
+
+    async fn up(&self, request: UpRequest) -> mpsc::Receiver<Progress> {
+        let (progress, steps) = mpsc::channel(32);
+        self.asks
+            .send(Ask::Up {
+                request: Box::new(request),
+                progress,
+            })
+            .await
+            .unwrap();
+        steps
+    }
+
+    fn kernel(&self) -> FakeHandle {
+        self.kernels
+            .lock()
+            .unwrap()
+            .last()
+            .cloned()
+            .expect("the engine has started a kernel")
+    }
+
+    async fn end(self) {
+        self.stop.send_replace(true);
+        timeout(PATIENCE, self.task)
+            .await
+            .expect("the engine ends")
+            .unwrap();
+    }
+}
+
+async fn last(mut steps: mpsc::Receiver<Progress>) -> Progress {
+    loop {
+        match timeout(PATIENCE, steps.recv())
+            .await
+            .expect("up goes on")
+            .expect("up ends with an outcome")
+        {
+            Progress::Waiting(_) | Progress::AuthUrl(_) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+fn request(url: &str) -> UpRequest {
+    let change = Change {
+        control_url: Some(url.to_owned()),
+        hostname: Some("gate".into()),
+        ..Change::default()
+    };
+    UpRequest {
+        change,
+        auth_key: Some(AuthKey::new("key".into())),
+        ..UpRequest::default()
+    }
+}
+
+/// Plays the server until this node is connected; returns the end of its map stream.
+async fn admit(server: &mut TestServer) -> mpsc::Sender<serde_json::Value> {
+    let mut stream = None;
+    let mut reported = false;
+    while stream.is_none() || !reported {
+        let call = server.call().await;
+        match (call.path.as_str(), call.body["Stream"] == true) {
+            ("/machine/register", _) => {
+                call.json(json!({"MachineAuthorized": true, "User": {"ID": 1}}))
+            }
+            (_, true) => stream = Some(open_map(call).await),
+            (_, false) => {
+                reported = true;
+                call.json(json!({}));
+            }
+        }
+    }
+    stream.unwrap()
+}
+
+async fn open_map(call: Call) -> mpsc::Sender<serde_json::Value> {
+    let key = call.body["NodeKey"].clone();
+    let stream = call.stream();
+    let node = json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": key, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true});
+    let peer = json!({"ID": 2, "Name": "b.tail.lab.", "Key": format!("nodekey:{:064x}", 77), "DiscoKey": format!("discokey:{:064x}", 78), "HomeDERP": 1, "Addresses": ["100.64.0.2/32"]});
+    stream
+        .send(json!({"Node": node, "Peers": [peer], "PacketFilter": [], "Domain": "lab"}))
+        .await
+        .unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn up_returns_when_the_kernel_is_programmed_and_the_report_acknowledged() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    assert_eq!(agent.status().await.backend_state, BackendState::NeedsLogin);
+    let steps = agent.up(request(&server.url)).await;
+    let _stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    let status = agent.status().await;
+    assert_eq!(status.backend_state, BackendState::Running);
+    assert_eq!(status.tailscale_ips.unwrap()[0].to_string(), "100.64.0.1");
+    assert_eq!(
+        (
+            status.lowroad.dataplane.as_str(),
+            status.peer.unwrap().len()
+        ),
+        ("kernel", 1)
+    );
+    let device = agent.kernel().observed().device.unwrap();
+    assert!(device.up && device.filter_attached && device.peers.len() == 1);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_failed_up_leaves_the_host_as_it_was_and_says_why() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    server
+        .expect("/machine/register")
+        .await
+        .answer(Reply::Status(
+            hyper::StatusCode::UNAUTHORIZED,
+            "authkey not found",
+        ));
+    let Progress::Failed(why) = last(steps).await else {
+        panic!("it failed")
+    };
+    assert!(why.contains("authkey not found"), "{why}");
+    assert!(agent.kernel().is_torn_down());
+    assert_eq!(agent.status().await.backend_state, BackendState::NeedsLogin);
+    let prefs = agent.ask(|reply| Ask::Prefs { reply }).await;
+    assert_eq!(
+        (&prefs["WantRunning"], &prefs["Hostname"]),
+        (&json!(false), &json!(""))
+    );
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn up_gives_up_after_its_timeout_and_says_what_it_waited_for() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent
+        .up(UpRequest {
+            timeout_ms: 300,
+            ..request(&server.url)
+        })
+        .await;
+    let _unanswered = server.expect("/machine/register").await;
+    let Progress::Failed(why) = last(steps).await else {
+        panic!("it failed")
+    };
+    assert!(why.contains("not connected within 0.3 s"), "{why}");
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn an_interrupted_up_is_taken_back() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let _unanswered = server.expect("/machine/register").await;
+    drop(steps);
+    until(|| agent.kernel().is_torn_down()).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_restarted_agent_that_wants_to_run_connects_by_itself_with_the_same_key() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let _stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    let key = agent.status().await.self_node.unwrap().public_key;
+    let kernel = agent.kernel();
+    agent.end().await;
+    assert!(!kernel.is_torn_down(), "what the kernel holds stays");
+
+    let again = Agent::start(&dir);
+    let register = server.expect("/machine/register").await;
+    assert_eq!(register.body["NodeKey"], key);
+    register.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    while again.status().await.backend_state != BackendState::Running {
+        tokio::task::yield_now().await;
+    }
+    again.end().await;
+}
+
+#[tokio::test]
+async fn down_removes_everything_and_a_restarted_agent_stays_down() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let _stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+    assert!(agent.kernel().is_torn_down());
+    assert_eq!(agent.status().await.backend_state, BackendState::Stopped);
+    agent.end().await;
+    let again = Agent::start(&dir);
+    assert_eq!(again.status().await.backend_state, BackendState::Stopped);
+    assert!(again.kernels.lock().unwrap().is_empty());
+    again.end().await;
+}
+
+#[tokio::test]
+async fn a_node_that_the_server_wants_to_log_in_again_loses_its_peers() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    drop(stream);
+    loop {
+        let call = server.call().await;
+        match call.path.as_str() {
+            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
+            _ => break call.json(json!({"AuthURL": "http://page/1"})),
+        }
+    }
+    let kernel = agent.kernel();
+    until(|| {
+        kernel
+            .observed()
+            .device
+            .is_some_and(|device| device.peers.is_empty())
+    })
+    .await;
+    let status = agent.status().await;
+    assert_eq!(
+        (status.backend_state, status.auth_url.as_str()),
+        (BackendState::NeedsLogin, "http://page/1")
+    );
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn preferences_set_while_running_take_effect_at_once() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let _stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    let change = Change {
+        shields_up: Some(true),
+        ..Change::default()
+    };
+    agent.ask(|reply| Ask::Set { change, reply }).await.unwrap();
+    let report = server.expect("/machine/map").await;
+    assert_eq!(report.body["Hostinfo"]["ShieldsUp"], true);
+    report.json(json!({}));
+    let refused = Change {
+        advertise_exit_node: Some(true),
+        ..Change::default()
+    };
+    assert!(
+        agent
+            .ask(|reply| Ask::Set {
+                change: refused,
+                reply
+            })
+            .await
+            .unwrap_err()
+            .starts_with("--advertise-exit-node is refused")
+    );
+    agent.end().await;
+}
+
+/// Waits for a condition that the engine brings about by itself.
+async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, wait).await.expect("it comes about");
+}
