@@ -48,6 +48,10 @@ pub enum Command {
 #[derive(Debug, Args, Default)]
 pub struct Serve {
     /// File of further settings (JSON with comments); flags win over it
+    ///
+    /// Beside the flags of this command (listen, url, tls_cert, tls_key, policy, stun, base_domain, derp_map):
+    /// relay_ipv4 and relay_ipv6 (addresses of this server, if clients cannot look up its name), nameservers
+    /// (a list), override_local_dns, extra_records (a list of {Name, Type, Value}), ephemeral_timeout (`30m`).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 

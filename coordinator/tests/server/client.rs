@@ -314,15 +314,25 @@ impl Poll {
 
     /// Waits until the netmap is as `is` wants it.
     pub async fn until(&mut self, what: &str, is: impl Fn(&NetMap) -> bool) {
+        self.until_within(SOON, what, is).await;
+    }
+
+    pub async fn until_within(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        is: impl Fn(&NetMap) -> bool,
+    ) {
         let wait = async {
             while self.log.is_empty() || !is(&self.netmap) {
                 assert!(self.step().await, "the poll ended before: {what}");
             }
         };
-        if timeout(SOON, wait).await.is_err() {
+        if timeout(limit, wait).await.is_err() {
+            let names: Vec<_> = self.netmap.peers.values().map(|node| &node.name).collect();
             panic!(
-                "not within {SOON:?}: {what}; the netmap is {:#?}",
-                self.netmap
+                "not within {limit:?}: {what}; the last message was {:#?}; peers are {names:?}",
+                self.log.last()
             );
         }
     }

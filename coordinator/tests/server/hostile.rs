@@ -1,10 +1,13 @@
 //! What strangers may send, and what must not come of it.
 
+use std::time::Instant;
+
 use hyper::StatusCode;
+use lowroad_wire::framing::Compression;
 use serde_json::json;
 
 use crate::{
-    client::{Client, get, raw},
+    client::{Client, SOON, get, raw},
     lab::Lab,
 };
 
@@ -116,4 +119,25 @@ async fn too_many_channels_of_one_machine_end_the_oldest() {
     poll.end().await;
     a.reconnect(lab.address()).await;
     a.poll().await.until("a netmap", |_| true).await;
+}
+
+#[tokio::test]
+async fn a_poll_that_nobody_reads_ends() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut b = Client::joined(lab.address(), "b", &key).await;
+    // Without compression, which would make nothing of what follows.
+    let mut poll = a.poll_with(Compression::None).await.unwrap();
+    poll.until("b", |netmap| !netmap.peers.is_empty()).await;
+    assert!(lab.node("a").await.online);
+    let began = Instant::now();
+    let mut number = 0;
+    while lab.node("a").await.online {
+        assert!(began.elapsed() < 2 * SOON, "the poll should have ended");
+        number += 1;
+        b.hostinfo.distro = format!("{number:030000}");
+        b.update(&[], None).await;
+    }
+    drop(poll);
 }

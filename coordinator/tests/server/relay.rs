@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::codec::Framed;
 
 use crate::{
-    client::{Client, SOON, get},
+    client::{Client, SOON, get, raw},
     lab::Lab,
 };
 
@@ -79,4 +79,25 @@ async fn the_relay_map_pins_the_servers_own_certificate() {
             .await
             .starts_with("HTTP/1.1 426")
     );
+}
+
+#[tokio::test]
+async fn relays_elsewhere_may_ask_who_is_a_node() {
+    let lab = Lab::new().await;
+    let a = Client::joined(lab.address(), "a", &lab.key().await).await;
+    for (key, allowed) in [
+        (a.node.public(), "{\"Allow\":true}"),
+        (
+            NodePrivate::from_random([99; 32]).public(),
+            "{\"Allow\":false}",
+        ),
+    ] {
+        let body = format!("{{\"NodePublic\":\"{key}\",\"Source\":\"192.0.2.1\"}}");
+        let request = format!(
+            "POST /verify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = raw(lab.address(), &request).await;
+        assert!(answer.ends_with(allowed), "{answer}");
+    }
 }
