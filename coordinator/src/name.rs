@@ -44,7 +44,20 @@ pub fn unique(wanted: &str, taken: impl Fn(&str) -> bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_a_host_calls_itself_becomes_a_label(host in ".{0,100}") {
+            let label = label(&host);
+            prop_assert!((1..=LONGEST).contains(&label.len()));
+            prop_assert!(label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'));
+            prop_assert!(!label.starts_with('-') && !label.ends_with('-'));
+            prop_assert_eq!(super::label(&label), label);
+        }
+    }
 
     #[test]
     fn host_names_become_labels() {

@@ -79,7 +79,18 @@ pub fn rfc3339(time: OffsetDateTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_parser_panic(text in ".{0,60}") {
+            let _ = (parse_duration(&text), parse_prefix(&text), parse_tag(&text));
+            let _ = crate::model::AuthKeyText::parse(&text);
+            let _ = crate::config::Url::parse(&text);
+        }
+    }
 
     #[test]
     fn durations_are_read_as_people_write_them() {
