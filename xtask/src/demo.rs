@@ -55,24 +55,33 @@ fn here(keep: bool) -> Result<ExitCode> {
     tailnet::build()?;
     let net = Net::new()?;
     let mut show = Show::default();
-    let result = run(&net, &mut show, keep);
-    if signals::interrupted() && !keep {
+    let result = run(&net, &mut show);
+    if signals::interrupted() {
+        drop(result);
+        drop(net);
         bail!("interrupted; everything is removed");
     }
-    if let Err(error) = &result {
-        tailnet::print_logs(net.folder(), 25);
-        println!("\nthe demo stopped: {error:#}");
+    let well = show.summary();
+    match &result {
+        Ok(world) if keep => {
+            world.how_to_enter();
+            println!("\nCtrl-C ends it and removes everything.");
+            wait::for_signal();
+        }
+        Ok(_) => {}
+        Err(error) => {
+            tailnet::print_logs(net.folder(), 25);
+            println!("the demo stopped: {error:#}");
+        }
     }
-    drop(net);
-    let all_well = show.summary() && result.is_ok();
-    Ok(if all_well {
+    Ok(if well && result.is_ok() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-fn run(net: &Net, show: &mut Show, keep: bool) -> Result<()> {
+fn run(net: &Net, show: &mut Show) -> Result<World> {
     println!(
         "
 Five machines, each a network namespace of its own on this host:
@@ -97,10 +106,5 @@ The policy:
     world.open(show, OPENED)?;
     world.throughput(show)?;
     world.kill(show)?;
-    if keep {
-        world.how_to_enter();
-        println!("\nCtrl-C ends it and removes everything.");
-        let _ = wait::pass(std::time::Duration::MAX / 4);
-    }
-    Ok(())
+    Ok(world)
 }

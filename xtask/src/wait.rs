@@ -43,3 +43,10 @@ pub fn pass(time: Duration) -> Result<()> {
     }
     signals::check()
 }
+
+/// Until Ctrl-C or SIGTERM.
+pub fn for_signal() {
+    while !signals::interrupted() {
+        thread::sleep(POLL);
+    }
+}
