@@ -10,7 +10,10 @@ use std::{
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
@@ -37,6 +40,8 @@ pub struct Net {
     prefix: String,
     folder: PathBuf,
     segment: Namespace,
+    /// Kept as long as the network: hosts behind them come and go.
+    routers: Mutex<Vec<Namespace>>,
     _bpffs: Bpffs,
 }
 
@@ -62,6 +67,7 @@ impl Net {
             prefix,
             folder,
             segment,
+            routers: Mutex::default(),
             _bpffs: Bpffs::mount()?,
         };
         net.segment
@@ -105,6 +111,10 @@ impl Net {
              addr add 192.168.{last}.1/24 dev lan0"
         ))?;
         namespace.nft(&nat.rules())?;
+        self.routers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(namespace.clone());
         Ok(Router { namespace, last })
     }
 

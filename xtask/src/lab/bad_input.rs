@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::{ALLOW_ALL, Lab, ms, secs};
 use crate::{
     process::{self, Daemon, Finished},
-    tailnet::{Node, URL},
+    tailnet::{self, Node, URL},
     traffic::{Pinger, Server},
     wait,
 };
@@ -121,18 +121,26 @@ pub fn the_agent_says_why_it_does_not_start(lab: &Lab) -> Result<()> {
     refused(lab, "a port that is taken", &finished)?;
     drop(taken);
 
-    let nobody = |command: &mut std::process::Command| {
-        std::os::unix::process::CommandExt::uid(command, 65534);
-    };
-    let mut command = node.agent_command();
-    let folder = lab.net.folder().join("unprivileged");
-    fs::create_dir(&folder)?;
-    command.arg("--state-dir").arg(&folder);
-    nobody(&mut command);
+    let mut command = node.namespace.command(tailnet::binaries().join("lowroad"));
+    command.args(["agent", "--state-dir", "/tmp", "--socket", "/tmp/none"]);
+    as_nobody(&mut command);
     let finished = process::run(&mut command, "", secs(20))?;
     one_clear_line(lab, "an agent without privileges", &finished)?;
 
     damage_state(lab, &mut node)
+}
+
+/// After the namespace has been entered, which needs root.
+fn as_nobody(command: &mut std::process::Command) {
+    // SAFETY: setgid and setuid are async-signal-safe.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(command, || {
+            if libc::setgid(65534) != 0 || libc::setuid(65534) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
 }
 
 /// Runs an agent to its end; one that starts all the same is asked to go up.
