@@ -3,7 +3,7 @@
 //! A destination has a class; class, protocol and port select a *service*, the list of rules that admit somebody there; a source has a class; source class and service
 //! select the rule. Splitting the lookup at the service keeps the tables from growing with the product of sources, destinations and ports.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use lowroad_abi::{Address, Class, PairKey, PortKey, Service, Side};
 use lowroad_wire::control::PortRange;
@@ -19,7 +19,7 @@ use super::{
 
 /// Entries of one table, and list items touched while building: bounds for rule sets sent to do harm. A rule set of 10,000 rules uses a hundredth.
 const MAX_ENTRIES: usize = 1 << 20;
-const MAX_WORK: usize = 1 << 25;
+const MAX_WORK: usize = 1 << 22;
 
 /// A rule set ready for the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,14 +59,18 @@ pub struct Tables {
 
 /// Compiles; the same input gives the same tables.
 pub fn compile(input: &Input) -> Compiled {
-    let Rules { rules, mut notes } = Rules::of(input);
+    let Rules {
+        mut rules,
+        mut notes,
+    } = Rules::of(input);
     let tables = match Builder::new(input, &rules).and_then(|b| b.tables(input)) {
         Ok(tables) => tables,
         Err(TooMuch) => {
             notes.push(format!(
-                "{} rules need more than {MAX_ENTRIES} table entries: none is in force",
+                "{} rules need tables larger than any this filter builds: none is in force",
                 rules.len()
             ));
+            rules.clear();
             let none = Builder::new(input, &[]).and_then(|b| b.tables(input));
             none.unwrap_or_else(|TooMuch| Tables::default())
         }
@@ -377,18 +381,15 @@ impl<'a> Builder<'a> {
             jailed: Option<bool>,
         }
         let mut marks: BTreeMap<Prefix, Mark> = BTreeMap::new();
+        let no_members = Vec::new();
+        let holders = cap_holders(input);
         for (number, set) in self.sets.iter() {
-            let members: Vec<Prefix> = match set {
-                SourceSet::Prefixes(prefixes) => prefixes.clone(),
-                SourceSet::Cap(cap) => {
-                    let holders = input.peers.iter().filter(|p| p.caps.contains(cap));
-                    holders
-                        .flat_map(|p| p.addresses.iter().map(|a| Prefix::host(*a)))
-                        .collect()
-                }
+            let members = match set {
+                SourceSet::Prefixes(prefixes) => prefixes,
+                SourceSet::Cap(cap) => holders.get(cap.as_str()).unwrap_or(&no_members),
             };
             for prefix in members {
-                marks.entry(prefix).or_default().sets.push(number);
+                marks.entry(*prefix).or_default().sets.push(number);
             }
         }
         self.out.jail = input.peers.iter().any(|p| p.jailed);
@@ -463,6 +464,18 @@ impl<'a> Builder<'a> {
             ));
         }
     }
+}
+
+/// Addresses of the peers that have each capability.
+fn cap_holders(input: &Input) -> HashMap<&str, Vec<Prefix>> {
+    let mut out: HashMap<&str, Vec<Prefix>> = HashMap::new();
+    for peer in &input.peers {
+        for cap in &peer.caps {
+            let addresses = peer.addresses.iter().map(|a| Prefix::host(*a));
+            out.entry(cap).or_default().extend(addresses);
+        }
+    }
+    out
 }
 
 /// Names a rule by what it says (FNV-1a, 64 bits), so that its counter outlives changes of other rules.

@@ -10,6 +10,12 @@ use super::{Family, Input, Prefix, RuleId};
 /// Protocols of a rule that names none.
 const DEFAULT_PROTOCOLS: [u8; 4] = [6, 17, 1, 58];
 
+/// Prefixes of all rules together; a range of IPv6 addresses can stand for 254. A bound for rules sent to do harm.
+const MAX_PREFIXES: usize = 1 << 19;
+
+/// Skipped entries that are told of.
+const MAX_NOTES: usize = 100;
+
 /// A rule, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
@@ -38,9 +44,19 @@ impl Rules {
     /// Parses what of the input's rules is in force: none with shields up, none if they admit a peer that is only allowed to the peer API.
     pub fn of(input: &Input) -> Self {
         let mut out = Self::default();
+        let mut prefixes = 0;
         for (number, rule) in input.rules.iter().enumerate() {
             let rule = parse(RuleId(number as u32), rule, &mut out.notes);
+            prefixes += rule.sources.len() + rule.destinations.len();
             out.rules.push(rule);
+            if prefixes > MAX_PREFIXES {
+                out.notes.push(format!(
+                    "{} rules name more than {MAX_PREFIXES} prefixes: none is in force",
+                    input.rules.len()
+                ));
+                out.rules.clear();
+                break;
+            }
         }
         if let Some(rule) = admits_unsigned(input, &out.rules) {
             out.notes.push(format!(
@@ -81,7 +97,11 @@ fn admits_unsigned(input: &Input, rules: &[Rule]) -> Option<RuleId> {
 }
 
 fn parse(id: RuleId, rule: &FilterRule, notes: &mut Vec<String>) -> Rule {
-    let mut note = |what: &str| notes.push(format!("rule {id}: skipped {what:?}"));
+    let mut note = |what: &str| {
+        if notes.len() < MAX_NOTES {
+            notes.push(format!("rule {id}: skipped {what:?}"));
+        }
+    };
     let mut out = Rule {
         id,
         sources: Vec::new(),
