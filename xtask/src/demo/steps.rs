@@ -125,11 +125,18 @@ impl World {
     pub fn first_ping(&self, show: &mut Show) -> Result<()> {
         let mut ping = None;
         show.step("first ping, over the relay", || {
+            let pongs = self.office.cli(&["ping", "server"])?;
+            shown("office", "lowroad ping server", &pongs);
+            let relayed = pongs.lines().next().unwrap_or_default();
+            ensure!(
+                relayed.contains("via DERP"),
+                "the first pong didn't come by relay"
+            );
             let running = Pinger::start(&self.office.namespace, self.home.ip(4)?, ms(20))?;
             let first = running.first_answer(PATIENCE)?;
             ping = Some(running);
             self.within(
-                "office → home, first answer after",
+                "relay first, then direct; ICMP office → home answered after",
                 first,
                 Duration::from_secs(1),
             )
