@@ -6,6 +6,8 @@
 mod addresses;
 mod answer;
 mod flows;
+mod lifecycle;
+mod measures;
 mod net;
 mod node;
 mod pings;

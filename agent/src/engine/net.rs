@@ -13,7 +13,7 @@ use lowroad_wire::{
     key::{NodePrivate, NodePublic},
 };
 use serde_json::{Value, json};
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
 use tracing::{debug, info, warn};
 
 use super::Sources;
@@ -23,7 +23,7 @@ use crate::{
     tls::TlsConfig,
     traversal::{
         port::{Datagram, Port},
-        relay::{FromRelay, Inlet, RelayDoor, RelayTable},
+        relay::{FromRelay, Inlet, RelayDoor, RelayEvent, RelayTable},
         stun::{Probed, Prober},
     },
 };
@@ -32,6 +32,9 @@ use crate::{
 const BATCH: usize = 64;
 /// Relay events waiting for the engine.
 const QUEUE: usize = 256;
+/// How long the port of the relay door may stay taken.
+const DOOR_PATIENCE: Duration = Duration::from_secs(1);
+const DOOR_RETRY: Duration = Duration::from_millis(10);
 /// The prober hears that a region is alive at most this often.
 const FRAME_PAUSE: Duration = Duration::from_secs(5);
 
@@ -62,7 +65,7 @@ impl Drop for Net {
 
 impl Net {
     /// Opens the door to the relays. Its events come from `sources`.
-    pub fn start(
+    pub async fn start(
         node: NodePrivate,
         port: Port,
         options: &KernelOptions,
@@ -80,12 +83,7 @@ impl Net {
             stable: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
         };
         let (derp, packets) = DerpPool::start(node, tls, options.mark.value);
-        let sender = derp.clone();
-        let (door, relay) =
-            RelayDoor::start(options.port + 1, options.port, move |region, to, bytes| {
-                sender.send(region, to, bytes)
-            })
-            .map_err(|error| relay_error(error, options.port + 1))?;
+        let (door, relay) = open_door(options.port, &derp).await?;
         let (prober, probed) = Prober::start(port, config, options.device.clone());
         let (events, derp_events) = mpsc::channel(QUEUE);
         let pump = tokio::spawn(pump(packets, door.inlet(), events)).abort_handle();
@@ -301,6 +299,24 @@ impl Net {
             "GlobalV6": address(self.report.global_v6),
             "CaptivePortal": null,
         })
+    }
+}
+
+/// A door that has just been closed may hold its port for a moment more: a new node key needs a new one.
+async fn open_door(
+    port: u16,
+    derp: &DerpPool,
+) -> Result<(RelayDoor, mpsc::Receiver<RelayEvent>), KernelError> {
+    let until = Instant::now() + DOOR_PATIENCE;
+    loop {
+        let sender = derp.clone();
+        let send = move |region, to, bytes| sender.send(region, to, bytes);
+        match RelayDoor::start(port + 1, port, send) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                sleep(DOOR_RETRY).await;
+            }
+            other => return other.map_err(|error| relay_error(error, port + 1)),
+        }
     }
 }
 

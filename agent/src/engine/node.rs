@@ -158,6 +158,14 @@ impl Node {
             self.map.take().unwrap_or_default()
         };
         let changes = map.apply(response, clock);
+        debug!(
+            begins,
+            added = changes.peers_added.len(),
+            changed = changes.peers_changed.len(),
+            removed = changes.peers_removed.len(),
+            filter = changes.filter,
+            "netmap"
+        );
         let peers = begins || changes.any_peers();
         let consequences = Consequences {
             derp_map: begins || changes.derp,

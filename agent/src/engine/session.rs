@@ -5,25 +5,31 @@ use std::{collections::BTreeMap, io, time::Instant};
 use lowroad_core::{intent::Choices, path::Command};
 use lowroad_wire::{
     Kind, classify,
-    control::{RegionId, RegisterResponse},
-    key::{DiscoPrivate, NodePrivate},
+    control::{Hostinfo, RegionId, RegisterResponse},
+    key::NodePrivate,
 };
 use time::OffsetDateTime;
 use tracing::debug;
 
-use super::{Engine, RETRY_INTERVAL, Sources, net::Net, node::Node, pings::Pings, whole};
+use super::{Engine, net::Net, node::Node, pings::Pings};
 use crate::{
-    control::{Control, ControlEvent, ControlOptions, Facts, hostinfo::hostinfo},
+    control::{Control, Facts},
     derp::DerpEvent,
-    kernel::{Dataplane, Kernel, KernelError, KernelOptions},
-    prefs::AuthKey,
-    tls::Verification,
+    kernel::{Dataplane, Kernel, KernelError},
     traversal::{
         port::{Datagram, Port},
         relay::RelayEvent,
         stun::Probed,
     },
 };
+
+/// The kernel side of a session, which outlives it.
+pub struct Plane {
+    pub kernel: Box<dyn Kernel>,
+    pub port: Port,
+    pub dataplane: Dataplane,
+    pub why_userspace: Option<String>,
+}
 
 #[derive(Debug)]
 pub struct Session {
@@ -63,227 +69,52 @@ impl std::fmt::Debug for WaitingKernel {
     }
 }
 
-/// How a session's login differs from a restart with what is saved.
-#[derive(Clone, Debug, Default)]
-pub struct Login {
-    pub auth_key: Option<AuthKey>,
-    pub force_reauth: bool,
-    pub accept_server_key: bool,
-}
-
-impl Engine {
-    /// Starts the session; if that fails, tries again later.
-    pub(super) async fn start_or_retry(&mut self) {
-        if let Err(why) = self.start_session(Login::default()).await {
-            let why = whole(&why);
-            if self.failure.as_ref() != Some(&why) {
-                tracing::error!(error = %why, "cannot start; trying again");
-            }
-            self.failure = Some(why);
-            self.restart_at = Some(Instant::now() + RETRY_INTERVAL);
-        }
-    }
-
-    /// Starts kernel side and control client in place of those that run.
-    pub(super) async fn start_session(&mut self, login: Login) -> Result<(), KernelError> {
-        let kept = self.end_control();
-        self.restart_at = None;
-        let (kernel, port, dataplane, why_userspace) = match kept {
-            Some(kept) => kept,
-            None => {
-                let started = (self.options.start_kernel)(self.options.kernel.clone()).await?;
-                tracing::info!(dataplane = %started.dataplane, why = started.why_userspace.as_deref(), "data plane");
-                self.sources.changes = Some(started.changes);
-                self.sources.datagrams = Some(started.datagrams);
-                self.sources.filter = Some(started.filter_events);
-                (
-                    started.kernel,
-                    started.port,
-                    started.dataplane,
-                    started.why_userspace,
-                )
-            }
-        };
-        let facts = Facts {
-            generation: 1,
-            hostinfo: hostinfo(&self.prefs, &self.state.id),
-            endpoints: Vec::new(),
-        };
-        let mut session = Session {
+impl Session {
+    pub fn new(plane: Plane, facts: Facts) -> Self {
+        Self {
             control: None,
-            waiting_kernel: Some(WaitingKernel(kernel)),
+            waiting_kernel: Some(WaitingKernel(plane.kernel)),
             node: None,
             net: None,
-            port,
-            dataplane,
-            why_userspace,
+            port: plane.port,
+            dataplane: plane.dataplane,
+            why_userspace: plane.why_userspace,
             registered: None,
             auth_url: String::new(),
             trouble: None,
-            facts: facts.clone(),
+            facts,
             acknowledged: 0,
             pings: Pings::default(),
             table_stale: false,
-        };
-        let known = self.state.node_key.clone();
-        if let Some(key) = known.clone().filter(|_| !login.force_reauth) {
-            session.set_key(self, key).await?;
-        }
-        let (control, events) = Control::start(self.control_options(login, known), facts);
-        session.control = Some(control);
-        self.sources.control = Some(events);
-        self.session = Some(session);
-        self.failure = None;
-        Ok(())
-    }
-
-    fn control_options(&self, login: Login, node: Option<NodePrivate>) -> ControlOptions {
-        let known_server = self.state.server_keys.get(&self.prefs.control_url).copied();
-        ControlOptions {
-            url: self.prefs.control_url.clone(),
-            machine: self.state.machine_key.clone(),
-            node,
-            old_node: self.state.old_node_key.clone(),
-            disco: self.disco.public(),
-            auth_key: login.auth_key,
-            force_reauth: login.force_reauth,
-            known_server: known_server.filter(|_| !login.accept_server_key),
-            fwmark: self.options.kernel.mark.value,
-            tls: self
-                .options
-                .tls
-                .client(&Verification::Roots)
-                .expect("the configuration for the roots was made with them"),
         }
     }
 
-    /// The control client as it is with what is saved, for a logout.
-    pub(super) fn saved_control_options(&self) -> ControlOptions {
-        self.control_options(Login::default(), self.state.node_key.clone())
-    }
-
-    /// Ends the control client and the relays; the kernel side is kept for the next session.
-    #[expect(clippy::type_complexity, reason = "taken apart at its one call")]
-    fn end_control(&mut self) -> Option<(Box<dyn Kernel>, Port, Dataplane, Option<String>)> {
-        self.sources.control = None;
-        self.sources.relay = None;
-        let session = self.session.take()?;
-        let kernel = session
-            .node
-            .map(|node| node.kernel)
-            .or(session.waiting_kernel.map(|waiting| waiting.0))?;
-        Some((
+    pub fn into_plane(self) -> Option<Plane> {
+        let waiting = self.waiting_kernel.map(|waiting| waiting.0);
+        let kernel = self.node.map(|node| node.kernel).or(waiting)?;
+        Some(Plane {
             kernel,
-            session.port,
-            session.dataplane,
-            session.why_userspace,
-        ))
+            port: self.port,
+            dataplane: self.dataplane,
+            why_userspace: self.why_userspace,
+        })
     }
 
-    /// Ends the session and removes all that it made on this host.
-    pub(super) async fn stop_session(&mut self) -> Result<(), KernelError> {
-        self.restart_at = None;
-        let kept = self.end_control();
-        self.sources = Sources::default();
-        match kept {
-            Some((mut kernel, ..)) => kernel.teardown().await,
-            None => crate::kernel::cleanup(&self.options.kernel).await,
-        }
+    /// Peers or their relays have changed.
+    pub fn table_is_stale(&mut self) {
+        self.table_stale = true;
     }
 
-    pub(super) async fn on_control(&mut self, event: ControlEvent) {
-        let now = Instant::now();
-        match event {
-            ControlEvent::ServerKey(key) => {
-                self.state
-                    .server_keys
-                    .insert(self.prefs.control_url.clone(), key);
-                let _ = self.save();
-            }
-            ControlEvent::NodeKey { node, old } => self.on_node_key(node, old).await,
-            ControlEvent::Visit(url) => {
-                self.with_session(|session| session.needs_login(url));
-                self.reconcile_soon(now);
-            }
-            ControlEvent::Registered(response) => {
-                self.state.old_node_key = None;
-                self.state.registered_at = Some(self.prefs.control_url.clone());
-                let _ = self.save();
-                self.with_session(|session| {
-                    session.auth_url.clear();
-                    session.registered = Some(response);
-                });
-            }
-            ControlEvent::PollStarted => self.with_session(|session| {
-                session.trouble = None;
-                session.node.iter_mut().for_each(Node::poll_started);
-            }),
-            ControlEvent::Map {
-                response,
-                malformed,
-            } => {
-                let Some(session) = &mut self.session else {
-                    return;
-                };
-                let Some(node) = &mut session.node else {
-                    return;
-                };
-                let consequences =
-                    node.take_map(*response, &malformed, now, OffsetDateTime::now_utc());
-                if consequences.derp_map {
-                    session.set_derp_map();
-                }
-                if consequences.kernel {
-                    session.table_stale = true;
-                    self.reconcile_soon(now);
-                }
-            }
-            ControlEvent::Acknowledged(generation) => self.with_session(|session| {
-                session.acknowledged = session.acknowledged.max(generation)
-            }),
-            ControlEvent::Lost { why, .. } => {
-                let trouble = Trouble {
-                    message: why.to_string(),
-                    ends_up: why.ends_up(),
-                };
-                self.with_session(|session| session.trouble = Some(trouble));
-            }
-            ControlEvent::Failed(why) => self.on_refused(&why.to_string()).await,
-        }
+    pub fn acknowledge(&mut self, generation: u64) {
+        self.acknowledged = self.acknowledged.max(generation);
     }
 
-    async fn on_node_key(&mut self, node: NodePrivate, old: Option<NodePrivate>) {
-        self.state.node_key = Some(node.clone());
-        self.state.old_node_key = old;
-        let _ = self.save();
-        let Some(mut session) = self.session.take() else {
-            return;
-        };
-        let set = session.set_key(self, node).await;
-        self.session = Some(session);
-        if let Err(why) = set {
-            let why = whole(&why);
-            self.failure = Some(why.clone());
-            self.fail_ups(&why).await;
-        }
-    }
-
-    /// The server does not want this node: nothing may pass on the word of a netmap that no longer holds.
-    async fn on_refused(&mut self, why: &str) {
-        self.failure = Some(why.to_owned());
-        if self.ups.is_empty() {
-            if let Err(error) = self.stop_session().await {
-                tracing::error!(%error, "cannot remove what was programmed");
-            }
-        } else {
-            self.fail_ups(why).await;
-        }
-    }
-}
-
-impl Session {
     /// Takes on an identity: at the start, and when the node key is replaced.
-    async fn set_key(&mut self, engine: &mut Engine, key: NodePrivate) -> Result<(), KernelError> {
+    pub async fn set_key(
+        &mut self,
+        engine: &mut Engine,
+        key: NodePrivate,
+    ) -> Result<(), KernelError> {
         let kernel = match (self.node.take(), self.waiting_kernel.take()) {
             (Some(node), _) => node.kernel,
             (None, Some(waiting)) => waiting.0,
@@ -295,24 +126,19 @@ impl Session {
         if getrandom::fill(&mut seed).is_err() {
             debug!("no randomness from the system");
         }
-        let disco: DiscoPrivate = engine.disco.clone();
+        let disco = engine.disco.clone();
         self.node = Some(Node::adopt(kernel, choices, disco, seed).await?);
         self.net = None;
         if engine.options.traversal {
             let (options, tls) = (&engine.options.kernel, engine.options.tls.clone());
-            self.net = Some(Net::start(
-                key,
-                self.port.clone(),
-                options,
-                tls,
-                &mut engine.sources,
-            )?);
+            self.net =
+                Some(Net::start(key, self.port.clone(), options, tls, &mut engine.sources).await?);
         }
         Ok(())
     }
 
     /// Somebody has to log in. A node that was logged in is so no more: its netmap is void.
-    fn needs_login(&mut self, url: String) {
+    pub fn needs_login(&mut self, url: String) {
         self.auth_url = url;
         if self.registered.take().is_some()
             && let Some(node) = &mut self.node
@@ -386,7 +212,7 @@ impl Session {
         }
     }
 
-    fn set_derp_map(&mut self) {
+    pub fn set_derp_map(&mut self) {
         if let (Some(net), Some(map)) = (
             &mut self.net,
             self.node.as_ref().and_then(|node| node.map.as_ref()),
@@ -472,14 +298,14 @@ impl Session {
     pub fn set_preferences(
         &mut self,
         choices: impl Fn(NodePrivate) -> Choices,
-        hostinfo: lowroad_wire::control::Hostinfo,
+        hostinfo: Hostinfo,
     ) {
         if let Some(node) = &mut self.node {
             let key = node.choices.private_key.clone();
             node.set_choices(choices(key));
         }
         let net_info = self.facts.hostinfo.net_info.take();
-        let hostinfo = lowroad_wire::control::Hostinfo {
+        let hostinfo = Hostinfo {
             net_info,
             ..hostinfo
         };
@@ -491,6 +317,17 @@ impl Session {
         if let Some(control) = &self.control {
             control.report(self.facts.clone());
         }
+    }
+
+    /// True if the server says that our own key has expired.
+    pub fn is_expired(&self) -> bool {
+        let map = self.node.as_ref().and_then(|node| node.map.as_ref());
+        map.is_some_and(|map| {
+            let now = map.control_time(OffsetDateTime::now_utc());
+            map.self_node
+                .as_ref()
+                .is_some_and(|own| own.is_expired(now))
+        })
     }
 
     /// What is missing until `up` may return (design.md, First contact); `None` when connected.
@@ -517,6 +354,9 @@ impl Session {
             .is_some_and(|node| !node.machine_authorized)
         {
             return Some("an administrator to approve this machine".to_owned());
+        }
+        if self.is_expired() {
+            return Some("this node's key to be renewed".to_owned());
         }
         if !node.programmed {
             return Some("the kernel to be programmed".to_owned());
@@ -548,30 +388,6 @@ impl Session {
             .flat_map(|map| &map.derp_map.regions)
             .map(|(id, region)| (*id, region.region_code.clone()))
             .collect()
-    }
-}
-
-impl Engine {
-    /// What the preferences and options say about the data plane.
-    pub(super) fn choices(&self, private_key: NodePrivate) -> Choices {
-        choices(&self.options.kernel, &self.prefs, &self.disco, private_key)
-    }
-}
-
-pub(super) fn choices(
-    kernel: &KernelOptions,
-    prefs: &crate::prefs::Prefs,
-    disco: &DiscoPrivate,
-    private_key: NodePrivate,
-) -> Choices {
-    Choices {
-        device: kernel.device.clone(),
-        listen_port: kernel.port,
-        mark: kernel.mark,
-        private_key,
-        accept_routes: prefs.route_all,
-        shields_up: prefs.shields_up,
-        disco: *disco.public().as_bytes(),
     }
 }
 

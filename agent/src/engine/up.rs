@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Engine, session::Login, whole};
+use super::{Engine, lifecycle::Login, session::Session, whole};
 use crate::{
     localapi::UpRequest,
     prefs::{Change, Prefs},
@@ -104,14 +104,14 @@ impl Engine {
             .session
             .as_ref()
             .is_none_or(|session| session.control.is_none());
-        let registered = self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.registered.is_some());
+        let session = self.session.as_ref();
+        let registered = session.is_some_and(|session| session.registered.is_some());
+        let expired = session.is_some_and(Session::is_expired);
         let restart = turned_away
             || request.force_reauth
             || request.accept_server_key
             || prefs.control_url != self.prefs.control_url
+            || expired
             || (request.auth_key.is_some() && !registered);
         self.prefs = prefs;
         self.apply_preferences();
@@ -294,7 +294,7 @@ impl Engine {
         let (kernel, prefs, disco) = (&self.options.kernel, &self.prefs, &self.disco);
         if let Some(session) = &mut self.session {
             session.set_preferences(
-                |key| super::session::choices(kernel, prefs, disco, key),
+                |key| super::lifecycle::choices(kernel, prefs, disco, key),
                 hostinfo,
             );
             self.reconcile_soon(Instant::now());

@@ -1,0 +1,239 @@
+//! How sessions begin and end, and what the control server says meanwhile.
+
+use std::time::Instant;
+
+use lowroad_core::intent::Choices;
+use lowroad_wire::key::{DiscoPrivate, NodePrivate};
+use time::OffsetDateTime;
+use tracing::{error, info};
+
+use super::{
+    Engine, RETRY_INTERVAL, Sources,
+    node::Node,
+    session::{Plane, Session, Trouble},
+    whole,
+};
+use crate::{
+    control::{Control, ControlEvent, ControlOptions, Facts, hostinfo::hostinfo},
+    kernel::{KernelError, KernelOptions},
+    prefs::{AuthKey, Prefs},
+    tls::Verification,
+};
+
+/// How a session's login differs from a restart with what is saved.
+#[derive(Clone, Debug, Default)]
+pub struct Login {
+    pub auth_key: Option<AuthKey>,
+    pub force_reauth: bool,
+    pub accept_server_key: bool,
+}
+
+impl Engine {
+    /// Starts the session; if that fails, tries again later.
+    pub(super) async fn start_or_retry(&mut self) {
+        if let Err(why) = self.start_session(Login::default()).await {
+            let why = whole(&why);
+            if self.failure.as_ref() != Some(&why) {
+                error!(error = %why, "cannot start; trying again");
+            }
+            self.failure = Some(why);
+            self.restart_at = Some(Instant::now() + RETRY_INTERVAL);
+        }
+    }
+
+    /// Starts kernel side and control client in place of those that run.
+    pub(super) async fn start_session(&mut self, login: Login) -> Result<(), KernelError> {
+        let kept = self.end_control();
+        self.restart_at = None;
+        let plane = match kept {
+            Some(kept) => kept,
+            None => self.start_plane().await?,
+        };
+        let facts = Facts {
+            generation: 1,
+            hostinfo: hostinfo(&self.prefs, &self.state.id),
+            endpoints: Vec::new(),
+        };
+        let mut session = Session::new(plane, facts.clone());
+        let known = self.state.node_key.clone();
+        if let Some(key) = known.clone().filter(|_| !login.force_reauth) {
+            session.set_key(self, key).await?;
+        }
+        let (control, events) = Control::start(self.control_options(login, known), facts);
+        session.control = Some(control);
+        self.sources.control = Some(events);
+        self.session = Some(session);
+        self.failure = None;
+        Ok(())
+    }
+
+    async fn start_plane(&mut self) -> Result<Plane, KernelError> {
+        let started = (self.options.start_kernel)(self.options.kernel.clone()).await?;
+        info!(dataplane = %started.dataplane, why = started.why_userspace.as_deref(), "data plane");
+        self.sources.changes = Some(started.changes);
+        self.sources.datagrams = Some(started.datagrams);
+        self.sources.filter = Some(started.filter_events);
+        Ok(Plane {
+            kernel: started.kernel,
+            port: started.port,
+            dataplane: started.dataplane,
+            why_userspace: started.why_userspace,
+        })
+    }
+
+    fn control_options(&self, login: Login, node: Option<NodePrivate>) -> ControlOptions {
+        let known_server = self.state.server_keys.get(&self.prefs.control_url).copied();
+        ControlOptions {
+            url: self.prefs.control_url.clone(),
+            machine: self.state.machine_key.clone(),
+            node,
+            old_node: self.state.old_node_key.clone(),
+            disco: self.disco.public(),
+            auth_key: login.auth_key,
+            force_reauth: login.force_reauth,
+            known_server: known_server.filter(|_| !login.accept_server_key),
+            fwmark: self.options.kernel.mark.value,
+            tls: self
+                .options
+                .tls
+                .client(&Verification::Roots)
+                .expect("the configuration for the roots was made with them"),
+        }
+    }
+
+    /// The control client as it is with what is saved, for a logout.
+    pub(super) fn saved_control_options(&self) -> ControlOptions {
+        self.control_options(Login::default(), self.state.node_key.clone())
+    }
+
+    /// Ends the control client and the relays; the kernel side is kept for the next session.
+    fn end_control(&mut self) -> Option<Plane> {
+        self.sources.control = None;
+        self.sources.relay = None;
+        self.session.take()?.into_plane()
+    }
+
+    /// Ends the session and removes all that it made on this host.
+    pub(super) async fn stop_session(&mut self) -> Result<(), KernelError> {
+        self.restart_at = None;
+        let kept = self.end_control();
+        self.sources = Sources::default();
+        match kept {
+            Some(mut plane) => plane.kernel.teardown().await,
+            None => crate::kernel::cleanup(&self.options.kernel).await,
+        }
+    }
+
+    pub(super) async fn on_control(&mut self, event: ControlEvent) {
+        let now = Instant::now();
+        match event {
+            ControlEvent::ServerKey(key) => {
+                self.state
+                    .server_keys
+                    .insert(self.prefs.control_url.clone(), key);
+                let _ = self.save();
+            }
+            ControlEvent::NodeKey { node, old } => self.on_node_key(node, old).await,
+            ControlEvent::Visit(url) => {
+                self.with_session(|session| session.needs_login(url));
+                self.reconcile_soon(now);
+            }
+            ControlEvent::Registered(response) => {
+                self.state.old_node_key = None;
+                self.state.registered_at = Some(self.prefs.control_url.clone());
+                let _ = self.save();
+                self.with_session(|session| {
+                    session.auth_url.clear();
+                    session.registered = Some(response);
+                });
+            }
+            ControlEvent::PollStarted => self.with_session(|session| {
+                session.trouble = None;
+                session.node.iter_mut().for_each(Node::poll_started);
+            }),
+            ControlEvent::Map {
+                response,
+                malformed,
+            } => {
+                let Some(session) = &mut self.session else {
+                    return;
+                };
+                let Some(node) = &mut session.node else {
+                    return;
+                };
+                let consequences =
+                    node.take_map(*response, &malformed, now, OffsetDateTime::now_utc());
+                if consequences.derp_map {
+                    session.set_derp_map();
+                }
+                if consequences.kernel {
+                    session.table_is_stale();
+                    self.reconcile_soon(now);
+                }
+            }
+            ControlEvent::Acknowledged(generation) => {
+                self.with_session(|session| session.acknowledge(generation))
+            }
+            ControlEvent::Lost { why, .. } => {
+                let trouble = Trouble {
+                    message: why.to_string(),
+                    ends_up: why.ends_up(),
+                };
+                self.with_session(|session| session.trouble = Some(trouble));
+            }
+            ControlEvent::Failed(why) => self.on_refused(&why.to_string()).await,
+        }
+    }
+
+    async fn on_node_key(&mut self, node: NodePrivate, old: Option<NodePrivate>) {
+        self.state.node_key = Some(node.clone());
+        self.state.old_node_key = old;
+        let _ = self.save();
+        let Some(mut session) = self.session.take() else {
+            return;
+        };
+        let set = session.set_key(self, node).await;
+        self.session = Some(session);
+        if let Err(why) = set {
+            let why = whole(&why);
+            self.failure = Some(why.clone());
+            self.fail_ups(&why).await;
+        }
+    }
+
+    /// The server does not want this node: nothing may pass on the word of a netmap that no longer holds.
+    async fn on_refused(&mut self, why: &str) {
+        self.failure = Some(why.to_owned());
+        if self.ups.is_empty() {
+            if let Err(error) = self.stop_session().await {
+                error!(%error, "cannot remove what was programmed");
+            }
+        } else {
+            self.fail_ups(why).await;
+        }
+    }
+}
+
+impl Engine {
+    /// What the preferences and options say about the data plane.
+    pub(super) fn choices(&self, private_key: NodePrivate) -> Choices {
+        choices(&self.options.kernel, &self.prefs, &self.disco, private_key)
+    }
+}
+
+pub(super) fn choices(
+    kernel: &KernelOptions,
+    prefs: &Prefs,
+    disco: &DiscoPrivate,
+    private_key: NodePrivate,
+) -> Choices {
+    Choices {
+        device: kernel.device.clone(),
+        listen_port: kernel.port,
+        mark: kernel.mark,
+        private_key,
+        accept_routes: prefs.route_all,
+        shields_up: prefs.shields_up,
+        disco: *disco.public().as_bytes(),
+    }
+}
