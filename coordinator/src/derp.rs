@@ -54,8 +54,8 @@ impl fmt::Debug for DerpServer {
 }
 
 impl DerpServer {
-    /// A relay with this identity; `admission` is asked once per connection, when the client has
-    /// proven its key.
+    /// A relay with this identity; `admission` is asked when a client has proven its key, and once
+    /// more when [`Self::disconnect`] can reach its connection.
     pub fn new(
         key: NodePrivate,
         admission: impl Fn(&NodePublic) -> bool + Send + Sync + 'static,

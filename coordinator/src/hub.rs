@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Error,
+    derp::DerpServer,
     policy::{self, CompiledTailnet, Policy, UnknownUsers, World},
     state::{Settings, State},
     store::{Rows, Setting, Store},
@@ -48,6 +49,7 @@ pub struct Hub {
     pub settings: Arc<Settings>,
     pub keys: ServerKeys,
     common: ArcSwap<Common>,
+    relay: OnceLock<Arc<DerpServer>>,
     stir: Notify,
     snapshot: watch::Sender<Arc<Snapshot>>,
     writer: Writer,
@@ -92,6 +94,7 @@ impl Hub {
             settings,
             keys,
             common: ArcSwap::default(),
+            relay: OnceLock::new(),
             stir: Notify::new(),
             snapshot: watch::Sender::new(Arc::new(snapshot)),
         };
@@ -101,6 +104,11 @@ impl Hub {
 
     pub fn set_common(&self, common: Common) {
         self.common.store(Arc::new(common));
+    }
+
+    /// The relay that is to let go of nodes whose keys are no longer good.
+    pub fn set_relay(&self, relay: Arc<DerpServer>) {
+        let _ = self.relay.set(relay);
     }
 
     pub fn common(&self) -> Arc<Common> {
@@ -204,6 +212,9 @@ impl Hub {
     fn publish_once(&self) {
         let last = self.snapshot();
         let taken = lock(&self.state).take_changes();
+        if let Some(relay) = self.relay.get() {
+            taken.revoked.iter().for_each(|key| relay.disconnect(key));
+        }
         let compiled = match &taken.compile {
             Some((policy, world)) => Arc::new(policy::recompile(policy, world)),
             None => last.compiled.clone(),

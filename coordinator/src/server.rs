@@ -72,6 +72,7 @@ impl Server {
             dns: config.dns.clone(),
         });
         let derp = relay(&hub);
+        hub.set_relay(derp.clone());
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         let site = Arc::new(Site {
             hub: hub.clone(),
@@ -85,7 +86,6 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(hub.clone().publish());
         tasks.spawn(hub.clone().tick());
-        tasks.spawn(cut_off(hub.clone(), derp.clone()));
         tasks.spawn(admin::server::serve(socket, hub.clone()));
         tasks.spawn(accept(listener, front, site));
         if let Some(socket) = stun {
@@ -181,25 +181,6 @@ fn relay(hub: &Arc<Hub>) -> Arc<DerpServer> {
             .upgrade()
             .is_some_and(|hub| hub.read(|state| state.may_relay(*key, now())))
     }))
-}
-
-/// Ends relay connections of keys that are no longer good.
-async fn cut_off(hub: Arc<Hub>, derp: Arc<DerpServer>) {
-    let mut snapshots = hub.snapshots();
-    let mut last = snapshots.borrow_and_update().clone();
-    while snapshots.changed().await.is_ok() {
-        let next = snapshots.borrow_and_update().clone();
-        for (id, published) in &last.nodes {
-            let new = next.nodes.get(id);
-            if new.is_some_and(|new| Arc::ptr_eq(&new.shown, &published.shown)) {
-                continue;
-            }
-            if new.is_none_or(|new| new.node.key != published.node.key || new.shown.expired) {
-                derp.disconnect(&published.node.key);
-            }
-        }
-        last = next;
-    }
 }
 
 async fn accept(listener: TcpListener, front: Arc<Front>, site: Arc<Site>) {

@@ -93,6 +93,8 @@ pub struct State {
     /// Counts what was marked as dirty.
     marks: u64,
     changed: BTreeSet<NodeId>,
+    /// Node keys that are no longer good, until the relay is told.
+    revoked: BTreeSet<NodePublic>,
     /// Counts changes that sessions have to hear of.
     generation: u64,
     /// The compiled policy no longer fits users, nodes or policy.
@@ -120,6 +122,7 @@ pub struct Taken {
     pub nodes: BTreeMap<NodeId, Published>,
     pub users: BTreeMap<UserId, Arc<User>>,
     pub changed: BTreeSet<NodeId>,
+    pub revoked: BTreeSet<NodePublic>,
     /// What to compile, if the last compilation no longer fits.
     pub compile: Option<(Arc<Policy>, World)>,
 }
@@ -191,6 +194,7 @@ impl State {
             dirty: Dirty::default(),
             marks: 0,
             changed: BTreeSet::new(),
+            revoked: BTreeSet::new(),
             generation: 1,
             stale_policy: true,
             settings,
@@ -311,6 +315,7 @@ impl State {
             nodes: self.nodes.clone(),
             users: self.users.clone(),
             changed: std::mem::take(&mut self.changed),
+            revoked: std::mem::take(&mut self.revoked),
             compile,
         }
     }
@@ -328,6 +333,7 @@ impl State {
         for id in expired {
             tracing::info!(node = %self.nodes[&id].node.name, "node key expired");
             let node = self.nodes[&id].node.clone();
+            self.revoked.insert(node.key);
             self.nodes
                 .insert(id, Published::new(node, &self.settings.base_domain, now));
             self.note(id);
@@ -364,6 +370,10 @@ impl State {
         self.stale_policy |= old.as_ref().is_none_or(|old| facts(old) != facts(&node));
         if let Some(old) = old.filter(|old| old.key != node.key) {
             self.by_key.remove(&old.key);
+            self.revoked.insert(old.key);
+        }
+        if node.is_expired(now) {
+            self.revoked.insert(node.key);
         }
         self.by_key.insert(node.key, id);
         self.nodes.insert(
@@ -388,6 +398,7 @@ impl State {
             return;
         };
         self.by_key.remove(&published.node.key);
+        self.revoked.insert(published.node.key);
         self.end_session(id);
         self.departed.remove(&id);
         self.stale_policy = true;

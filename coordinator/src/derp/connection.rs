@@ -104,6 +104,10 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Send>(
     server.counters.accepted.fetch_add(1, Ordering::Relaxed);
     tracing::debug!(%remote, %key, "relay client connected");
     let mut client = Client::new(server, key);
+    // Who was shut out since the greeting was asked about has missed that: there was nothing to close yet.
+    if !(server.admission)(&key) {
+        return Err(End::NotAdmitted(key));
+    }
     let queue = client.queue.clone();
     tokio::select! {
         read = client.read(&mut reader) => read,

@@ -1,6 +1,7 @@
 mod client;
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU32;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -411,6 +412,16 @@ async fn steady_traffic_keeps_neither_a_disconnect_nor_a_shutdown_waiting() {
 }
 
 #[tokio::test]
+async fn a_key_shut_out_while_its_client_greets_does_not_slip_in() {
+    let asked = AtomicU32::new(0);
+    let server = Arc::new(DerpServer::new(private(99), move |_| {
+        asked.fetch_add(1, Ordering::Relaxed) == 0
+    }));
+    Client::join(&server, 1).await.expect_end().await;
+    assert_eq!(server.peers.len(), 0);
+}
+
+#[tokio::test]
 async fn admission_is_asked_for_the_proven_key_only() {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let record = asked.clone();
@@ -421,5 +432,6 @@ async fn admission_is_asked_for_the_proven_key_only() {
     let mut stream = connect(&server, 4096);
     stream.write_all(&[0xff; 40]).await.unwrap();
     Client::join(&server, 1).await.settle().await;
-    assert_eq!(*asked.lock().unwrap(), [public(1)]);
+    // Once when it has proven its key, once when it can be shut out.
+    assert_eq!(*asked.lock().unwrap(), [public(1); 2]);
 }
