@@ -92,10 +92,7 @@ pub fn a_server_with_another_key_is_not_trusted(lab: &Lab) -> Result<()> {
         Ok((ping.report().sent > sent + 60).then_some(()))
     })?;
     let report = ping.stop();
-    ensure!(
-        report.lost() == 0,
-        "what worked stopped working: {report:?}"
-    );
+    ensure!(report.lost() == 0, "what worked stopped working: {report}");
     let (line, _) = wait::wait_for("a word about the key in the agent's log", secs(30), || {
         let log = fs::read_to_string(alpha.log())?;
         let line = log

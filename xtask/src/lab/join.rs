@@ -142,6 +142,6 @@ pub fn two_nodes_behind_one_router_talk_over_its_lan(lab: &Lab) -> Result<()> {
     lab.within("direct over the LAN", time, secs(1))?;
     ensure!(path == "192.168.21.3:41641", "direct by {path}");
     let report = ping.stop();
-    ensure!(report.lost() == 0, "{report:?}");
+    ensure!(report.lost() == 0, "{report}");
     Ok(())
 }

@@ -53,7 +53,7 @@ pub fn nodes_join_and_talk_directly_and_over_the_relay(lab: &Lab) -> Result<()> 
         let (event, _) = wait::wait_for("the drop event", secs(20), || to.drop_event(81))?;
         lab.note(&event);
         let report = ping.stop();
-        ensure!(report.lost() == 0, "{report:?}");
+        ensure!(report.lost() == 0, "{report}");
     }
     Ok(())
 }
@@ -111,8 +111,8 @@ pub fn a_killed_agent_loses_no_packet_and_its_filter_stays(lab: &Lab) -> Result<
         "no longer direct by {path}"
     );
     let report = ping.stop();
-    lab.note(&format!("{} pings, {} lost", report.sent, report.lost()));
-    ensure!(report.lost() == 0, "{report:?}");
+    lab.note(&report.to_string());
+    ensure!(report.lost() == 0, "{report}");
     Ok(())
 }
 

@@ -80,8 +80,8 @@ pub fn traffic_is_counted_and_cut_networks_heal(lab: &Lab) -> Result<()> {
         Ok((ping.answered() > before + 5).then_some(()))
     })?;
     let report = ping.stop();
-    ensure!(report.lost() >= 10, "{report:?}");
-    ensure!(report.longest_silence >= ms(150), "{report:?}");
+    ensure!(report.lost() >= 10, "{report}");
+    ensure!(report.longest_silence >= ms(150), "{report}");
 
     let second = lab.net.public("second", 31)?;
     let ping = Pinger::start(&second, "2001:db8::30".parse()?, ms(20))?;

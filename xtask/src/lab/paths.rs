@@ -64,14 +64,11 @@ fn upgrade(lab: &Lab, from: &Node, to: &Node) -> Result<()> {
         Ok((ping.answered() > before + 20).then_some(()))
     })?;
     let report = ping.stop();
+    let median = report.median.unwrap_or_default().as_secs_f64() * 1e3;
     lab.note(&format!(
-        "direct by {path}; {} pings, {} lost, median {:.1} ms, longest silence {} ms",
-        report.sent,
-        report.lost(),
-        report.median.unwrap_or_default().as_secs_f64() * 1e3,
-        report.longest_silence.as_millis()
+        "direct by {path}; {report}, median {median:.1} ms"
     ));
-    ensure!(report.lost() == 0, "the upgrade lost pings: {report:?}");
+    ensure!(report.lost() == 0, "the upgrade lost pings: {report}");
     let server = traffic::Server::start(&to.namespace, 80)?;
     let fetched = traffic::get(
         &from.namespace,
@@ -114,7 +111,7 @@ fn stays_on_relay(lab: &Lab, pair: &Pair) -> Result<()> {
     let path = alpha.path_to("bravo")?;
     ensure!(matches!(path, PathKind::Relay(_)), "the path is {path:?}");
     let report = ping.stop();
-    ensure!(report.lost() * 50 <= report.sent, "{report:?}");
+    ensure!(report.lost() * 50 <= report.sent, "{report}");
     Ok(())
 }
 

@@ -60,7 +60,7 @@ pub fn a_killed_agent_comes_back_without_up_and_its_peers_find_it(lab: &Lab) -> 
         report.lost(),
         report.sent
     ));
-    ensure!(!kernel || report.lost() == 0, "{report:?}");
+    ensure!(!kernel || report.lost() == 0, "{report}");
     Ok(())
 }
 
@@ -106,8 +106,8 @@ pub fn without_the_coordinator_direct_traffic_goes_on_and_nobody_registers_again
         "before {nodes}, after {after}"
     );
     let report = ping.stop();
-    lab.note(&format!("{} pings, {} lost", report.sent, report.lost()));
-    ensure!(report.lost() == 0, "{report:?}");
+    lab.note(&report.to_string());
+    ensure!(report.lost() == 0, "{report}");
     Ok(())
 }
 

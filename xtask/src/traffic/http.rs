@@ -140,7 +140,7 @@ fn fetch(server: SocketAddr, bytes: usize, limit: Duration) -> Result<Fetched> {
     let mut stream = TcpStream::connect_timeout(&server, limit.min(MAX_CONNECT))
         .with_context(|| format!("connect to {server}"))?;
     let connect = start.elapsed();
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.set_read_timeout(Some(limit.min(MAX_CONNECT)))?;
     write!(stream, "GET /bytes/{bytes} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
     let mut reader = BufReader::with_capacity(CHUNK, &stream);
     let mut status = String::new();
@@ -150,6 +150,8 @@ fn fetch(server: SocketAddr, bytes: usize, limit: Duration) -> Result<Fetched> {
     while reader.read_line(&mut header)? > 2 {
         header.clear();
     }
+    // In slices from here, so that a signal and the limit are noticed.
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
     let expected = pattern(0, CHUNK);
     let mut buffer = vec![0; CHUNK];
     let mut received = 0;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::{FromRawFd, OwnedFd},
     sync::{
@@ -53,11 +53,27 @@ pub struct Report {
     /// The longest time between two answers.
     pub longest_silence: Duration,
     pub median: Option<Duration>,
+    /// Numbers of the packets without an answer, from 0.
+    pub unanswered: Vec<u16>,
 }
 
 impl Report {
     pub fn lost(&self) -> usize {
         self.sent - self.answered
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        write!(out, "{} pings, {} lost", self.sent, self.lost())?;
+        if self.lost() > 0 {
+            write!(out, " (numbers {:?})", self.unanswered)?;
+        }
+        write!(
+            out,
+            ", longest silence {} ms",
+            self.longest_silence.as_millis()
+        )
     }
 }
 
@@ -155,6 +171,12 @@ impl Packets {
                 .max()
                 .unwrap_or_default(),
             median: times.get(times.len() / 2).copied(),
+            unanswered: self
+                .seen
+                .iter()
+                .filter(|(_, (_, answered))| answered.is_none())
+                .map(|(number, _)| *number)
+                .collect(),
         }
     }
 }
