@@ -257,6 +257,7 @@ impl World {
             let (_, back) = wait::wait_for("answers after the restart", PATIENCE, || {
                 Ok((ping.answered() > before + 10).then_some(()))
             })?;
+            home.wait_until_running(PATIENCE)?;
             ensure!(home.ip(4)? == address, "the new agent has another address");
             let report = ping.stop();
             ensure!(back <= NEW_SESSION || emulated, "recovery took {}", seconds(back));

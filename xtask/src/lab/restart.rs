@@ -53,6 +53,7 @@ pub fn a_killed_agent_comes_back_without_up_and_its_peers_find_it(lab: &Lab) -> 
         Ok((ping.answered() > before).then_some(()))
     })?;
     lab.within("answers after the agent's restart", time, NEW_SESSION)?;
+    pair.bravo.wait_until_running(secs(30))?;
     ensure!(pair.bravo.ip(4)? == address, "another address");
     let report = ping.stop();
     lab.note(&format!(
@@ -69,11 +70,9 @@ pub fn a_stopped_agent_starts_again_where_it_was(lab: &Lab) -> Result<()> {
     let before = pair.alpha.status()?["Self"]["PublicKey"].clone();
     pair.alpha.stop_agent();
     pair.alpha.start_agent()?;
-    let (status, time) = wait::wait_for("a running agent", secs(30), || {
-        let status = pair.alpha.status()?;
-        Ok((status["BackendState"] == "Running").then_some(status))
-    })?;
+    let time = pair.alpha.wait_until_running(secs(30))?;
     lab.note(&format!("running again after {:.2} s", time.as_secs_f64()));
+    let status = pair.alpha.status()?;
     ensure!(status["Self"]["PublicKey"] == before, "another node key");
     let ping = Pinger::start(&pair.bravo.namespace, pair.alpha.ip(4)?, ms(100))?;
     ping.first_answer(secs(30))?;

@@ -191,6 +191,15 @@ impl Node {
         })
     }
 
+    /// Waits until the agent is connected, as it is by itself after a restart.
+    pub fn wait_until_running(&self, limit: Duration) -> Result<Duration> {
+        let what = format!("the agent of {} running", self.name);
+        let (_, time) = wait::wait_for(&what, limit, || {
+            Ok((self.status()?["BackendState"] == "Running").then_some(()))
+        })?;
+        Ok(time)
+    }
+
     /// Waits until packets to the peer go directly.
     pub fn wait_for_direct(&self, name: &str, limit: Duration) -> Result<(String, Duration)> {
         let what = format!("a direct path from {} to {name}", self.name);
