@@ -7,6 +7,7 @@ mod addresses;
 mod answer;
 mod flows;
 mod lifecycle;
+mod links;
 mod measures;
 mod net;
 mod node;
@@ -31,7 +32,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use self::{flows::Flows, session::Session, up::PendingUp};
+use self::{flows::Flows, links::Links, session::Session, up::PendingUp};
 use crate::{
     control::ControlEvent,
     derp::DerpEvent,
@@ -123,6 +124,8 @@ pub struct Engine {
     flows: Flows,
     notify: broadcast::Sender<Value>,
     notified: Option<BackendState>,
+    /// The ways out of this host, as of the last look.
+    links: Links,
     reconcile_at: Instant,
     /// When to try again to start a session that could not be.
     restart_at: Option<Instant>,
@@ -154,6 +157,7 @@ impl Engine {
             flows,
             notify: broadcast::channel(64).0,
             notified: None,
+            links: Links::default(),
             reconcile_at: Instant::now() + RECONCILE_INTERVAL,
             restart_at: None,
             failure: None,
@@ -251,7 +255,12 @@ impl Engine {
                 | KernelChange::Routes
                 | KernelChange::Overflow
         ) {
-            self.with_session(|session| session.on_link_change(now));
+            let links = Links::read(&self.options.kernel.device);
+            if links != self.links || change == KernelChange::Overflow {
+                info!("addresses or default routes of this host have changed");
+                self.links = links;
+                self.with_session(|session| session.on_link_change(now));
+            }
         }
         if matches!(
             change,

@@ -21,8 +21,9 @@ use super::{Channel, ControlError, ControlEvent, Facts, backoff::Backoff, dial::
 const PATH: &str = "/machine/map";
 /// Silence after which the connection counts as dead; servers send something at least every 60 s.
 const WATCHDOG: Duration = Duration::from_secs(120);
-/// How long a report may go unanswered.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a report may go unanswered. Reports follow changes of this host's addresses, which is when connections die silently: one that is not answered
+/// ends the connection.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A report's answer is not looked at, but read so that its stream ends.
 const REPORT_LIMIT: usize = 16 << 20;
 
@@ -115,7 +116,7 @@ pub async fn report_changes(
                     return Ok(());
                 }
             }
-            Err(error @ ControlError::Broken(_)) => return Err(error),
+            Err(error @ (ControlError::Broken(_) | ControlError::Silent(_))) => return Err(error),
             Err(error) => {
                 warn!(%error, "the control server does not take a report");
                 sleep(backoff.next(rand::random())).await;

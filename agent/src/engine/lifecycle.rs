@@ -9,6 +9,7 @@ use tracing::{error, info};
 
 use super::{
     Engine, RETRY_INTERVAL, Sources,
+    links::Links,
     node::Node,
     session::{Plane, Session, Trouble},
     whole,
@@ -68,6 +69,7 @@ impl Engine {
     }
 
     async fn start_plane(&mut self) -> Result<Plane, KernelError> {
+        self.links = Links::read(&self.options.kernel.device);
         let started = (self.options.start_kernel)(self.options.kernel.clone()).await?;
         info!(dataplane = %started.dataplane, why = started.why_userspace.as_deref(), "data plane");
         self.sources.changes = Some(started.changes);
