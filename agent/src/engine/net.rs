@@ -152,6 +152,10 @@ impl Net {
     }
 
     pub fn on_derp(&mut self, event: DerpEvent) {
+        if let DerpEvent::Connected { region } | DerpEvent::Disconnected { region, .. } = &event {
+            // What a relay said was said of the connection before.
+            self.notices.remove(region);
+        }
         match event {
             DerpEvent::Connected { region } => {
                 info!(region = region.0, "relay connected");
