@@ -1,6 +1,10 @@
 //! What the local API shows of the engine.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use lowroad_core::intent;
 use lowroad_wire::{
@@ -10,6 +14,7 @@ use lowroad_wire::{
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::oneshot;
+use tracing::debug;
 
 use super::{Engine, session::Session};
 use crate::{
@@ -25,7 +30,12 @@ impl Engine {
     pub(super) async fn on_ask(&mut self, ask: Ask) {
         // Whoever asked may have gone: an answer that nobody takes is no error.
         match ask {
-            Ask::Status { peers, reply } => drop(reply.send(self.status(peers))),
+            Ask::Status { peers, reply } => {
+                if peers {
+                    self.read_counters().await;
+                }
+                drop(reply.send(self.status(peers)));
+            }
             Ask::WhoIs { who, reply } => drop(reply.send(self.whois(who))),
             Ask::Prefs { reply } => drop(reply.send(self.prefs.to_stock_json())),
             Ask::Set { change, reply } => drop(reply.send(self.set(change).await)),
@@ -46,6 +56,19 @@ impl Engine {
             Ask::Watch { reply } => {
                 drop(reply.send((self.notification(), self.notify.subscribe())))
             }
+        }
+    }
+
+    /// Counters as of now; those of the last look do if the kernel has none to give.
+    async fn read_counters(&mut self) {
+        let node = self
+            .session
+            .as_mut()
+            .and_then(|session| session.node.as_mut());
+        if let Some(node) = node.filter(|node| node.was_programmed)
+            && let Err(error) = node.read_stats(Instant::now()).await
+        {
+            debug!(%error, "cannot read the counters of peers");
         }
     }
 
@@ -376,7 +399,7 @@ impl Engine {
         let id = session
             .node
             .as_mut()
-            .and_then(|node| node.paths.ping(std::time::Instant::now(), peer.key));
+            .and_then(|node| node.paths.ping(Instant::now(), peer.key));
         match id {
             Some(id) => session.pings.wait(id, ip, name, reply),
             None => drop(reply.send(answer(format!(
