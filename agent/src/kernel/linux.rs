@@ -43,7 +43,8 @@ pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
     let changes = monitor::watch(options.device.clone(), own.clone())?;
     let (wireguard, port, datagrams) = match dataplane {
         Dataplane::Userspace => {
-            let (userspace, port, datagrams) = Userspace::bind(options.port, options.mark.value)?;
+            let (userspace, port, datagrams) =
+                Userspace::bind(options.port, options.mark.value).await?;
             (Backend::Userspace(Box::new(userspace)), port, datagrams)
         }
         Dataplane::Kernel => {

@@ -10,7 +10,7 @@ mod udp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use gotatun::device::{Device, DeviceBuilder, Error};
 use gotatun::tun::MtuWatcher;
@@ -21,12 +21,16 @@ use lowroad_core::desired::{Peer, PeerStats};
 use lowroad_core::plan::{AllowedIps, Step};
 use lowroad_wire::key::{NodePrivate, NodePublic};
 use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 
 use self::tun::Tun;
 use self::udp::{Factory, Sockets};
 use super::KernelError;
 use super::wireguard::Snapshot;
 use crate::traversal::port::{Datagram, Port};
+
+/// How long the sockets of the device before may take to close, on a busy machine.
+const LAST_SOCKETS: Duration = Duration::from_millis(500);
 
 type Tunnel = Device<(Factory, Tun, Tun)>;
 
@@ -39,6 +43,20 @@ pub(super) struct Userspace {
     running: Option<Running>,
 }
 
+/// After `down` the tasks of the last device end one by one, and the sockets with the last of them: an `up` right after it
+/// waits for that.
+async fn bind_when_free(port: u16, mark: u32) -> Result<Sockets, KernelError> {
+    let start = Instant::now();
+    loop {
+        match Sockets::bind(port, mark) {
+            Err(KernelError::PortTaken { .. }) if start.elapsed() < LAST_SOCKETS => {
+                sleep(Duration::from_millis(5)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 struct Running {
     tunnel: Tunnel,
     mtu: watch::Sender<u16>,
@@ -49,11 +67,11 @@ struct Running {
 
 impl Userspace {
     /// Binds the port. Disco and STUN that arrive there come out of the receiver from then on.
-    pub fn bind(
+    pub async fn bind(
         port: u16,
         mark: u32,
     ) -> Result<(Self, Port, mpsc::Receiver<Datagram>), KernelError> {
-        let sockets = Sockets::bind(port, mark)?;
+        let sockets = bind_when_free(port, mark).await?;
         let (sender, datagrams) = mpsc::channel(udp::DATAGRAMS);
         let factory = Factory::new(sockets.clone(), sender);
         let shared = Port::shared(sockets.v4.clone(), sockets.v6.clone());
