@@ -38,6 +38,13 @@ pub fn nodes_join_and_talk_directly_and_over_the_relay(lab: &Lab) -> Result<()> 
             let (path, time) = alpha.wait_for_direct(&to.name, secs(60))?;
             lab.within(&format!("direct by {path}"), time, secs(1))?;
         }
+        let before = ping.answered();
+        wait::wait_for("more answers", secs(60), || {
+            Ok((ping.answered() > before + 20).then_some(()))
+        })?;
+        // Before the TCP connection: that one fills queues until they drop something, as it should.
+        let report = ping.stop();
+        ensure!(report.lost() == 0, "{report}");
         let _server = traffic::Server::start(&to.namespace, 80)?;
         let _closed = traffic::Server::start(&to.namespace, 81)?;
         let at = |port| Ok::<_, anyhow::Error>(SocketAddr::new(to.ip(4)?, port));
@@ -52,8 +59,6 @@ pub fn nodes_join_and_talk_directly_and_over_the_relay(lab: &Lab) -> Result<()> 
         policy::refused(&alpha, at(81)?)?;
         let (event, _) = wait::wait_for("the drop event", secs(20), || to.drop_event(81))?;
         lab.note(&event);
-        let report = ping.stop();
-        ensure!(report.lost() == 0, "{report}");
     }
     Ok(())
 }

@@ -103,15 +103,17 @@ fn stays_on_relay(lab: &Lab, pair: &Pair) -> Result<()> {
         "TCP over the relay: {:.0} Mbit/s",
         fetched.megabits_per_second()
     ));
+    // A new one: while TCP fills the relay's queues, they drop something now and then, as they should.
+    drop(ping);
+    let ping = Pinger::start(&alpha.namespace, bravo.ip(4)?, ms(50))?;
     // Long enough for several rounds of discovery.
-    let before = ping.answered();
     wait::wait_for("pings over the relay", secs(20), || {
-        Ok((ping.answered() > before + 60).then_some(()))
+        Ok((ping.answered() > 100).then_some(()))
     })?;
     let path = alpha.path_to("bravo")?;
     ensure!(matches!(path, PathKind::Relay(_)), "the path is {path:?}");
     let report = ping.stop();
-    ensure!(report.lost() * 50 <= report.sent, "{report}");
+    ensure!(report.lost() == 0, "{report}");
     Ok(())
 }
 
