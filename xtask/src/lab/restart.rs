@@ -99,6 +99,12 @@ pub fn without_the_coordinator_direct_traffic_goes_on_and_nobody_registers_again
         Ok((online.count() == 2).then_some(list.clone()))
     })?;
     lab.within("both nodes connected again", time, secs(10))?;
+    let key = pair.coordinator.auth_key("ann", "")?;
+    let newcomer = lab.public_node("newcomer", 40)?;
+    newcomer.up(&key)?;
+    for node in [&pair.alpha, &pair.bravo] {
+        node.wait_for_peer("newcomer", secs(10))?;
+    }
     let count = |value: &serde_json::Value| value.as_array().map(Vec::len);
     ensure!(
         count(&nodes) == count(&after),
