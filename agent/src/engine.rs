@@ -12,6 +12,7 @@ mod measures;
 mod net;
 mod node;
 mod pings;
+mod revive;
 mod session;
 mod up;
 mod view;

@@ -9,6 +9,8 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use lowroad_wire::key::{MachinePrivate, MachinePublic, NodePrivate};
@@ -21,6 +23,9 @@ const VERSION: u64 = 1;
 const FILE: &str = "state.json";
 const TEMPORARY: &str = "state.json.new";
 const LOCK: &str = "lock";
+/// An agent that has just been killed may take this long to vanish.
+const LOCK_PATIENCE: Duration = Duration::from_millis(1500);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// What cannot be done with the state directory, and what the user can do.
 #[derive(Debug, thiserror::Error)]
@@ -299,10 +304,14 @@ fn lock(path: &Path) -> Result<File, StateError> {
         .mode(0o600)
         .open(&name)
         .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StateError::InUse(path.to_owned())),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => return Err(StateError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
     }
 }
 

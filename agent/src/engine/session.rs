@@ -5,13 +5,20 @@ use std::{collections::BTreeMap, io, time::Instant};
 use lowroad_core::{intent::Choices, path::Command};
 use lowroad_wire::{
     Kind, classify,
-    control::{Hostinfo, RegionId, RegisterResponse},
+    control::{Hostinfo, Node as NodeFacts, RegionId, RegisterResponse},
+    disco::Envelope,
     key::NodePrivate,
 };
 use time::OffsetDateTime;
 use tracing::debug;
 
-use super::{Engine, net::Net, node::Node, pings::Pings};
+use super::{
+    Engine, answer,
+    net::Net,
+    node::Node,
+    pings::Pings,
+    revive::{self, Revival},
+};
 use crate::{
     control::{Control, Facts},
     derp::DerpEvent,
@@ -51,6 +58,8 @@ pub struct Session {
     acknowledged: u64,
     pub pings: Pings,
     table_stale: bool,
+    /// With the userspace device.
+    revival: Option<Revival>,
 }
 
 /// Why there is no control connection.
@@ -86,6 +95,8 @@ impl Session {
             acknowledged: 0,
             pings: Pings::default(),
             table_stale: false,
+            revival: (plane.dataplane == Dataplane::Userspace)
+                .then(|| Revival::new(Instant::now())),
         }
     }
 
@@ -192,7 +203,35 @@ impl Session {
             } => {
                 net.on_frame(now, region);
                 node.paths.on_relayed(now, region, from, &bytes);
+                self.revive(now, &bytes);
             }
+        }
+    }
+
+    /// Begins a session anew with a peer that goes on with one that died with the last agent.
+    fn revive(&mut self, now: Instant, disco: &[u8]) {
+        self.revival.take_if(|revival| revival.is_over(now));
+        let (Some(revival), Some(node)) = (&mut self.revival, &self.node) else {
+            return;
+        };
+        if !revival.may_look(now) {
+            return;
+        }
+        let (Some(map), Ok(envelope)) = (&node.map, Envelope::parse(disco)) else {
+            return;
+        };
+        let known = |peer: &&NodeFacts| peer.disco_key == Some(envelope.sender);
+        let Some(peer) = map.peers.values().find(known) else {
+            return;
+        };
+        let stats = node.stats.get(&peer.key);
+        let session = stats.is_some_and(|stats| stats.last_handshake.is_some());
+        if session || !node.programmed || !revival.on_disco(now, peer.key) {
+            return;
+        }
+        debug!(peer = %peer.key.short(), "beginning a session that the last agent's end cut off");
+        if let Some(ping) = revive::ping(map, peer, rand::random()) {
+            answer::send(&node.choices.device, node.choices.mark.value, &ping);
         }
     }
 
@@ -207,6 +246,7 @@ impl Session {
                 if let Some(node) = &mut self.node {
                     node.paths.on_datagram(now, datagram.from, &datagram.bytes);
                 }
+                self.revive(now, &datagram.bytes);
             }
             _ => {}
         }

@@ -7,9 +7,14 @@ use std::{
         net::UnixStream,
     },
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use tokio::net::UnixListener;
+
+const DYING_TRIES: u32 = 5;
+const DYING_PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -53,7 +58,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(SocketError::NotASocket(path.to_owned()));
         }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
+        Ok(_) if is_live(path) => {
             return Err(SocketError::Live(path.to_owned()));
         }
         Ok(_) => fs::remove_file(path).map_err(failed("remove the stale socket"))?,
@@ -62,4 +67,15 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
         .map_err(failed("open the socket"))?;
     Ok(listener)
+}
+
+/// True if somebody answers, and goes on to: an agent that has just been killed closes its files one after the other.
+fn is_live(path: &Path) -> bool {
+    for _ in 0..DYING_TRIES {
+        if UnixStream::connect(path).is_err() {
+            return false;
+        }
+        thread::sleep(DYING_PAUSE);
+    }
+    true
 }
