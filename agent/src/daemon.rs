@@ -134,8 +134,9 @@ fn uptime() -> Duration {
 /// To standard error; `RUST_LOG` overrules the flags.
 fn start_logging(args: &AgentArgs) {
     let default = match args.verbose {
-        0 => "info",
-        1 => "info,lowroad_agent=debug,lowroad_core=debug",
+        // Their warnings are of what follows from our own steps.
+        0 => "info,netlink_proto=error,gotatun=warn",
+        1 => "info,netlink_proto=error,lowroad_agent=debug,lowroad_core=debug",
         _ => "info,lowroad_agent=trace,lowroad_core=trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
