@@ -86,7 +86,7 @@ pub fn suite(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
     }
     let tests: Vec<Binary> = binaries
         .iter()
-        .filter(|binary| binary.target.starts_with("root_kernel"))
+        .filter(|binary| binary.wants_vm())
         .cloned()
         .collect();
     let machine = prepare(&tests)?;
@@ -111,7 +111,7 @@ pub fn suite_inside() -> Result<ExitCode> {
     signals::catch();
     let mut tally = Tally::default();
     for binary in image::tests_inside()? {
-        binary.run(&["--test-threads=1"], &mut tally)?;
+        binary.run(&["--test-threads=1", "kernel::"], &mut tally)?;
     }
     crate::lab::run(&[], &mut tally)?;
     tally.write_lines();

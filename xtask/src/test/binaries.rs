@@ -84,6 +84,12 @@ impl Binary {
         self.target.starts_with("root_filter")
     }
 
+    /// Tests of this binary's module `kernel` want a kernel with WireGuard: they belong to the VM's suite, whatever this
+    /// machine's kernel has.
+    pub fn wants_vm(&self) -> bool {
+        self.target.starts_with("root_kernel")
+    }
+
     pub fn name(&self) -> String {
         format!("{}/{}", self.package, self.target)
     }
