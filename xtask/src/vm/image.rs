@@ -45,7 +45,9 @@ pub fn build(kernel: &Kernel, tests: &[Binary]) -> Result<PathBuf> {
         let found = find_program(program).with_context(|| format!("there is no {program}"))?;
         image.program(&format!("/bin/{program}"), &found)?;
     }
-    image.program("/bin/xtask", &std::env::current_exe()?)?;
+    // By our process: a build may have replaced the file meanwhile.
+    let ourselves = format!("/proc/{}/exe", std::process::id());
+    image.program("/bin/xtask", Path::new(&ourselves))?;
     for name in ["lowroad", "lowroad-coordinator"] {
         image.program(&format!("/bin/{name}"), &tailnet::binaries().join(name))?;
     }
