@@ -15,6 +15,11 @@ const BASE: &str = "base";
 /// In a map of changes: everything.
 const ALL: &str = "*";
 
+/// Most peers, and most users, of a netmap. One message cannot hold many more; any number of differences can.
+const MAX_NODES: usize = 1 << 17;
+/// Most named filters, and most messages for people.
+const MAX_NAMED: usize = 256;
+
 /// What we know of the tailnet. Every map stream begins with an empty one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NetMap {
@@ -53,6 +58,8 @@ pub struct Changes {
     pub domain: bool,
     pub health: bool,
     pub ssh: bool,
+    /// Peers, users, filters and messages that there was no room for.
+    pub left_out: usize,
 }
 
 impl Changes {
@@ -102,6 +109,10 @@ impl NetMap {
             changes.domain = replace(&mut self.domain, response.domain);
         }
         for profile in response.user_profiles {
+            if self.users.len() >= MAX_NODES && !self.users.contains_key(&profile.id) {
+                changes.left_out += 1;
+                continue;
+            }
             let known = self.users.insert(profile.id, profile.clone());
             changes.users |= known != Some(profile);
         }
@@ -120,8 +131,13 @@ impl NetMap {
         if !response.domain_data_plane_audit_log_id.is_empty() {
             self.audit_log_id = response.domain_data_plane_audit_log_id;
         }
-        changes.health |= self.apply_display_messages(response.display_messages);
-        changes.filter = self.apply_filters(response.packet_filter, response.packet_filters);
+        changes.health |=
+            self.apply_display_messages(response.display_messages, &mut changes.left_out);
+        changes.filter = self.apply_filters(
+            response.packet_filter,
+            response.packet_filters,
+            &mut changes.left_out,
+        );
         let peers = PeerChanges {
             all: response.peers,
             removed: response.peers_removed,
@@ -151,6 +167,7 @@ impl NetMap {
         &mut self,
         base: Option<Vec<FilterRule>>,
         named: BTreeMap<String, Option<Vec<FilterRule>>>,
+        left_out: &mut usize,
     ) -> bool {
         let before = (base.is_some() || !named.is_empty()).then(|| self.filters.clone());
         if let Some(rules) = base {
@@ -160,10 +177,7 @@ impl NetMap {
             self.filters.clear();
         }
         for (name, rules) in named {
-            match rules {
-                Some(rules) => self.filters.insert(name, rules),
-                None => self.filters.remove(&name),
-            };
+            change_entry(&mut self.filters, name, rules, left_out);
         }
         before.is_some_and(|before| before != self.filters)
     }
@@ -171,16 +185,14 @@ impl NetMap {
     fn apply_display_messages(
         &mut self,
         messages: BTreeMap<String, Option<DisplayMessage>>,
+        left_out: &mut usize,
     ) -> bool {
         let before = (!messages.is_empty()).then(|| self.display_messages.clone());
         if messages.get(ALL).is_some_and(Option::is_none) {
             self.display_messages.clear();
         }
         for (id, message) in messages {
-            match message {
-                Some(message) => self.display_messages.insert(id, message),
-                None => self.display_messages.remove(&id),
-            };
+            change_entry(&mut self.display_messages, id, message, left_out);
         }
         before.is_some_and(|before| before != self.display_messages)
     }
@@ -231,12 +243,14 @@ impl NetMap {
 
     fn put_peer(&mut self, node: Node, changes: &mut Changes) {
         let id = node.id;
+        let full = self.peers.len() >= MAX_NODES;
         match self.peers.get_mut(&id) {
             Some(known) if *known == node => {}
             Some(known) => {
                 *known = node;
                 changes.note_changed(id);
             }
+            None if full => changes.left_out += 1,
             None => {
                 self.peers.insert(id, node);
                 // Removed and back in one message: for the reader, changed.
@@ -308,6 +322,20 @@ fn patch_node(node: &mut Node, patch: PeerChange) {
     }
     if patch.key_expiry.is_some() {
         node.key_expiry = patch.key_expiry;
+    }
+}
+
+/// `None` removes the entry. A new one that there is no room for is left out.
+fn change_entry<T>(
+    map: &mut BTreeMap<String, T>,
+    name: String,
+    value: Option<T>,
+    left_out: &mut usize,
+) {
+    match value {
+        None => drop(map.remove(&name)),
+        Some(_) if map.len() >= MAX_NAMED && !map.contains_key(&name) => *left_out += 1,
+        Some(value) => drop(map.insert(name, value)),
     }
 }
 

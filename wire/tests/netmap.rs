@@ -369,6 +369,41 @@ fn the_home_region_is_read_from_either_field() {
     }
 }
 
+#[test]
+fn no_number_of_differences_makes_the_netmap_grow_without_bound() {
+    let mut netmap = with_peers(&[1]);
+    let mut left_out = 0;
+    for n in 0..300 {
+        let changes = apply(
+            &mut netmap,
+            json!({"PacketFilters": {n.to_string(): []}, "DisplayMessages": {n.to_string(): {"Title": "x"}}}),
+        );
+        left_out += changes.left_out;
+    }
+    assert_eq!(
+        (
+            netmap.filters.len(),
+            netmap.display_messages.len(),
+            left_out
+        ),
+        (256, 256, 88)
+    );
+    let changes = apply(
+        &mut netmap,
+        json!({"PacketFilters": {"0": null, "new": []}}),
+    );
+    assert_eq!((changes.left_out, netmap.filters.len()), (0, 256));
+
+    let profile = json!({"UserProfiles": [{"ID": 1, "LoginName": "a"}]});
+    apply(&mut netmap, profile);
+    let user = netmap.users[&UserId(1)].clone();
+    netmap.users = (0..1 << 17).map(|n| (UserId(n), user.clone())).collect();
+    let known =
+        json!({"UserProfiles": [{"ID": 5, "LoginName": "b"}, {"ID": 1_000_000, "LoginName": "c"}]});
+    assert_eq!(apply(&mut netmap, known).left_out, 1);
+    assert_eq!(netmap.users[&UserId(5)].login_name, "b");
+}
+
 fn apply(netmap: &mut NetMap, message: Value) -> Changes {
     let (response, malformed) = MapResponse::parse(message.to_string().as_bytes()).unwrap();
     assert_eq!(malformed, []);
