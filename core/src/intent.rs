@@ -192,8 +192,9 @@ fn eligible<'a>(node: &'a Node, choices: &Choices) -> impl Iterator<Item = IpNet
         if prefix.trunc() != *prefix {
             return false;
         }
+        // An "address" that is a whole network is a route, under whatever name it comes.
         let of_node =
-            node.addresses.contains(prefix) || (is_host(prefix) && is_tailscale(prefix.addr()));
+            is_host(prefix) && (node.addresses.contains(prefix) || is_tailscale(prefix.addr()));
         let exit = prefix.prefix_len() == 0;
         of_node || (!exit && accept_routes)
     })

@@ -154,3 +154,12 @@ fn an_empty_netmap_wants_a_device_without_peers() {
             && desired.routes.is_empty()
     );
 }
+
+#[test]
+fn a_network_named_as_a_peers_address_is_a_route_and_no_address() {
+    let mut sly = peer(2, &["0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/8"]);
+    sly["Addresses"] = json!(["100.64.0.2/32", "0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/8"]);
+    let map = map(&[sly]);
+    assert_eq!(prefixes(&want(&map, false), 2), ["100.64.0.2/32"]);
+    assert!(!prefixes(&want(&map, true), 2).contains(&"0.0.0.0/0".to_owned()));
+}
