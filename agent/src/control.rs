@@ -19,9 +19,9 @@ use lowroad_wire::{
     key::{DiscoPublic, MachinePrivate, MachinePublic, NodePrivate},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::AbortHandle,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -36,6 +36,12 @@ use crate::prefs::AuthKey;
 
 /// Events waiting for the engine; when it is behind, the poll stops reading.
 const EVENT_QUEUE: usize = 64;
+
+/// Answers to the server's pings that may be under way.
+const MAX_PINGS: usize = 4;
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A server that answers at once, instead of waiting for the person, is asked this often.
+const VISIT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a control client is started with.
 #[derive(Clone)]
@@ -125,6 +131,7 @@ impl Control {
             registered: false,
             server_key: options.known_server,
             last_ping: String::new(),
+            pings: Arc::new(Semaphore::new(MAX_PINGS)),
             options,
             events,
             facts,
@@ -165,6 +172,8 @@ struct Client {
     server_key: Option<MachinePublic>,
     /// URL of the last ping request acted on: the server repeats them.
     last_ping: String,
+    /// Answers that may be under way.
+    pings: Arc<Semaphore>,
 }
 
 /// The engine has dropped its end: nothing is left to do.
@@ -282,6 +291,9 @@ impl Client {
                     self.new_node_key().await
                 }
                 Registered::Visit(url) => {
+                    if followup.is_some() {
+                        sleep(VISIT_PAUSE).await;
+                    }
                     let told = if followup.as_deref() == Some(&url) {
                         Ok(())
                     } else {
@@ -344,7 +356,7 @@ impl Client {
             };
             backoff.reset();
             if let Some(request) = &response.ping_request {
-                answer_once(server, channel, request, &mut self.last_ping);
+                self.answer_once(server, channel, request);
             }
             if response.keep_alive {
                 continue;
@@ -367,20 +379,28 @@ impl Client {
             }
         }
     }
-}
 
-/// Pings are answered beside the poll, once for each URL.
-fn answer_once(server: &Server, channel: &Channel, request: &PingRequest, last: &mut String) {
-    if *last == request.url {
-        return;
-    }
-    last.clone_from(&request.url);
-    let (server, requests, request) = (server.clone(), channel.clone_requests(), request.clone());
-    tokio::spawn(async move {
-        if let Err(error) = ping::answer(&server, &requests, &request).await {
-            debug!(%error, "cannot answer the control server's ping");
+    /// Pings are answered beside the poll, once for each URL. Those beyond what may be under way are not: a server that works repeats them.
+    fn answer_once(&mut self, server: &Server, channel: &Channel, request: &PingRequest) {
+        if self.last_ping == request.url {
+            return;
         }
-    });
+        let Ok(permit) = self.pings.clone().try_acquire_owned() else {
+            return;
+        };
+        self.last_ping.clone_from(&request.url);
+        let (server, requests, request) =
+            (server.clone(), channel.clone_requests(), request.clone());
+        tokio::spawn(async move {
+            let answer = timeout(PING_TIMEOUT, ping::answer(&server, &requests, &request));
+            match answer.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "cannot answer the control server's ping"),
+                Err(_) => debug!("the control server's ping could not be answered in time"),
+            }
+            drop(permit);
+        });
+    }
 }
 
 #[cfg(test)]

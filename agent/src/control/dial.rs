@@ -25,6 +25,8 @@ use super::ControlError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The next address is tried beside a slow one after this time.
 const STAGGER: Duration = Duration::from_millis(250);
+/// How long the body of an error may take.
+const ERROR_TEXT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest answer of `/key`.
 const KEY_LIMIT: usize = 64 << 10;
 
@@ -243,11 +245,12 @@ impl Server {
 /// The beginning of an error's body, for a message.
 pub async fn error_text(body: Incoming) -> String {
     const SHOWN: usize = 200;
-    let body = Limited::new(body, 16 << 10)
-        .collect()
-        .await
-        .map(|body| body.to_bytes())
-        .unwrap_or_default();
+    // A body that doesn't end must not hold up what the status alone says.
+    let body = timeout(ERROR_TEXT_TIMEOUT, Limited::new(body, 16 << 10).collect()).await;
+    let body = match body {
+        Ok(Ok(body)) => body.to_bytes(),
+        _ => Bytes::new(),
+    };
     let text: String = String::from_utf8_lossy(&body)
         .chars()
         .filter(|c| !c.is_control() || *c == ' ')

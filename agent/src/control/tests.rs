@@ -305,3 +305,40 @@ async fn an_unreachable_server_and_one_that_is_none_say_so() {
         .to_string();
     assert!(why.contains("no-such-host.invalid"), "{why}");
 }
+
+#[tokio::test]
+async fn pings_of_a_hostile_server_are_answered_a_few_at_a_time() {
+    let mut server = TestServer::start(7).await;
+    let mut client = Client::start(options(&server.url));
+    server.expect("/machine/register").await.json(accepted());
+    let stream = poll(&mut server).await.stream();
+    for n in 0..20 {
+        let ping = json!({"URL": format!("http://x/ping/{n}"), "URLIsNoise": true});
+        stream
+            .send(json!({"Node": self_node(&format!("nodekey:{:064x}", 1)), "PingRequest": ping}))
+            .await
+            .unwrap();
+    }
+    let mut maps = 0;
+    client
+        .until(|event| {
+            maps += usize::from(matches!(event, ControlEvent::Map { .. }));
+            (maps == 20).then_some(())
+        })
+        .await;
+    let mut asked = Vec::new();
+    while asked.len() < MAX_PINGS {
+        let call = server.call().await;
+        match call.path.starts_with("/ping/") {
+            true => asked.push(call),
+            false => call.json(json!({})),
+        }
+    }
+    // Another report comes behind whatever else was asked for.
+    client.control.report(Facts {
+        generation: 9,
+        ..Facts::default()
+    });
+    let call = server.expect("/machine/map").await;
+    call.json(json!({}));
+}
