@@ -96,7 +96,7 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
-                let _ = writeln!(std::io::stderr(), "{}", failure.message);
+                let _ = writeln!(std::io::stderr(), "{}", render::printable(&failure.message));
             }
             ExitCode::from(failure.code)
         }
@@ -178,8 +178,13 @@ async fn up(client: &Client, args: UpArgs) -> Outcome {
     let mut stderr = std::io::stderr();
     while let Some(step) = progress.next::<Progress>().await? {
         match step {
-            Progress::Waiting(what) => writeln!(stderr, "waiting for {what}")?,
-            Progress::AuthUrl(url) => writeln!(stderr, "\nTo authenticate, visit:\n\n\t{url}\n")?,
+            Progress::Waiting(what) => {
+                writeln!(stderr, "waiting for {}", render::printable(&what))?;
+            }
+            Progress::AuthUrl(url) => {
+                let url = render::printable(&url);
+                writeln!(stderr, "\nTo authenticate, visit:\n\n\t{url}\n")?;
+            }
             Progress::Done => return Ok(()),
             Progress::Failed(why) => return Err(Failure::new(why)),
         }
@@ -254,7 +259,7 @@ async fn status(client: &Client, args: &StatusArgs) -> Outcome {
         return Ok(writeln!(out, "{}", pretty(&status, b"  "))?);
     }
     if let Some(why) = render::not_running(&status) {
-        writeln!(out, "{why}")?;
+        writeln!(out, "{}", render::printable(&why))?;
         return Err(Failure::new(""));
     }
     let now = SystemTime::now()
@@ -334,7 +339,7 @@ async fn whois(client: &Client, args: &WhoisArgs) -> Outcome {
     if args.json.unwrap_or(false) {
         return Ok(writeln!(out, "{}", pretty(&who, b"  "))?);
     }
-    Ok(write!(out, "{}", render::whois(&who))?)
+    Ok(write!(out, "{}", render::printable(&render::whois(&who)))?)
 }
 
 async fn netcheck(client: &Client, args: &NetcheckArgs) -> Outcome {

@@ -44,10 +44,34 @@ pub fn status(status: &Status, view: StatusView, now: i64) -> String {
     if !status.health.is_empty() {
         text.push_str("\n# Health check:\n");
         for message in &status.health {
-            let _ = writeln!(text, "#     - {message}");
+            let _ = writeln!(text, "#     - {}", one_line(message));
         }
     }
+    let own = &status.lowroad;
+    if !own.dataplane.is_empty() {
+        let (device, port) = (&own.device, own.port);
+        let _ = writeln!(
+            text,
+            "\n# Data plane: {} ({device}, UDP port {port})",
+            own.dataplane
+        );
+    }
     text
+}
+
+/// Text of others for a terminal: no control character reaches it, or a peer's name could rewrite the screen.
+pub fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' | '\t' => c,
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.chars().map(shown).collect()
+}
+
+/// As [`printable`], and in one line.
+fn one_line(text: &str) -> String {
+    printable(text).replace(['\n', '\t'], " ")
 }
 
 fn sort_name(peer: &PeerStatus) -> String {
@@ -66,6 +90,7 @@ fn status_row(status: &Status, peer: &PeerStatus, now: i64) -> [String; 5] {
         peer.os.clone(),
         activity(peer, now),
     ]
+    .map(|cell| one_line(&cell))
 }
 
 fn activity(peer: &PeerStatus, now: i64) -> String {
@@ -433,6 +458,40 @@ mod tests {
         );
         result.latency_seconds = 1.25;
         assert!(pong(&result).ends_with("in 1.25s"));
+    }
+
+    #[test]
+    fn names_of_others_cannot_steer_the_terminal() {
+        let peer = PeerStatus {
+            dns_name: "a\u{1b}[2Jb\n100.64.0.9 c".into(),
+            os: "\u{9b}31m".into(),
+            ..PeerStatus::default()
+        };
+        let shown = Status {
+            peer: Some(BTreeMap::from([("nodekey:a".to_owned(), peer)])),
+            health: vec!["x\r\ny".into()],
+            ..Status::default()
+        };
+        let text = status(&shown, ALL, 0);
+        assert!(
+            !text.chars().any(|c| c.is_control() && c != '\n'),
+            "{text:?}"
+        );
+        assert_eq!(text.lines().count(), 4, "{text:?}");
+        assert_eq!(printable("a\u{7}\n\tb"), "a\u{fffd}\n\tb");
+    }
+
+    #[test]
+    fn status_says_which_data_plane_runs() {
+        let mut shown = Status::default();
+        shown.lowroad.dataplane = "kernel".into();
+        shown.lowroad.device = "lowroad0".into();
+        shown.lowroad.port = 41641;
+        let text = status(&shown, ALL, 0);
+        assert!(
+            text.ends_with("# Data plane: kernel (lowroad0, UDP port 41641)\n"),
+            "{text:?}"
+        );
     }
 
     #[test]
