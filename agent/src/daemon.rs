@@ -120,15 +120,16 @@ fn stop_on_signals(order: watch::Sender<bool>) -> Result<impl Future<Output = ()
     })
 }
 
-/// The monotonic clock, as the kernel stamps events with it.
+/// The monotonic clock, as the kernel stamps events with it. /proc/uptime is another one: it counts a suspended machine's time too, and lxcfs invents it.
 fn uptime() -> Duration {
-    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let seconds = text
-        .split(' ')
-        .next()
-        .and_then(|seconds| seconds.parse().ok())
-        .unwrap_or_default();
-    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+    // SAFETY: zeroes are a valid `timespec`, which is plain integers.
+    let mut now: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to `now`, which lives through the call.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } != 0 {
+        return Duration::ZERO;
+    }
+    let (seconds, nanoseconds) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
+    Duration::new(seconds.unwrap_or(0), nanoseconds.unwrap_or(0))
 }
 
 /// To standard error; `RUST_LOG` overrules the flags.
