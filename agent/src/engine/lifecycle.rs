@@ -33,13 +33,19 @@ impl Engine {
     /// Starts the session; if that fails, tries again later.
     pub(super) async fn start_or_retry(&mut self) {
         if let Err(why) = self.start_session(Login::default()).await {
-            let why = whole(&why);
-            if self.failure.as_ref() != Some(&why) {
-                error!(error = %why, "cannot start; trying again");
-            }
-            self.failure = Some(why);
-            self.restart_at = Some(Instant::now() + RETRY_INTERVAL);
+            self.cannot_start(&why);
         }
+    }
+
+    /// Keeps why the session could not be started, for `status`, and sees that it is tried again.
+    pub(super) fn cannot_start(&mut self, why: &KernelError) -> String {
+        let why = whole(why);
+        if self.failure.as_ref() != Some(&why) {
+            error!(error = %why, "cannot start; trying again");
+        }
+        self.failure = Some(why.clone());
+        self.restart_at = Some(Instant::now() + RETRY_INTERVAL);
+        why
     }
 
     /// Starts kernel side and control client in place of those that run.
@@ -55,7 +61,7 @@ impl Engine {
             hostinfo: hostinfo(&self.prefs, &self.state.id),
             endpoints: Vec::new(),
         };
-        let mut session = Session::new(plane, facts.clone());
+        let mut session = Session::new(plane, facts.clone(), login.force_reauth);
         let known = self.state.node_key.clone();
         if let Some(key) = known.clone().filter(|_| !login.force_reauth) {
             session.set_key(self, key).await?;
@@ -197,8 +203,7 @@ impl Engine {
         let set = session.set_key(self, node).await;
         self.session = Some(session);
         if let Err(why) = set {
-            let why = whole(&why);
-            self.failure = Some(why.clone());
+            let why = self.cannot_start(&why);
             self.fail_ups(&why).await;
         }
     }
@@ -206,12 +211,13 @@ impl Engine {
     /// The server does not want this node: nothing may pass on the word of a netmap that no longer holds.
     async fn on_refused(&mut self, why: &str) {
         self.failure = Some(why.to_owned());
-        if self.ups.is_empty() {
-            if let Err(error) = self.stop_session().await {
-                error!(%error, "cannot remove what was programmed");
-            }
-        } else {
-            self.fail_ups(why).await;
+        let goes_back = self.fails_back_to_a_session();
+        self.fail_ups(why).await;
+        if !goes_back
+            && self.session.is_some()
+            && let Err(error) = self.stop_session().await
+        {
+            error!(%error, "cannot remove what was programmed");
         }
     }
 }

@@ -27,6 +27,11 @@ use crate::{
     traversal::relay::{RelayEntry, RelayTable},
 };
 
+/// Parts of a policy that are not in force and are told of.
+const MAX_NOTES: usize = 16;
+/// Pieces left out of the netmap that `status` can tell of.
+const MAX_MALFORMED: usize = 64;
+
 /// What a netmap message asks the engine to do beside reconciling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Consequences {
@@ -47,6 +52,8 @@ pub struct Node {
     pub programmed: bool,
     /// It has held what a netmap wanted at least once.
     pub was_programmed: bool,
+    /// An earlier agent, or an earlier identity, left a device.
+    pub found_device: bool,
     pub stats: BTreeMap<NodePublic, PeerStats>,
     relay_port: u16,
     relays: RelayAddresses,
@@ -54,6 +61,8 @@ pub struct Node {
     adopted: BTreeMap<NodePublic, SocketAddr>,
     /// The next message begins a new netmap.
     fresh: bool,
+    /// How many peers were routable at the last look: a key expires without a message.
+    routable: usize,
     filter_stale: bool,
     installed: Option<Compiled>,
 }
@@ -75,6 +84,7 @@ impl Node {
         seed: [u8; 32],
     ) -> Result<Self, KernelError> {
         let observed = kernel.observe().await?;
+        let found_device = observed.device.is_some();
         let mut relays = RelayAddresses::default();
         let mut adopted = BTreeMap::new();
         let own_key = choices.private_key.public();
@@ -113,11 +123,13 @@ impl Node {
             malformed: Vec::new(),
             programmed: false,
             was_programmed: false,
+            found_device,
             stats: BTreeMap::new(),
             relay_port,
             relays,
             adopted,
             fresh: true,
+            routable: 0,
             filter_stale: true,
             installed: None,
         })
@@ -149,7 +161,9 @@ impl Node {
         }
         for piece in malformed {
             warn!(%piece, "part of the netmap was left out");
-            self.malformed.push(piece.to_string());
+            if self.malformed.len() < MAX_MALFORMED {
+                self.malformed.push(piece.to_string());
+            }
         }
         let begins = std::mem::take(&mut self.fresh) || self.map.is_none();
         let mut map = if begins {
@@ -158,6 +172,12 @@ impl Node {
             self.map.take().unwrap_or_default()
         };
         let changes = map.apply(response, clock);
+        if changes.left_out > 0 {
+            warn!(
+                pieces = changes.left_out,
+                "the netmap is too large: part of it was left out"
+            );
+        }
         debug!(
             begins,
             added = changes.peers_added.len(),
@@ -192,6 +212,7 @@ impl Node {
     fn update_paths(&mut self, now: Instant, clock: OffsetDateTime) {
         let Some(map) = &self.map else { return };
         let clock = map.control_time(clock);
+        self.routable = intent::routable_peers(map, clock).count();
         let mut peers = Vec::new();
         let mut kept = BTreeSet::new();
         for node in intent::routable_peers(map, clock).filter(|node| !node.is_wireguard_only) {
@@ -219,8 +240,10 @@ impl Node {
         now: Instant,
         clock: OffsetDateTime,
     ) -> Result<usize, KernelError> {
-        if self.map.is_none() {
-            return Ok(0);
+        let Some(map) = &self.map else { return Ok(0) };
+        if intent::routable_peers(map, map.control_time(clock)).count() != self.routable {
+            self.filter_stale = true;
+            self.update_paths(now, clock);
         }
         self.programmed = false;
         let observed = self.kernel.observe().await?;
@@ -284,9 +307,18 @@ impl Node {
             rules = compiled.rules.len(),
             "the packet filter is in force"
         );
+        for note in compiled.notes.iter().take(MAX_NOTES) {
+            warn!(note, "part of the policy is not in force");
+        }
         self.installed = Some(compiled.clone());
         self.filter_stale = false;
         Ok(())
+    }
+
+    /// Parts of the policy that are left out of the filter in force.
+    pub fn filter_notes(&self) -> &[String] {
+        let notes = self.installed.as_ref().map(|compiled| &compiled.notes[..]);
+        notes.unwrap_or_default()
     }
 
     /// Feeds WireGuard's counters to the paths.

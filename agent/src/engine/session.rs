@@ -58,6 +58,8 @@ pub struct Session {
     acknowledged: u64,
     pub pings: Pings,
     table_stale: bool,
+    /// The user wants a new login although the old one may be valid: until it is done, what the kernel holds stays.
+    forced_login: bool,
     /// With the userspace device.
     revival: Option<Revival>,
 }
@@ -79,7 +81,7 @@ impl std::fmt::Debug for WaitingKernel {
 }
 
 impl Session {
-    pub fn new(plane: Plane, facts: Facts) -> Self {
+    pub fn new(plane: Plane, facts: Facts, forced_login: bool) -> Self {
         Self {
             control: None,
             waiting_kernel: Some(WaitingKernel(plane.kernel)),
@@ -95,6 +97,7 @@ impl Session {
             acknowledged: 0,
             pings: Pings::default(),
             table_stale: false,
+            forced_login,
             revival: (plane.dataplane == Dataplane::Userspace)
                 .then(|| Revival::new(Instant::now())),
         }
@@ -148,11 +151,12 @@ impl Session {
         Ok(())
     }
 
-    /// Somebody has to log in. A node that was logged in is so no more: its netmap is void.
+    /// Somebody has to log in. A node that was logged in is so no more: its netmap is void, and so is what an earlier agent left.
     pub fn needs_login(&mut self, url: String) {
         self.auth_url = url;
-        if self.registered.take().is_some()
-            && let Some(node) = &mut self.node
+        let was_registered = self.registered.take().is_some();
+        if let Some(node) = &mut self.node
+            && (was_registered || (node.found_device && !self.forced_login))
         {
             node.forget_map();
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use lowroad_core::desired::DEFAULT_MARK;
+use lowroad_core::desired::{DEFAULT_MARK, Observed};
 use rustls::RootCertStore;
 use serde_json::json;
 use tempfile::TempDir;
@@ -34,6 +34,11 @@ struct Agent {
 
 impl Agent {
     fn start(dir: &TempDir) -> Self {
+        Self::start_on(dir, Observed::default())
+    }
+
+    /// On a kernel that holds something already.
+    fn start_on(dir: &TempDir, found: Observed) -> Self {
         let mut n = 0;
         let (dir, state) = StateDir::open(dir.path(), |bytes| {
             n += 1;
@@ -52,11 +57,12 @@ impl Agent {
                 filter_traces: false,
             },
             start_kernel: Box::new(move |_| {
-                let seen = seen.clone();
+                let (seen, found) = (seen.clone(), found.clone());
                 Box::pin(async move {
                     let (started, handle) = fake::start(Dataplane::Kernel)
                         .await
                         .expect("loopback sockets work");
+                    handle.change(|observed| *observed = found);
                     seen.lock().unwrap().push(handle);
                     Ok(started)
                 })
@@ -332,6 +338,112 @@ async fn a_node_that_the_server_wants_to_log_in_again_loses_its_peers() {
         (BackendState::NeedsLogin, "http://page/1")
     );
     agent.end().await;
+}
+
+#[tokio::test]
+async fn a_forced_login_that_is_refused_leaves_the_old_identity_in_force() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let _stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    let key = agent.status().await.self_node.unwrap().public_key;
+    let forced = UpRequest {
+        force_reauth: true,
+        ..request(&server.url)
+    };
+    let steps = agent.up(forced).await;
+    let refused = expect_register(&mut server).await;
+    assert_ne!(refused.body["NodeKey"], key);
+    refused.answer(Reply::Status(
+        hyper::StatusCode::UNAUTHORIZED,
+        "no such authkey",
+    ));
+    assert!(matches!(last(steps).await, Progress::Failed(_)));
+    let again = expect_register(&mut server).await;
+    assert_eq!(again.body["NodeKey"], key);
+    again.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    until_running(&agent).await;
+    assert_eq!(agent.kernel().observed().device.unwrap().peers.len(), 1);
+    assert!(!agent.kernel().is_torn_down());
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_restarted_agent_that_has_to_log_in_again_loses_the_peers_it_found() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let _stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    let left = agent.kernel().observed();
+    agent.end().await;
+
+    let again = Agent::start_on(&dir, left);
+    let register = expect_register(&mut server).await;
+    assert_eq!(again.kernel().observed().device.unwrap().peers.len(), 1);
+    register.json(json!({"AuthURL": "http://page/1"}));
+    until(|| {
+        let device = again.kernel().observed().device;
+        device.is_some_and(|device| device.peers.is_empty())
+    })
+    .await;
+    again.end().await;
+}
+
+#[tokio::test]
+async fn a_new_node_key_that_the_kernel_does_not_take_is_tried_again() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    agent.kernel().fail_observe(true);
+    drop(stream);
+    loop {
+        let call = server.call().await;
+        match call.path.as_str() {
+            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
+            _ => break call.json(json!({"NodeKeyExpired": true})),
+        }
+    }
+    // The session that failed is admitted, and so is the one after it.
+    let mut streams = Vec::new();
+    let admitting = async {
+        loop {
+            streams.push(admit(&mut server).await);
+        }
+    };
+    let started_again = async {
+        until(|| agent.kernels.lock().unwrap().len() == 2).await;
+        until_running(&agent).await;
+    };
+    tokio::select! {
+        () = started_again => {}
+        () = admitting => {}
+    }
+    agent.end().await;
+}
+
+async fn until_running(agent: &Agent) {
+    let running = async {
+        while agent.status().await.backend_state != BackendState::Running {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, running).await.expect("it runs");
+}
+
+/// Answers reports until the node registers.
+async fn expect_register(server: &mut TestServer) -> Call {
+    loop {
+        let call = server.call().await;
+        if call.path == "/machine/register" {
+            return call;
+        }
+        call.json(json!({}));
+    }
 }
 
 #[tokio::test]

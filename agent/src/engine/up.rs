@@ -32,6 +32,7 @@ pub struct PendingUp {
 #[derive(Clone, Debug)]
 struct Before {
     prefs: Prefs,
+    /// There was a session, or attempts to start one.
     running: bool,
     /// The session was replaced for this `up`.
     restarted: bool,
@@ -97,7 +98,7 @@ impl Engine {
         }
         let mut before = Before {
             prefs: self.prefs.clone(),
-            running: self.session.is_some(),
+            running: self.session.is_some() || self.restart_at.is_some(),
             restarted: false,
         };
         let turned_away = self
@@ -194,6 +195,11 @@ impl Engine {
         info!("connected");
     }
 
+    /// True if the failure of those that wait starts the session that there was before them.
+    pub(super) fn fails_back_to_a_session(&self) -> bool {
+        self.ups.first().is_some_and(|up| up.before.restarted)
+    }
+
     /// Every waiting `up` fails, and the host is as it was before the first of them.
     pub(super) async fn fail_ups(&mut self, why: &str) {
         let mut ups = std::mem::take(&mut self.ups).into_iter();
@@ -213,14 +219,23 @@ impl Engine {
             }
             self.forget_unregistered_key();
         } else if before.restarted {
+            self.forget_unregistered_key();
             self.start_or_retry().await;
         }
         self.apply_preferences();
     }
 
-    /// A key that no server has accepted is no identity: the next `up` makes its own.
+    /// A key that no server has accepted is no identity: the one before it still is, or the next `up` makes its own.
     fn forget_unregistered_key(&mut self) {
-        if self.state.registered_at.is_none() && self.state.node_key.take().is_some() {
+        let old = self.state.old_node_key.take();
+        let mut changed = old.is_some();
+        if changed {
+            self.state.node_key = old;
+        }
+        if self.state.registered_at.is_none() {
+            changed |= self.state.node_key.take().is_some();
+        }
+        if changed {
             let _ = self.save();
         }
     }
@@ -245,12 +260,12 @@ impl Engine {
         {
             return Ok(());
         }
-        self.start_session(Login {
+        let login = Login {
             auth_key,
             ..Login::default()
-        })
-        .await
-        .map_err(|error| whole(&error))
+        };
+        let started = self.start_session(login).await;
+        started.map_err(|why| self.cannot_start(&why))
     }
 
     /// `down`: everything that lowroad made on this host is removed, and a restarted agent stays down.

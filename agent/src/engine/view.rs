@@ -312,6 +312,12 @@ impl Engine {
             if node.map.is_some() && !node.programmed {
                 health.push("the kernel does not hold yet what the netmap wants".to_owned());
             }
+            if let [first, ..] = node.filter_notes() {
+                health.push(format!(
+                    "{} parts of the policy are not in force, the first: {first} (see the log)",
+                    node.filter_notes().len()
+                ));
+            }
             if !node.malformed.is_empty() {
                 health.push(format!(
                     "{} malformed parts of the netmap were left out (see the log)",

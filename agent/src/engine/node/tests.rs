@@ -246,3 +246,46 @@ async fn a_change_that_concerns_no_rule_and_no_peer_leaves_the_filter_alone() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn a_peer_whose_key_expires_without_a_message_leaves_kernel_filter_and_paths() {
+    let (mut node, kernel) = node_on(|_| {}).await;
+    let mut message = netmap(1..=2);
+    message["Peers"][0]["KeyExpiry"] = json!("1970-01-01T01:00:00Z");
+    take(&mut node, &message);
+    reconcile(&mut node).await;
+    assert!(node.paths.status(&peer_key(1)).is_some());
+    let later = OffsetDateTime::UNIX_EPOCH + time::Duration::hours(2);
+    node.reconcile(Instant::now(), later).await.unwrap();
+    let peers = kernel.observed().device.unwrap().peers;
+    assert_eq!(peers.keys().copied().collect::<Vec<_>>(), [peer_key(2)]);
+    assert!(
+        node.paths.status(&peer_key(1)).is_none(),
+        "a path would add it to the kernel again"
+    );
+    assert!(node.paths.status(&peer_key(2)).is_some());
+}
+
+#[tokio::test]
+async fn what_is_told_of_malformed_peers_is_bounded() {
+    let (mut node, _) = node_on(|_| {}).await;
+    take(&mut node, &netmap(1..=1));
+    for id in 0..200 {
+        take(
+            &mut node,
+            &json!({"PeersChanged": [{"ID": id, "Key": "nodekey:nonsense"}]}),
+        );
+    }
+    assert_eq!(node.malformed.len(), MAX_MALFORMED);
+}
+
+#[tokio::test]
+async fn what_the_filter_leaves_out_of_a_policy_is_told() {
+    let (mut node, _) = node_on(|_| {}).await;
+    let mut message = netmap(1..=1);
+    message["PacketFilter"][0]["SrcIPs"] = json!(["100.64.1.1", "nonsense"]);
+    take(&mut node, &message);
+    reconcile(&mut node).await;
+    assert_eq!(node.filter_notes().len(), 1);
+    assert!(node.filter_notes()[0].contains("nonsense"));
+}
