@@ -84,6 +84,25 @@ async fn one_address_cannot_fill_the_list_of_login_pages() {
 }
 
 #[tokio::test]
+async fn no_expiry_keeps_the_server_from_starting_again() {
+    let mut lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut request = serde_json::to_value(a.request(None)).unwrap();
+    for (expiry, status) in [
+        ("9999-12-31T23:59:59-23:59", StatusCode::BAD_REQUEST),
+        ("9999-12-31T23:59:59.999999999Z", StatusCode::OK),
+    ] {
+        request["Expiry"] = expiry.into();
+        let (got, _) = a.post("/machine/register", &request).await;
+        assert_eq!(got, status, "{expiry}");
+    }
+    lab.stop().await;
+    lab.start().await;
+    assert!(!lab.node("a").await.expired);
+}
+
+#[tokio::test]
 async fn bad_upgrades_get_an_answer() {
     let lab = Lab::new().await;
     let upgrade = |handshake: &str| {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Display, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::Value;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use super::RegionId;
 
@@ -122,9 +122,14 @@ pub mod timestamp {
         match Option::<String>::deserialize(deserializer)? {
             None => Ok(None),
             Some(text) if text == ZERO || text.is_empty() => Ok(None),
-            Some(text) => OffsetDateTime::parse(&text, &Rfc3339)
-                .map(Some)
-                .map_err(de::Error::custom),
+            Some(text) => {
+                let time = OffsetDateTime::parse(&text, &Rfc3339).map_err(de::Error::custom)?;
+                // The last hours of the year 9999 may lie beyond it by universal time, where nobody can write them down.
+                if time.checked_to_offset(UtcOffset::UTC).is_none() {
+                    return Err(de::Error::custom("a time after the year 9999"));
+                }
+                Ok(Some(time))
+            }
         }
     }
 
@@ -143,4 +148,21 @@ pub mod timestamp {
 
 pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct At(#[serde(with = "timestamp")] Option<OffsetDateTime>);
+
+    #[test]
+    fn times_that_universal_time_cannot_say_are_refused() {
+        let text = "9999-12-31T23:59:59-23:59";
+        assert!(OffsetDateTime::parse(text, &Rfc3339).is_ok());
+        assert!(serde_json::from_str::<At>(&format!("{text:?}")).is_err());
+        let At(time) = serde_json::from_str(r#""9999-12-31T23:59:59Z""#).unwrap();
+        assert_eq!(time.unwrap().year(), 9999);
+    }
 }
