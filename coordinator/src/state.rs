@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use admin::NodeRef;
 pub use auth_keys::NewAuthKey;
 pub use poll::Attached;
+pub(crate) use poll::check_size;
 pub use register::{Registered, Stranger};
 
 use crate::{

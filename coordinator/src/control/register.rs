@@ -8,12 +8,12 @@ use super::machine::Peer;
 use crate::{
     Error,
     hub::{Receipt, now, random},
-    state::{Registered, Stranger},
+    state::{Registered, Stranger, check_size},
     view::owner_of,
 };
 
 pub async fn register(peer: &Peer, request: RegisterRequest) -> Result<RegisterResponse, Error> {
-    wait_for_decision(peer, &request.followup).await;
+    wait_for_decision(peer, &request).await?;
     let hub = &peer.site.hub;
     let (result, receipt) = decide(peer, request);
     let (registered, owner) = result?;
@@ -69,13 +69,19 @@ fn decide(peer: &Peer, request: RegisterRequest) -> (Result<Decision, Error>, Re
 }
 
 /// Holds a follow-up until its login page has been decided or has expired. One that we don't know gets a new page at once.
-async fn wait_for_decision(peer: &Peer, followup: &str) {
-    let Some((_, id)) = followup.rsplit_once('/') else {
-        return;
+async fn wait_for_decision(peer: &Peer, request: &RegisterRequest) -> Result<(), Error> {
+    let Some((_, id)) = request.followup.rsplit_once('/') else {
+        return Ok(());
     };
-    let decision = peer.site.hub.read(|state| state.decision(id, peer.machine));
+    let decision = peer
+        .site
+        .hub
+        .read(|state| state.decision(id, peer.machine))?;
     if let Some(mut decision) = decision {
+        // Before it is held for minutes.
+        request.hostinfo.as_ref().map_or(Ok(()), check_size)?;
         // An error, too, means that the page is no longer there.
         let _ = decision.changed().await;
     }
+    Ok(())
 }

@@ -189,7 +189,7 @@ pub(super) fn take_hostinfo(node: &mut Node, mut hostinfo: Hostinfo) -> Result<(
     Ok(())
 }
 
-pub(super) fn check_size(hostinfo: &Hostinfo) -> Result<(), Error> {
+pub(crate) fn check_size(hostinfo: &Hostinfo) -> Result<(), Error> {
     let size = serde_json::to_vec(hostinfo).map_or(usize::MAX, |json| json.len());
     if size > MAX_HOSTINFO {
         return Err(Error::bad_request(format!(

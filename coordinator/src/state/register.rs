@@ -21,6 +21,10 @@ use crate::{
 const MAX_PENDING: usize = 2000;
 /// Of one address, so that one hostile host does not keep all others from joining.
 const MAX_PENDING_OF_ONE: usize = 64;
+const FOREIGN_KEY: &str = "this node key belongs to another machine; log out, then log in again";
+
+/// Requests that may wait for one page: stock clients have one, and may leave some behind on channels that are dead.
+const MAX_WAITING: usize = 8;
 
 /// Who asks, and what only the outside knows.
 pub struct Stranger<'a> {
@@ -87,9 +91,7 @@ impl State {
             .as_ref()
             .is_some_and(|node| node.machine != who.machine)
         {
-            return Err(Error::unauthorized(
-                "this node key belongs to another machine; log out, then log in again",
-            ));
+            return Err(Error::unauthorized(FOREIGN_KEY));
         }
         if let Some(expiry) = request.expiry {
             return self.change_expiry(known, expiry, who.now);
@@ -115,13 +117,26 @@ impl State {
         }
     }
 
-    /// Fires when the login page has been decided, or is no longer there.
-    pub fn decision(&self, id: &str, machine: MachinePublic) -> Option<watch::Receiver<()>> {
-        let pending = self
+    /// Fires when the login page has been decided, or is no longer there. `None`: there is nothing to wait for.
+    pub fn decision(
+        &self,
+        id: &str,
+        machine: MachinePublic,
+    ) -> Result<Option<watch::Receiver<()>>, Error> {
+        let Some(pending) = self
             .pending
             .get(id)
-            .filter(|pending| pending.request.machine == machine)?;
-        Some(pending.decided.subscribe())
+            .filter(|pending| pending.request.machine == machine)
+        else {
+            return Ok(None);
+        };
+        if pending.decided.receiver_count() >= MAX_WAITING {
+            return Err(Error::refused(
+                hyper::StatusCode::TOO_MANY_REQUESTS,
+                "too many requests wait for this login page already",
+            ));
+        }
+        Ok(Some(pending.decided.subscribe()))
     }
 
     pub fn is_pending(&self, id: &str) -> bool {
@@ -231,6 +246,8 @@ impl State {
     }
 
     fn open_login_page(&mut self, join: Join, who: &Stranger<'_>) -> Result<String, Error> {
+        // Before anything else: what replaces an earlier request of the page is kept as long as that one.
+        poll::check_size(&join.hostinfo)?;
         let same = |pending: &Pending| {
             pending.request.machine == join.machine && pending.request.key == join.key
         };
@@ -255,7 +272,6 @@ impl State {
                 "too many machines wait for approval; try again in some minutes, or use an auth key",
             ));
         }
-        poll::check_size(&join.hostinfo)?;
         let id = hex::encode(who.random);
         let pending = Pending {
             request: join,

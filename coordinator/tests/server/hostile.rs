@@ -65,6 +65,31 @@ async fn host_info_is_bounded_because_every_peer_gets_it() {
 }
 
 #[tokio::test]
+async fn what_waits_at_a_login_page_is_bounded() {
+    let lab = Lab::new().await;
+    let mut a = Client::new(lab.address(), "a").await;
+    let url = a.register(None).await.unwrap().auth_url;
+    let mut waiting = Vec::new();
+    let mut followup = a.request(None);
+    followup.followup = url;
+    for _ in 0..9 {
+        waiting.push(tokio::spawn(
+            a.post_later("/machine/register", &followup).await,
+        ));
+    }
+    let first = futures_util::future::select_all(waiting);
+    let (answer, _, others) = tokio::time::timeout(SOON, first).await.unwrap();
+    assert_eq!(answer.unwrap().0, StatusCode::TOO_MANY_REQUESTS);
+    // Not even in place of what is there already.
+    a.hostinfo.distro = "x".repeat(100_000);
+    assert_eq!(
+        a.register(None).await.unwrap_err().0,
+        StatusCode::BAD_REQUEST
+    );
+    assert!(others.iter().all(|waiting| !waiting.is_finished()));
+}
+
+#[tokio::test]
 async fn one_address_cannot_fill_the_list_of_login_pages() {
     let lab = Lab::new().await;
     let mut a = Client::new(lab.address(), "a").await;
