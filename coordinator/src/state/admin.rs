@@ -33,9 +33,17 @@ impl State {
             .strip_suffix(&suffix)
             .unwrap_or(text)
             .to_ascii_lowercase();
-        // Names win over IDs: a node may well be called "1".
         let by_name = self.nodes().find(|node| node.name == label);
         let by_id = || self.node(NodeId(i64::from_str(text).ok()?));
+        // Hosts choose what they are called, and none may stand in for another by calling itself "1".
+        if let (Some(named), Some(numbered)) = (by_name, by_id())
+            && named.id != numbered.id
+        {
+            return Err(Error::bad_request(format!(
+                "`{wanted}` is the name of one node and the ID of another; write {}{suffix} or {}",
+                named.name, numbered.v4
+            )));
+        }
         let by_address = || {
             self.nodes()
                 .find(|node| node.v4.to_string() == text || Ok(node.v6) == text.parse())

@@ -275,3 +275,24 @@ async fn the_same_host_name_gets_a_number() {
         .collect();
     assert_eq!(names, ["web", "web-1"]);
 }
+
+#[tokio::test]
+async fn a_host_that_calls_itself_a_number_is_not_taken_for_the_node_of_that_id() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let _victim = Client::joined(lab.address(), "victim", &key).await;
+    let _other = Client::joined(lab.address(), "1", &key).await;
+    let ask = |node: &str| {
+        lab.ask(Ask::NodesShow {
+            node: node.to_owned(),
+        })
+    };
+    let error = ask("1").await.unwrap_err().to_string();
+    assert!(
+        error.contains("1.tail.test") && error.contains("100.64.0.1"),
+        "{error}"
+    );
+    assert_eq!(ask("1.tail.test").await.unwrap()["id"], "2");
+    assert_eq!(ask("100.64.0.1").await.unwrap()["id"], "1");
+    assert_eq!(ask("2").await.unwrap()["givenName"], "1");
+}
