@@ -278,12 +278,16 @@ async fn approve(hub: &Hub, registration: &str, user: &str) -> Result<Value, Err
         .rsplit('/')
         .next()
         .unwrap_or_default();
-    let compiled = hub.snapshot().compiled.clone();
-    let approved = hub.change(|state| {
+    let (owner, receipt) = hub.change(|state| {
         // Before a user is made for nothing.
         state.check_pending(id)?;
-        let user = state.ensure_user(user, now())?.id;
-        state.approve(id, user, (now(), Instant::now()), &|user, tag| {
+        Ok::<_, Error>(state.ensure_user(user, now())?.id)
+    });
+    let owner = owner?;
+    // What the policy lets a user do who has just been made.
+    let compiled = hub.published(receipt).await.compiled.clone();
+    let approved = hub.change(|state| {
+        state.approve(id, owner, (now(), Instant::now()), &|user, tag| {
             compiled.may_tag(user, tag)
         })
     });

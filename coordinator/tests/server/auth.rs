@@ -296,3 +296,20 @@ async fn a_host_that_calls_itself_a_number_is_not_taken_for_the_node_of_that_id(
     assert_eq!(ask("100.64.0.1").await.unwrap()["id"], "1");
     assert_eq!(ask("2").await.unwrap()["givenName"], "1");
 }
+
+#[tokio::test]
+async fn who_is_made_by_an_approval_may_give_tags_at_once() {
+    let lab = Lab::new().await;
+    lab.set_policy(r#"{"tagOwners": {"tag:web": ["autogroup:member"]}}"#)
+        .await;
+    let mut a = Client::new(lab.address(), "a").await;
+    a.hostinfo.request_tags = vec!["tag:web".to_owned()];
+    let url = a.register(None).await.unwrap().auth_url;
+    lab.ask(Ask::NodesApprove {
+        registration: url,
+        user: "dora".to_owned(),
+    })
+    .await
+    .unwrap();
+    assert_eq!(lab.node("a").await.tags, ["tag:web"]);
+}
