@@ -327,6 +327,13 @@ impl State {
             ephemeral,
             cap,
         } = join;
+        // Since its login page was opened, another machine may have come with the key.
+        if self
+            .node_by_key(key)
+            .is_some_and(|node| node.machine != machine)
+        {
+            return Err(Error::unauthorized(FOREIGN_KEY));
+        }
         let mut node = match self.earlier(machine, key, old_key, &owner) {
             Some(node) => node,
             None => self.blank(machine, key, &owner, now)?,

@@ -313,3 +313,27 @@ async fn who_is_made_by_an_approval_may_give_tags_at_once() {
     .unwrap();
     assert_eq!(lab.node("a").await.tags, ["tag:web"]);
 }
+
+#[tokio::test]
+async fn a_login_page_does_not_give_away_the_key_that_another_machine_has_come_with() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::new(lab.address(), "a").await;
+    let mut thief = Client::new(lab.address(), "thief").await;
+    let mut request = thief.request(None);
+    request.node_key = Some(a.node.public());
+    let url = thief.send_register(&request).await.unwrap().auth_url;
+    assert!(a.register(Some(&key)).await.unwrap().machine_authorized);
+    let approved = lab.ask(Ask::NodesApprove {
+        registration: url,
+        user: "lab".to_owned(),
+    });
+    assert!(
+        approved
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("another machine")
+    );
+    assert_eq!(lab.nodes().await.len(), 1);
+}
