@@ -108,15 +108,15 @@ impl Store {
     }
 }
 
-/// Makes sure that the directory is there, and closed to others if it is ours alone: `--state-dir /tmp` must not lock everybody out.
+/// Makes sure that the directory is there, and closed to others if nobody has put anything there: `--state-dir /tmp` must not lock
+/// everybody out, not at the second start either.
 pub fn private_dir(dir: &Path) -> Result<(), Error> {
     let prepare = || {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir)?;
-        let is_ours = dir.join(FILE).exists() || fs::read_dir(dir)?.next().is_none();
-        if is_ours {
+        if fs::read_dir(dir)?.next().is_none() {
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
         }
         Ok(())
@@ -125,4 +125,33 @@ pub fn private_dir(dir: &Path) -> Result<(), Error> {
         "prepare the state directory {}",
         dir.display()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(dir: &Path) -> u32 {
+        fs::metadata(dir).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_directory_that_others_use_stays_open_to_them_at_every_start() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(dir.path().join("theirs"), "").unwrap();
+        for _ in 0..2 {
+            drop(Store::open(dir.path()).unwrap());
+            assert_eq!(mode(dir.path()), 0o755);
+            assert_eq!(mode(&dir.path().join(FILE)), 0o600);
+        }
+    }
+
+    #[test]
+    fn an_empty_directory_becomes_private() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        private_dir(dir.path()).unwrap();
+        assert_eq!(mode(dir.path()), 0o700);
+    }
 }

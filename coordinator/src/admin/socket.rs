@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::Error;
@@ -18,6 +19,8 @@ const NAME: &str = "admin.sock";
 const LOCK: &str = "lock";
 /// Longest path that a socket address holds.
 const LONGEST_PATH: usize = 107;
+/// Commands that may wait to be let in.
+const BACKLOG: i32 = 128;
 
 pub fn path(state_dir: &Path) -> PathBuf {
     state_dir.join(NAME)
@@ -55,10 +58,16 @@ pub fn listen(state_dir: &Path) -> Result<UnixListener, Error> {
         _ => {}
     }
     let reach = Reach::new(&path).map_err(Error::io(doing()))?;
-    let listener = UnixListener::bind(reach.path()).map_err(Error::io(doing()))?;
-    // The directory is closed to others, so nobody slips in before this.
-    std::fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(Error::io(doing()))?;
-    Ok(listener)
+    let listen = || -> io::Result<UnixListener> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&SockAddr::unix(reach.path())?)?;
+        // Before it listens: the directory may be open to others.
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        socket.listen(BACKLOG)?;
+        UnixListener::from_std(socket.into())
+    };
+    listen().map_err(Error::io(doing()))
 }
 
 pub async fn connect(state_dir: &Path) -> Result<UnixStream, Error> {
