@@ -25,11 +25,12 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
+/// Also for what hosts say about themselves: none of it may command the terminal of an administrator.
 fn or_dash(text: &str) -> String {
     if text.is_empty() {
         "-".to_owned()
     } else {
-        text.to_owned()
+        text.replace(char::is_control, "\u{fffd}")
     }
 }
 
@@ -193,6 +194,14 @@ pub fn node(node: &NodeInfo) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_hosts_say_cannot_command_the_terminal() {
+        assert_eq!(
+            or_dash("a\u{1b}]0;x\u{7}\nb\u{9b}"),
+            "a\u{fffd}]0;x\u{fffd}\u{fffd}b\u{fffd}"
+        );
+    }
 
     #[test]
     fn columns_line_up() {
