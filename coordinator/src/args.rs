@@ -178,7 +178,7 @@ pub enum Nodes {
         /// Name, ID or address of the node
         node: String,
         /// Prefixes, separated by commas; 0.0.0.0/0 or ::/0 approves an exit node; empty withdraws all
-        #[arg(long, value_delimiter = ',', value_parser = parse_route)]
+        #[arg(long, required = true, value_delimiter = ',', value_parser = parse_route)]
         routes: Vec<MaybeRoute>,
     },
     /// Let a machine join that waits at a login page
@@ -262,6 +262,21 @@ mod tests {
             "c --state-dir d --json policy set p",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap();
+        }
+    }
+
+    #[test]
+    fn routes_are_withdrawn_only_if_that_is_said() {
+        let parse = |more: &[&str]| {
+            Cli::try_parse_from(["c", "nodes", "approve-routes", "b"].iter().chain(more))
+        };
+        assert!(parse(&[]).is_err());
+        for none in [&["--routes", ""][..], &["--routes="]] {
+            let Command::Nodes(Nodes::ApproveRoutes { routes, .. }) = parse(none).unwrap().command
+            else {
+                panic!("another command");
+            };
+            assert!(routes.iter().all(|route| route.0.is_none()));
         }
     }
 }
