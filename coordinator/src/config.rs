@@ -141,7 +141,7 @@ impl Config {
             relay_ipv6: file.relay_ipv6,
             derp_map: derp_map
                 .as_deref()
-                .map(read_json)
+                .map(read_derp_map)
                 .transpose()?
                 .unwrap_or_default(),
             dns: dns(
@@ -298,6 +298,33 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     serde_json::from_value(value).map_err(|error| config(error.to_string()))
 }
 
+/// Clients skip what they cannot read of a relay map; who wrote it has to hear of it.
+fn read_derp_map(path: &Path) -> Result<DerpMap, Error> {
+    let config = |what: String| Error::Config {
+        path: path.to_owned(),
+        what,
+    };
+    let written: serde_json::Value = read_json(path)?;
+    let map: DerpMap =
+        serde_json::from_value(written.clone()).map_err(|error| config(error.to_string()))?;
+    let none = serde_json::Map::new();
+    let regions = match &written["Regions"] {
+        serde_json::Value::Object(regions) => regions,
+        serde_json::Value::Null => &none,
+        _ => return Err(config("Regions is no object".to_owned())),
+    };
+    for (id, region) in regions {
+        let read = id.parse().ok().and_then(|id| map.regions.get(&id));
+        let nodes = region["Nodes"].as_array().map_or(0, Vec::len);
+        if read.is_none_or(|read| read.nodes.len() != nodes) {
+            return Err(config(format!(
+                "region {id} or one of its Nodes is malformed: IDs are numbers from 1 to 65535, and each field has its type"
+            )));
+        }
+    }
+    Ok(map)
+}
+
 /// How long a shutdown waits for connections to end.
 pub const DRAIN: Duration = Duration::from_secs(2);
 
@@ -337,6 +364,27 @@ mod tests {
             "tail.example.com"
         );
         assert!(check_base_domain("a..b", &url).is_err());
+    }
+
+    #[test]
+    fn a_region_that_clients_would_skip_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("map");
+        let read = |text: &str| {
+            fs::write(&path, text).unwrap();
+            read_derp_map(&path)
+        };
+        let good = r#"{"Regions": {"900": {"RegionID": 900, "Nodes": [{"HostName": "r"}]}}}"#;
+        assert_eq!(read(good).unwrap().regions.len(), 1);
+        for (from, to) in [
+            ("\"900\":", "\"70000\":"),
+            ("900,", "\"900\","),
+            ("\"r\"", "1"),
+        ] {
+            let error = read(&good.replace(from, to)).unwrap_err();
+            assert!(error.to_string().contains("malformed"), "{error}");
+        }
+        assert!(read(r#"{"Regions": []}"#).is_err());
     }
 
     #[test]
