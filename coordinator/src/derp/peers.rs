@@ -10,6 +10,9 @@ use lowroad_wire::key::NodePublic;
 
 use super::queue::Queue;
 
+/// Connections of one key; a node has one, and may leave dead ones behind when it moves. Beyond it the oldest end.
+const MAX_OF_ONE: usize = 8;
+
 /// What connections of the same key are told.
 const DUPLICATE: &str = "another connection uses this node's key; is its state directory copied?";
 
@@ -71,6 +74,8 @@ impl Peers {
         let mut rest = peer.rest.lock().unwrap_or_else(PoisonError::into_inner);
         rest.connections.push(queue.clone());
         peer.active.store(Some(queue.clone()));
+        let older = rest.connections.iter().rev().skip(MAX_OF_ONE);
+        older.for_each(|connection| connection.close());
         if rest.connections.len() > 1 {
             peer.duplicate.store(true, Ordering::Relaxed);
             for connection in &rest.connections {

@@ -325,6 +325,19 @@ async fn of_connections_with_the_same_key_the_last_to_write_gets_the_packets() {
     );
 }
 
+#[tokio::test]
+async fn a_key_with_too_many_connections_loses_the_oldest() {
+    let server = server();
+    let mut first = Client::join(&server, 1).await;
+    first.settle().await;
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        others.push(Client::join(&server, 1).await);
+    }
+    first.expect_end().await;
+    others[0].settle().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn keep_alives_come_every_60_to_65_seconds() {
     let server = server();
