@@ -14,6 +14,14 @@ use anyhow::{Context, Result, bail};
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command.current_dir(crate::workspace::root());
+    // `cargo run` tells us about our own package. Build scripts that watch these variables (ring's does) would run again,
+    // and half the workspace would be built anew, whenever a plain cargo and an xtask take turns.
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&*name);
+        }
+    }
     command
 }
 
