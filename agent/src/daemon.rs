@@ -43,6 +43,7 @@ pub fn run(args: AgentArgs, socket: &Path) -> Result<()> {
 }
 
 async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
+    kernel::check_privileges("running the agent")?;
     let (dir, state) = StateDir::open(&args.state_dir, |bytes| {
         getrandom::fill(bytes).expect("the kernel's random numbers cannot fail after boot")
     })?;

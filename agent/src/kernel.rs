@@ -23,7 +23,10 @@ use lowroad_core::filter::{Compiled, FilterCounters, FilterEvent};
 use lowroad_core::plan::Step;
 use tokio::sync::mpsc;
 
-pub use self::linux::{LinuxKernel, cleanup, start};
+pub use self::{
+    linux::{LinuxKernel, cleanup, start},
+    probe::check_privileges,
+};
 use crate::traversal::port::{Datagram, Port};
 
 pub type KernelFuture<'a, T> = BoxFuture<'a, Result<T, KernelError>>;

@@ -22,7 +22,7 @@ use crate::{
     view::Common,
 };
 
-/// Connections at once, relay and channels together.
+/// Connections at once that speak HTTP; relay connections and channels have bounds of their own once they are upgraded.
 const MAX_CONNECTIONS: usize = 60_000;
 /// A client that has not sent a request's head by then is closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);

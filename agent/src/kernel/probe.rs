@@ -32,7 +32,7 @@ pub(super) async fn probe(
 ) -> Result<Probed, KernelError> {
     link::check_name(&options.device)?;
     check_release()?;
-    check_capability(&options.device)?;
+    check_privileges(format!("creating the network device {}", &options.device))?;
     let found = link::find(handle, &options.device).await?;
     let own = found.is_some_and(|link| link.alias == alias && link.kind == Kind::WireGuard);
     let chosen = |dataplane| Probed {
@@ -110,15 +110,16 @@ fn check_tun() -> Result<(), KernelError> {
         .map_err(|source| KernelError::NoTun { source })
 }
 
-/// Whether we have CAP_NET_ADMIN; if the file can't be read, the first attempt will tell.
-fn check_capability(device: &str) -> Result<(), KernelError> {
+/// Whether we have CAP_NET_ADMIN, without which nothing of ours works; if the kernel's word can't be read, the first
+/// attempt will tell.
+pub fn check_privileges(what: impl Into<String>) -> Result<(), KernelError> {
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
         return Ok(());
     };
     match effective_capabilities(&status) {
-        Some(mask) if mask & (1 << NET_ADMIN) == 0 => Err(KernelError::NotPermitted {
-            what: format!("creating the network device {device}"),
-        }),
+        Some(mask) if mask & (1 << NET_ADMIN) == 0 => {
+            Err(KernelError::NotPermitted { what: what.into() })
+        }
         _ => Ok(()),
     }
 }

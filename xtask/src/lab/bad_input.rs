@@ -2,7 +2,7 @@
 
 use std::{fs, io::Write as _, net::SocketAddr};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{ALLOW_ALL, Lab, ms, secs};
 use crate::{
@@ -123,6 +123,9 @@ pub fn the_agent_says_why_it_does_not_start(lab: &Lab) -> Result<()> {
     as_nobody(&mut command);
     let finished = process::run(&mut command, "", secs(20))?;
     one_clear_line(lab, "an agent without privileges", &finished)?;
+    if !finished.stderr.contains("CAP_NET_ADMIN") {
+        bail!("an agent without privileges does not say which it needs");
+    }
 
     damage_state(lab, &mut node)
 }
