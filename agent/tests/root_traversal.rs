@@ -206,7 +206,7 @@ fn relayed_packets_arrive_from_the_programmed_endpoint_with_strict_reverse_path_
             fs::write(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "1").unwrap();
         }
         let (v4, v6) = wireguard().await;
-        let (door, _events) = RelayDoor::start(RELAY_PORT, PORT, |_, _, _| {}).unwrap();
+        let (door, _events) = RelayDoor::start(RELAY_PORT, PORT, MARK, |_, _, _| {}).unwrap();
         for endpoint in [
             "203.0.113.9:4000",
             "127.128.0.5:41642",
@@ -235,15 +235,33 @@ fn relayed_packets_arrive_from_the_programmed_endpoint_with_strict_reverse_path_
 }
 
 #[test]
+fn what_is_injected_comes_to_the_address_that_answers_leave_from() {
+    in_two_netns(
+        || async move {
+            let endpoint: SocketAddr = "[fd09::2]:41641".parse().unwrap();
+            // Only what is sent to this address arrives. WireGuard would answer from `::1` to what comes there.
+            let own = UdpSocket::bind("[fd09::1]:41641").await.unwrap();
+            let (door, _events) = RelayDoor::start(RELAY_PORT, PORT, MARK, |_, _, _| {}).unwrap();
+            door.set_entry(key(1), entry(1, Some(REGION), endpoint));
+            let data = a_data_packet(500);
+            door.deliver(&[from_relay(1, &data)]);
+            assert_eq!(receive(&own).await, (data, endpoint));
+        },
+        || async {},
+    );
+}
+
+#[test]
 fn peers_are_told_apart_by_their_loopback_address_and_only_wireguard_is_heard() {
     in_fresh_netns(|| async {
         let (v4, _v6) = wireguard().await;
         let sent = Arc::new(Mutex::new(Vec::new()));
         let sink = sent.clone();
-        let (door, mut events) = RelayDoor::start(RELAY_PORT, PORT, move |region, key, bytes| {
-            sink.lock().unwrap().push((region, key, bytes));
-        })
-        .unwrap();
+        let (door, mut events) =
+            RelayDoor::start(RELAY_PORT, PORT, MARK, move |region, key, bytes| {
+                sink.lock().unwrap().push((region, key, bytes));
+            })
+            .unwrap();
         let relay = |number| SocketAddr::from((address(number), RELAY_PORT));
         door.set_table(RelayTable::from([
             (key(1), entry(1, Some(REGION), relay(1))),
@@ -300,7 +318,7 @@ fn peers_are_told_apart_by_their_loopback_address_and_only_wireguard_is_heard() 
 fn disco_from_relays_becomes_events_and_garbage_goes_nowhere() {
     in_fresh_netns(|| async {
         let (v4, _v6) = wireguard().await;
-        let (door, mut events) = RelayDoor::start(RELAY_PORT, PORT, |_, _, _| {}).unwrap();
+        let (door, mut events) = RelayDoor::start(RELAY_PORT, PORT, MARK, |_, _, _| {}).unwrap();
         let endpoint = "203.0.113.9:4000".parse().unwrap();
         door.set_table(RelayTable::from([(
             key(1),
@@ -333,7 +351,7 @@ fn disco_from_relays_becomes_events_and_garbage_goes_nowhere() {
 fn the_first_handshake_of_an_unknown_key_waits_for_its_peer() {
     in_fresh_netns(|| async {
         let (v4, _v6) = wireguard().await;
-        let (door, _events) = RelayDoor::start(RELAY_PORT, PORT, |_, _, _| {}).unwrap();
+        let (door, _events) = RelayDoor::start(RELAY_PORT, PORT, MARK, |_, _, _| {}).unwrap();
         let mut initiation = vec![7; 148];
         initiation[..4].copy_from_slice(&[1, 0, 0, 0]);
         door.deliver(&[
@@ -359,7 +377,7 @@ fn the_first_handshake_of_an_unknown_key_waits_for_its_peer() {
 #[test]
 fn a_taken_port_is_said_and_a_dropped_door_frees_it() {
     in_fresh_netns(|| async {
-        let open = || RelayDoor::start(RELAY_PORT, PORT, |_, _, _| {});
+        let open = || RelayDoor::start(RELAY_PORT, PORT, MARK, |_, _, _| {});
         let first = open().unwrap();
         assert_eq!(open().unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
@@ -378,14 +396,15 @@ fn the_relay_path_carries_many_packets_through_both_directions() {
         let (v4, _v6) = wireguard().await;
         // What leaves for peer 1 comes back as if peer 1 had sent it.
         let (loop_back, mut returned) = mpsc::unbounded_channel();
-        let (door, _events) = RelayDoor::start(RELAY_PORT, PORT, move |region, from, bytes| {
-            let _ = loop_back.send(FromRelay {
-                region,
-                from,
-                bytes,
-            });
-        })
-        .unwrap();
+        let (door, _events) =
+            RelayDoor::start(RELAY_PORT, PORT, MARK, move |region, from, bytes| {
+                let _ = loop_back.send(FromRelay {
+                    region,
+                    from,
+                    bytes,
+                });
+            })
+            .unwrap();
         let inlet = door.inlet();
         let relay = SocketAddr::from((address(1), RELAY_PORT));
         door.set_table(RelayTable::from([(key(1), entry(1, Some(REGION), relay))]));

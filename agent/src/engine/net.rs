@@ -83,7 +83,7 @@ impl Net {
             stable: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
         };
         let (derp, packets) = DerpPool::start(node, tls, options.mark.value);
-        let (door, relay) = open_door(options.port, &derp).await?;
+        let (door, relay) = open_door(options.port, options.mark.value, &derp).await?;
         let (prober, probed) = Prober::start(port, config, options.device.clone());
         let (events, derp_events) = mpsc::channel(QUEUE);
         let pump = tokio::spawn(pump(packets, door.inlet(), events)).abort_handle();
@@ -309,13 +309,14 @@ impl Net {
 /// A door that has just been closed may hold its port for a moment more: a new node key needs a new one.
 async fn open_door(
     port: u16,
+    mark: u32,
     derp: &DerpPool,
 ) -> Result<(RelayDoor, mpsc::Receiver<RelayEvent>), KernelError> {
     let until = Instant::now() + DOOR_PATIENCE;
     loop {
         let sender = derp.clone();
         let send = move |region, to, bytes| sender.send(region, to, bytes);
-        match RelayDoor::start(port + 1, port, send) {
+        match RelayDoor::start(port + 1, port, mark, send) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
                 sleep(DOOR_RETRY).await;
             }

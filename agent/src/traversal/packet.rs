@@ -1,6 +1,6 @@
 //! Bytes of raw packets: UDP headers, checksums, and the filter that picks our datagrams out of WireGuard's.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use super::sys::Instruction;
 
@@ -94,11 +94,13 @@ pub(super) struct InjectedHeader {
 }
 
 impl InjectedHeader {
-    /// `None` if the payload is too long for a packet.
-    pub fn new(source: SocketAddr, port: u16, payload: &[u8]) -> Option<Self> {
-        match source {
-            SocketAddr::V4(source) => Self::v4((*source.ip(), source.port()), port, payload),
-            SocketAddr::V6(source) => Self::v6((*source.ip(), source.port()), port, payload),
+    /// To `to`, an address of this host and of the source's family. `None` if the families differ or the payload is too
+    /// long for a packet.
+    pub fn new(source: SocketAddr, to: SocketAddr, payload: &[u8]) -> Option<Self> {
+        match (source, to) {
+            (SocketAddr::V4(source), SocketAddr::V4(to)) => Self::v4(source, to, payload),
+            (SocketAddr::V6(source), SocketAddr::V6(to)) => Self::v6(source, to, payload),
+            _ => None,
         }
     }
 
@@ -106,47 +108,40 @@ impl InjectedHeader {
         &self.bytes[..self.length]
     }
 
-    /// The loopback address that a packet from `source` is injected to.
-    pub fn target(source: &SocketAddr) -> IpAddr {
-        match source {
-            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        }
-    }
-
-    fn v4(source: (Ipv4Addr, u16), port: u16, payload: &[u8]) -> Option<Self> {
+    fn v4(source: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Self> {
         let total = u16::try_from(IPV4_HEADER + UDP_HEADER + payload.len()).ok()?;
         let mut bytes = [0; IPV6_HEADER + UDP_HEADER];
         bytes[0] = 0x45;
         bytes[2..4].copy_from_slice(&total.to_be_bytes());
         bytes[8] = HOP_LIMIT;
         bytes[9] = UDP;
-        bytes[12..16].copy_from_slice(&source.0.octets());
-        bytes[16..20].copy_from_slice(&Ipv4Addr::LOCALHOST.octets());
+        bytes[12..16].copy_from_slice(&source.ip().octets());
+        bytes[16..20].copy_from_slice(&to.ip().octets());
         // The kernel fills in the header's checksum. The UDP checksum stays absent: the packet stays in memory,
         // and WireGuard authenticates it.
         put_udp(
             &mut bytes[IPV4_HEADER..],
-            source.1,
-            port,
+            source.port(),
+            to.port(),
             total - IPV4_HEADER as u16,
         );
         let length = IPV4_HEADER + UDP_HEADER;
         Some(Self { bytes, length })
     }
 
-    fn v6(source: (Ipv6Addr, u16), port: u16, payload: &[u8]) -> Option<Self> {
+    fn v6(source: SocketAddrV6, to: SocketAddrV6, payload: &[u8]) -> Option<Self> {
         let udp_length = u16::try_from(UDP_HEADER + payload.len()).ok()?;
         let mut bytes = [0; IPV6_HEADER + UDP_HEADER];
         bytes[0] = 0x60;
         bytes[4..6].copy_from_slice(&udp_length.to_be_bytes());
         bytes[6] = UDP;
         bytes[7] = HOP_LIMIT;
-        bytes[8..24].copy_from_slice(&source.0.octets());
-        bytes[24..40].copy_from_slice(&Ipv6Addr::LOCALHOST.octets());
-        put_udp(&mut bytes[IPV6_HEADER..], source.1, port, udp_length);
+        bytes[8..24].copy_from_slice(&source.ip().octets());
+        bytes[24..40].copy_from_slice(&to.ip().octets());
+        let ports = (source.port(), to.port());
+        put_udp(&mut bytes[IPV6_HEADER..], ports.0, ports.1, udp_length);
         // IPv6 knows no absent checksum.
-        let pseudo = pseudo_sum(source.0.into(), Ipv6Addr::LOCALHOST.into(), udp_length);
+        let pseudo = pseudo_sum((*source.ip()).into(), (*to.ip()).into(), udp_length);
         let sum = fold(add(add(pseudo, &bytes[IPV6_HEADER..]), payload));
         bytes[IPV6_HEADER + 6..].copy_from_slice(&sum.to_be_bytes());
         let length = IPV6_HEADER + UDP_HEADER;
@@ -247,9 +242,10 @@ mod tests {
 
         #[test]
         fn an_injected_ipv6_header_carries_a_right_checksum(
-            from: [u8; 16], port: u16, payload in prop::collection::vec(any::<u8>(), 0..300)
+            from: [u8; 16], to: [u8; 16], port: u16, payload in prop::collection::vec(any::<u8>(), 0..300)
         ) {
-            let header = InjectedHeader::new(SocketAddr::from((from, port)), 51820, &payload).unwrap();
+            let (from, to) = (SocketAddr::from((from, port)), SocketAddr::from((to, 51820)));
+            let header = InjectedHeader::new(from, to, &payload).unwrap();
             let bytes = header.as_bytes();
             let length = ((UDP_HEADER + payload.len()) as u16).to_be_bytes();
             let whole = [&bytes[8..40], &[0, UDP], &length, &bytes[40..], &payload].concat();

@@ -91,7 +91,7 @@ struct Table {
 
 impl RelayDoor {
     /// Opens the socket on `lo` at `port` (WireGuard's port plus one) and starts to pass what WireGuard sends to
-    /// `send`, which must not block: `DerpPool::send`.
+    /// `send`, which must not block: `DerpPool::send`. `mark` is that of WireGuard's packets.
     ///
     /// # Errors
     /// `AddrInUse` if the port is taken, `PermissionDenied` without CAP_NET_RAW.
@@ -101,13 +101,14 @@ impl RelayDoor {
     pub fn start(
         port: u16,
         wireguard_port: u16,
+        mark: u32,
         send: impl Fn(RegionId, NodePublic, Bytes) + Send + 'static,
     ) -> io::Result<(Self, mpsc::Receiver<RelayEvent>)> {
         let socket = UdpSocket::from_std(open(port)?.into())?;
         let (events, receiver) = mpsc::channel(QUEUE);
         let inner = Arc::new(Inner {
             table: RwLock::default(),
-            injector: Injector::open(wireguard_port)?,
+            injector: Injector::open(wireguard_port, mark)?,
             held: Mutex::default(),
             incoming: Mutex::default(),
             events,
