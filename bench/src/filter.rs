@@ -113,7 +113,6 @@ fn rule_set(count: usize) -> Compiled {
                     first: port,
                     last: port,
                 },
-                ..Default::default()
             }],
             ..Default::default()
         }
