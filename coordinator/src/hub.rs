@@ -279,7 +279,7 @@ fn server_keys(store: &mut Store) -> Result<ServerKeys, Error> {
                 return Ok(Zeroizing::new(text));
             }
             let text = fresh();
-            rows.settings.push((setting, Some(text.to_string())));
+            rows.settings.push((setting, Some(text.clone())));
             Ok(text)
         };
     let control = text(Setting::ControlKey, || {

@@ -48,6 +48,7 @@ async fn run(cli: Cli) -> Result<(), Error> {
     };
     log(cli.json);
     limits::raise_open_files();
+    limits::keep_memory_private();
     // Listened for before the server says that it serves.
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::io("listen for SIGINT"))?;

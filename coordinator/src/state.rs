@@ -21,6 +21,7 @@ use lowroad_wire::{
 };
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 pub use admin::NodeRef;
 pub use auth_keys::NewAuthKey;
@@ -285,7 +286,7 @@ impl State {
             settings: dirty
                 .settings
                 .iter()
-                .map(|setting| (*setting, self.setting(*setting)))
+                .map(|setting| (*setting, self.setting(*setting).map(Zeroizing::new)))
                 .collect(),
         };
         (rows, self.marks)

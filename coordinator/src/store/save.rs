@@ -1,11 +1,12 @@
 //! Writing what changed, in one transaction.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use lowroad_wire::control::{NodeId, UserId};
 use rusqlite::{Connection, Transaction, params};
 use serde::Serialize;
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::{Setting, Store};
 use crate::{
@@ -14,12 +15,23 @@ use crate::{
 };
 
 /// Rows to write; `None` deletes.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Rows {
     pub users: Vec<(UserId, Option<Arc<User>>)>,
     pub nodes: Vec<(NodeId, Option<Arc<Node>>)>,
     pub auth_keys: Vec<(KeyId, Option<Arc<AuthKey>>)>,
-    pub settings: Vec<(Setting, Option<String>)>,
+    /// Some are private keys.
+    pub settings: Vec<(Setting, Option<Zeroizing<String>>)>,
+}
+
+impl fmt::Debug for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rows")
+            .field("users", &self.users)
+            .field("nodes", &self.nodes)
+            .field("auth_keys", &self.auth_keys)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Rows {
@@ -66,7 +78,7 @@ fn write(connection: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
         match value {
             Some(value) => transaction
                 .prepare_cached("INSERT OR REPLACE INTO settings (name, value) VALUES (?1, ?2)")?
-                .execute(params![setting.name(), value])?,
+                .execute(params![setting.name(), value.as_str()])?,
             None => transaction
                 .prepare_cached("DELETE FROM settings WHERE name = ?1")?
                 .execute([setting.name()])?,
