@@ -144,7 +144,7 @@ impl Engine {
             return self.fail_ups(&why).await;
         };
         let Some(waiting) = session.waiting_for() else {
-            return self.finish_ups();
+            return self.finish_ups().await;
         };
         let (trouble, auth_url) = (session.trouble.clone(), session.auth_url.clone());
         if let Some(trouble) = trouble.as_ref().filter(|trouble| trouble.ends_up) {
@@ -183,14 +183,14 @@ impl Engine {
         }
     }
 
-    fn finish_ups(&mut self) {
-        self.state.prefs = self.prefs.clone();
-        let saved = self.save();
+    async fn finish_ups(&mut self) {
+        let before = std::mem::replace(&mut self.state.prefs, self.prefs.clone());
+        if let Err(why) = self.save() {
+            self.state.prefs = before;
+            return self.fail_ups(&why.to_string()).await;
+        }
         for up in self.ups.drain(..) {
-            up.tell(match &saved {
-                Ok(()) => Progress::Done,
-                Err(why) => Progress::Failed(why.to_string()),
-            });
+            up.tell(Progress::Done);
         }
         info!("connected");
     }

@@ -10,6 +10,7 @@ mod counters;
 mod events;
 mod install;
 mod object;
+mod tcx;
 
 use std::{
     error::Error,
@@ -19,7 +20,7 @@ use std::{
 
 use aya::{Ebpf, TestRun as _, TestRunOptions};
 use lowroad_core::filter::{Compiled, CompiledRule, Direction, FilterCounters, FilterEvent};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use self::{attach::Attachments, bpffs::PinDir, object::Maps};
 
@@ -95,6 +96,8 @@ pub struct Filter {
     /// What answers to punts depend on: peer API port, and in bit 16 whether shields are up.
     answers: Arc<AtomicU32>,
     events: Option<events::Source>,
+    /// Dropped with us: ends the reading, which holds the ring's map.
+    reading: Option<oneshot::Sender<()>>,
 }
 
 impl std::fmt::Debug for Filter {
@@ -146,12 +149,13 @@ impl Filter {
             rules: Vec::new(),
             answers: Arc::default(),
             events: Some(events),
+            reading: None,
         })
     }
 
     /// Whether the programs are still on the device, both ways.
     pub fn is_attached(&self) -> Result<bool, FilterError> {
-        self.attachments.are_there()
+        self.attachments.are_there(self.pins.as_ref())
     }
 
     /// Puts a rule set in force in one write, then reads it back. Takes some 40 ms, in which packets are judged by the
@@ -177,7 +181,9 @@ impl Filter {
     /// What the programs report. Call it once, inside a tokio runtime; a slow reader loses the newest.
     pub fn events(&mut self) -> Result<mpsc::Receiver<FilterEvent>, FilterError> {
         let source = self.events.take().ok_or(FilterError::EventsTaken)?;
-        source.start(Arc::clone(&self.answers))
+        let (reading, ended) = oneshot::channel();
+        self.reading = Some(reading);
+        source.start(Arc::clone(&self.answers), ended)
     }
 
     /// Removes the programs from the device, and all pins.

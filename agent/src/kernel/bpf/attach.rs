@@ -15,7 +15,7 @@ use aya::{
 };
 use lowroad_core::filter::Direction;
 
-use super::{FilterError, FilterOptions, bpffs::PinDir, clsact, object, object::Maps};
+use super::{FilterError, FilterOptions, bpffs::PinDir, clsact, object, object::Maps, tcx};
 
 /// Where our filters sit among a clsact qdisc's.
 const PRIORITY: u16 = 1;
@@ -70,6 +70,7 @@ pub(super) fn attach(
     let mut place = Place {
         programs,
         device,
+        ifindex,
         pins,
         tcx: pins.is_some() && !options.clsact_only && has_tcx(),
     };
@@ -101,14 +102,12 @@ fn has_tcx() -> bool {
 }
 
 /// An earlier agent's link, if it is on this very device; a pin of any other is removed.
-fn earlier_link(device: &str, direction: Direction, pins: &PinDir) -> Option<FdLink> {
+fn earlier_link(ifindex: u32, direction: Direction, pins: &PinDir) -> Option<FdLink> {
     let path = pins.link(name(direction));
     let pinned = PinnedLink::from_pin(&path).ok()?;
     let link = FdLink::from(pinned);
-    let program = link.info().map(|info| info.program_id());
-    let there = SchedClassifier::query_tcx(device, hook(direction)).map(|(_, programs)| programs);
-    match (program, there) {
-        (Ok(id), Ok(programs)) if programs.iter().any(|p| p.id() == id) => Some(link),
+    match program_of(&link) {
+        Some(program) if tcx::programs(ifindex, direction).contains(&program) => Some(link),
         _ => {
             tracing::info!(path = %path.display(), "a link of another device is discarded");
             if let Err(error) = fs::remove_file(&path) {
@@ -122,6 +121,7 @@ fn earlier_link(device: &str, direction: Direction, pins: &PinDir) -> Option<FdL
 struct Place<'a> {
     programs: &'a mut Ebpf,
     device: &'a str,
+    ifindex: u32,
     pins: Option<&'a PinDir>,
     tcx: bool,
 }
@@ -132,7 +132,7 @@ impl Place<'_> {
     fn one(&mut self, direction: Direction, have_rules: bool) -> Result<(Hook, bool), FilterError> {
         let earlier = self
             .pins
-            .and_then(|pins| earlier_link(self.device, direction, pins));
+            .and_then(|pins| earlier_link(self.ifindex, direction, pins));
         if let Some(link) = earlier {
             if have_rules {
                 replace(object::program(self.programs, direction)?, tcx_link(link)?)?;
@@ -269,10 +269,10 @@ impl Attachments {
     }
 
     /// Whether the programs are still on the device.
-    pub fn are_there(&self) -> Result<bool, FilterError> {
+    pub fn are_there(&self, pins: Option<&PinDir>) -> Result<bool, FilterError> {
         for attachment in &self.list {
             let there = match attachment.hook {
-                Hook::Tcx => has_tcx_program(&self.device, attachment.direction),
+                Hook::Tcx => self.has_link(attachment.direction, pins),
                 Hook::Clsact => clsact::has_filter(&self.place(attachment.direction))
                     .map_err(|e| FilterError::kernel("asking for the device's filters", e))?,
             };
@@ -281,6 +281,13 @@ impl Attachments {
             }
         }
         Ok(!self.list.is_empty())
+    }
+
+    /// Whether our pinned link is there and holds its program on the device.
+    fn has_link(&self, direction: Direction, pins: Option<&PinDir>) -> bool {
+        let link = pins.and_then(|pins| PinnedLink::from_pin(pins.link(name(direction))).ok());
+        let program = link.and_then(|link| program_of(&FdLink::from(link)));
+        program.is_some_and(|program| tcx::programs(self.ifindex, direction).contains(&program))
     }
 
     fn place(&self, direction: Direction) -> clsact::Place {
@@ -306,17 +313,9 @@ impl Attachments {
     }
 }
 
-/// Whether a program of ours hangs there; a device that is gone has none.
-fn has_tcx_program(device: &str, direction: Direction) -> bool {
-    let ours = match direction {
-        Direction::In => "overlay_ingress",
-        Direction::Out => "overlay_egress",
-    };
-    SchedClassifier::query_tcx(device, hook(direction)).is_ok_and(|(_, programs)| {
-        programs
-            .iter()
-            .any(|p| p.name_as_str().is_some_and(|name| ours.starts_with(name)))
-    })
+/// The number of the program that a link holds where it is.
+fn program_of(link: &FdLink) -> Option<u32> {
+    Some(link.info().ok()?.program_id())
 }
 
 const fn hook(direction: Direction) -> TcAttachType {

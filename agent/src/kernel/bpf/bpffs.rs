@@ -1,7 +1,7 @@
 //! Where pins go, and whether they would outlive the agent there.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs, io,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
@@ -11,6 +11,9 @@ use super::FilterError;
 
 /// Magic number of a bpffs, in `statfs`.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// As the source of a mount (a bpffs has none): who mounted it.
+const MOUNTED_BY_US: &CStr = c"lowroad";
 
 /// `<bpffs>/lowroad/<state id>/`: links, and a directory of maps per version of their layout.
 #[derive(Clone, Debug)]
@@ -81,6 +84,7 @@ impl PinDir {
                 // Fails while another state directory has pins, and then it must stay.
                 if let Some(parent) = self.root.parent() {
                     let _ = fs::remove_dir(parent);
+                    parent.parent().map_or(Ok(()), unmount_ours)?;
                 }
                 Ok(())
             }
@@ -103,6 +107,34 @@ fn lasts(bpffs: &Path) -> Result<(), String> {
     mount(bpffs).map_err(|e| format!("mounting it: {e}"))?;
     tracing::info!(path = %bpffs.display(), "mounted a bpffs");
     Ok(())
+}
+
+/// Takes the bpffs away if an agent mounted it and nobody has come to use it since: the host is left as it was.
+fn unmount_ours(bpffs: &Path) -> Result<(), FilterError> {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let is_ours = mounts
+        .lines()
+        .rfind(|line| line.split(' ').nth(4).map(Path::new) == Some(bpffs))
+        .and_then(|line| line.split_once(" - "))
+        .is_some_and(|(_, kind)| kind.starts_with("bpf lowroad "));
+    let is_empty = || fs::read_dir(bpffs).is_ok_and(|mut entries| entries.next().is_none());
+    if !is_ours || !is_empty() {
+        return Ok(());
+    }
+    let failed = |e| FilterError::kernel(format!("unmounting {}", bpffs.display()), e);
+    let path = c_path(bpffs).map_err(failed)?;
+    // SAFETY: a nul-terminated path that lives during the call.
+    if unsafe { libc::umount2(path.as_ptr(), libc::UMOUNT_NOFOLLOW) } == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        // Somebody uses it by now, or an agent without CAP_SYS_ADMIN cleans up after one with it: empty, it harms nobody.
+        error if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EPERM)) => {
+            tracing::info!(path = %bpffs.display(), %error, "the empty bpffs stays mounted");
+            Ok(())
+        }
+        error => Err(failed(error)),
+    }
 }
 
 /// Whether this thread has the mount namespace of process 1. Mounts have numbers, which every namespace's copy gets anew;
@@ -148,7 +180,7 @@ fn mount(path: &Path) -> io::Result<()> {
     // SAFETY: all pointers are nul-terminated strings that live during the call.
     let result = unsafe {
         libc::mount(
-            c"bpf".as_ptr(),
+            MOUNTED_BY_US.as_ptr(),
             path.as_ptr(),
             c"bpf".as_ptr(),
             libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RELATIME,

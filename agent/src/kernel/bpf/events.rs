@@ -17,7 +17,7 @@ use lowroad_abi::EventRecord;
 use lowroad_core::filter::{Compiled, FilterEvent};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
 };
 
 use super::{FilterError, object};
@@ -49,25 +49,26 @@ impl Source {
         Ok(Self { ring, traces })
     }
 
-    /// Begins to read, until the receiver is dropped.
+    /// Begins to read, until the receiver or the other end of `filter` is dropped.
     pub fn start(
         self,
         answers: Arc<AtomicU32>,
+        filter: oneshot::Receiver<()>,
     ) -> Result<mpsc::Receiver<FilterEvent>, FilterError> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         // SAFETY: the ring owns its map's descriptor, open and the same until it is dropped.
         let ring = unsafe { AsyncFd::register_with_interest(self.ring, Interest::READABLE) }
             .map_err(|e| FilterError::kernel("waiting for the filter's events", e))?;
         if let Some(mut traces) = self.traces {
-            let closed = sender.clone();
+            let reader = sender.downgrade();
             tokio::spawn(async move {
-                while !closed.is_closed() {
+                while reader.upgrade().is_some_and(|reader| !reader.is_closed()) {
                     traces.flush();
                     tokio::time::sleep(TRACE_INTERVAL).await;
                 }
             });
         }
-        tokio::spawn(read(ring, sender, answers));
+        tokio::spawn(read(ring, sender, answers, filter));
         Ok(receiver)
     }
 }
@@ -76,6 +77,7 @@ async fn read(
     mut ring: AsyncFd<RingBuf<MapData>>,
     sender: mpsc::Sender<FilterEvent>,
     answers: Arc<AtomicU32>,
+    mut filter: oneshot::Receiver<()>,
 ) {
     loop {
         // What an earlier agent left unread wakes nobody: look before waiting.
@@ -93,6 +95,7 @@ async fn read(
         }
         tokio::select! {
             () = sender.closed() => return,
+            _ = &mut filter => return,
             ready = ring.readable_mut() => match ready {
                 Ok(mut guard) => guard.clear_ready(),
                 Err(error) => {
