@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod client;
+mod conceal;
 mod ping;
 pub mod render;
 
@@ -80,6 +81,17 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    if let Command::Up(UpArgs {
+        auth_key: Some(key),
+        ..
+    })
+    | Command::Login(UpArgs {
+        auth_key: Some(key),
+        ..
+    }) = &cli.command
+    {
+        conceal::from_the_process_list(key);
+    }
     let outcome = match cli.command {
         Command::Agent(args) => {
             daemon::run(args, &cli.socket).map_err(|error| Failure::new(format!("{error:#}")))

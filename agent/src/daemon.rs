@@ -1,6 +1,6 @@
 //! The daemon: from its arguments to a running engine.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
@@ -18,7 +18,8 @@ use crate::{
     cli::args::{AgentArgs, DataplaneChoice as Choice},
     engine::{Engine, EngineOptions},
     kernel::{self, DataplaneChoice, KernelOptions},
-    localapi::{self, Server},
+    localapi::{self, Rights, Server},
+    process::{keep_memory_private, own_user},
     state::StateDir,
     tls::TlsConfig,
 };
@@ -31,6 +32,7 @@ const WORKERS: usize = 2;
 /// Runs the agent until SIGTERM or SIGINT.
 pub fn run(args: AgentArgs, socket: &Path) -> Result<()> {
     start_logging(&args);
+    keep_memory_private()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
@@ -56,10 +58,12 @@ async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
     let listener = localapi::bind(socket)?;
     let operator = Arc::new(ArcSwapOption::empty());
     let (ask, asks) = mpsc::channel(ASK_QUEUE);
-    let own_user = fs::metadata("/proc/self")
-        .map(|metadata| metadata.uid())
-        .context("cannot learn the own user")?;
-    tokio::spawn(Server::new(ask, operator.clone(), own_user).run(listener));
+    let rights = Rights {
+        own_user: own_user(),
+        operator: operator.clone(),
+        group: args.operator_group.clone(),
+    };
+    tokio::spawn(Server::new(ask, rights).run(listener));
     let (order, stop) = watch::channel(false);
     tokio::spawn(stop_on_signals(order)?);
     let mut random = zeroize::Zeroizing::new([0; 32]);

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod kernel;
 pub mod localapi;
 pub mod prefs;
+mod process;
 pub mod state;
 pub mod status;
 pub mod tls;

@@ -1,13 +1,14 @@
 //! The local API: HTTP/1 on a Unix socket, for our CLI, the stock one, and programs written against the stock daemon (protocol.md 8).
 //!
-//! Who may change things is decided by the peer's credentials: root, the agent's own user and the configured operator; others read. Requests from web
+//! Who may change things is decided by the peer's credentials: root, the agent's own user, the configured operator and the members of one group; others
+//! read. Requests from web
 //! pages are refused. Everything is answered by the engine, through [`Ask`]s.
 
 mod operator;
 mod routes;
 mod socket;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, os::fd::AsFd, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -141,19 +142,42 @@ pub type Body = BoxBody<Bytes, std::convert::Infallible>;
 #[derive(Clone, Debug)]
 pub struct Server {
     asks: mpsc::Sender<Ask>,
-    /// User id of the operator.
-    operator: Arc<ArcSwapOption<u32>>,
+    rights: Rights,
+}
+
+/// Who besides root may change things.
+#[derive(Clone, Debug, Default)]
+pub struct Rights {
     /// User id that the agent runs as.
-    own_user: u32,
+    pub own_user: u32,
+    /// User id of the operator.
+    pub operator: Arc<ArcSwapOption<u32>>,
+    /// Name or number of the group whose members are operators, too; empty: none.
+    pub group: String,
+}
+
+impl Rights {
+    /// Of a process of this user that is in these groups.
+    fn may_write(&self, user: u32, is_in: impl FnOnce(u32) -> bool) -> bool {
+        user == 0
+            || user == self.own_user
+            || self.operator.load().as_deref() == Some(&user)
+            // Looked up each time: a group made later counts.
+            || (!self.group.is_empty() && operator::group_id(&self.group).is_some_and(is_in))
+    }
+
+    fn of(&self, stream: &UnixStream) -> std::io::Result<bool> {
+        let peer = stream.peer_cred()?;
+        Ok(self.may_write(peer.uid(), |group| {
+            let more = || operator::peer_groups(stream.as_fd()).unwrap_or_default();
+            peer.gid() == group || more().contains(&group)
+        }))
+    }
 }
 
 impl Server {
-    pub fn new(asks: mpsc::Sender<Ask>, operator: Arc<ArcSwapOption<u32>>, own_user: u32) -> Self {
-        Self {
-            asks,
-            operator,
-            own_user,
-        }
+    pub fn new(asks: mpsc::Sender<Ask>, rights: Rights) -> Self {
+        Self { asks, rights }
     }
 
     pub async fn run(self, listener: UnixListener) {
@@ -172,10 +196,9 @@ impl Server {
     }
 
     async fn connection(self, stream: UnixStream) {
-        let Ok(credentials) = stream.peer_cred() else {
+        let Ok(may_write) = self.rights.of(&stream) else {
             return;
         };
-        let may_write = self.may_write(credentials.uid());
         let service = service_fn(|request| {
             let server = self.clone();
             async move { Ok::<_, std::convert::Infallible>(server.answer(request, may_write).await) }
@@ -186,10 +209,6 @@ impl Server {
         {
             debug!(%error, "a local connection ended");
         }
-    }
-
-    fn may_write(&self, user: u32) -> bool {
-        user == 0 || user == self.own_user || self.operator.load().as_deref() == Some(&user)
     }
 
     async fn answer(&self, request: Request<Incoming>, may_write: bool) -> Response<Body> {
@@ -251,7 +270,7 @@ impl Server {
         if !may_write && !ask.only_reads() {
             return Err(Refusal::new(
                 StatusCode::FORBIDDEN,
-                "access denied: this needs root, or the user named by `lowroad set --operator=USER`",
+                "access denied: this needs root, a member of the group given to `lowroad agent --operator-group`, or the user named by `lowroad set --operator=USER`",
             ));
         }
         self.asks.send(ask).await.map_err(|_| Refusal::ending())

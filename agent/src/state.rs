@@ -17,7 +17,7 @@ use lowroad_wire::key::{MachinePrivate, MachinePublic, NodePrivate};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use crate::prefs::Prefs;
+use crate::{prefs::Prefs, process::own_user};
 
 const VERSION: u64 = 1;
 const FILE: &str = "state.json";
@@ -273,11 +273,7 @@ fn make_private_directory(path: &Path) -> Result<(), StateError> {
         .create(path)
         .map_err(failed("create the state directory"))?;
     let metadata = fs::metadata(path).map_err(failed("read the state directory"))?;
-    // The owner of our /proc entry is the user we run as.
-    let own = fs::metadata("/proc/self")
-        .map_err(failed("learn the own user beside"))?
-        .uid();
-    if metadata.uid() != own {
+    if metadata.uid() != own_user() {
         return Err(StateError::Foreign {
             path: path.to_owned(),
             owner: metadata.uid(),

@@ -90,6 +90,9 @@ pub struct AgentArgs {
     /// Mark of lowroad's own packets, which keeps them out of the tunnel.
     #[arg(long, default_value = "0x02000000", value_parser = mark)]
     pub fwmark: u32,
+    /// Group whose members may operate lowroad without being root; empty: none.
+    #[arg(long, default_value = "lowroad")]
+    pub operator_group: String,
     /// Remove everything an agent left in the kernel, and exit.
     #[arg(long)]
     pub cleanup: bool,
@@ -136,7 +139,7 @@ pub struct UpArgs {
     /// URL of the coordination server.
     #[arg(long)]
     pub login_server: Option<String>,
-    /// Auth key, or file:PATH.
+    /// Auth key, or file:PATH. A key given here is hidden from the process list at once, but stays in the shell's history.
     #[arg(
         long,
         visible_alias = "authkey",

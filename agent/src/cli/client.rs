@@ -135,7 +135,7 @@ impl Client {
     fn unreachable(&self, error: &io::Error) -> ClientError {
         let why = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => "it doesn't appear to be running (start it with `lowroad agent` or `systemctl start lowroad`)".to_owned(),
-            io::ErrorKind::PermissionDenied => "permission denied (use sudo, or have root name you with `lowroad set --operator=$USER`)".to_owned(),
+            io::ErrorKind::PermissionDenied => "permission denied (use sudo, join the agent's operator group, or have root name you with `lowroad set --operator=$USER`)".to_owned(),
             _ => error.to_string(),
         };
         ClientError::Unreachable {

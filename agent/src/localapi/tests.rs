@@ -18,7 +18,16 @@ fn serve(own: u32) -> Fixture {
     let path = dir.path().join("run/lowroad.sock");
     let listener = bind(&path).unwrap();
     let (sender, asks) = mpsc::channel(4);
-    tokio::spawn(Server::new(sender, Arc::new(ArcSwapOption::empty()), own).run(listener));
+    tokio::spawn(
+        Server::new(
+            sender,
+            Rights {
+                own_user: own,
+                ..Rights::default()
+            },
+        )
+        .run(listener),
+    );
     Fixture {
         _dir: dir,
         path,
@@ -91,10 +100,21 @@ async fn requests_from_web_pages_and_for_other_hosts_are_refused_in_the_stock_sh
 async fn a_user_who_is_neither_root_nor_operator_may_only_read() {
     // Root may always write, so that this can be seen by other users only; the rule itself is a function of the user's number.
     let (asks, _keep) = mpsc::channel(1);
-    let operator = Arc::new(ArcSwapOption::from_pointee(1000));
-    let server = Server::new(asks, operator, 7);
-    assert!(server.may_write(0) && server.may_write(7) && server.may_write(1000));
-    assert!(!server.may_write(1001));
+    let mut rights = Rights {
+        own_user: 7,
+        operator: Arc::new(ArcSwapOption::from_pointee(1000)),
+        group: String::new(),
+    };
+    for user in [0, 7, 1000] {
+        assert!(rights.may_write(user, |_| false));
+    }
+    assert!(!rights.may_write(1001, |_| true), "no group is configured");
+    rights.group = "42".to_owned();
+    assert!(rights.may_write(1001, |group| group == 42));
+    assert!(!rights.may_write(1001, |group| group == 43));
+    rights.group = "a group that this machine hasn't".to_owned();
+    assert!(!rights.may_write(1001, |_| true));
+    let server = Server::new(asks, rights);
     let (reply, _answer) = oneshot::channel();
     let refused = server.send(false, Ask::Down { reply }).await.unwrap_err();
     assert_eq!(refused.status, StatusCode::FORBIDDEN);

@@ -1,0 +1,30 @@
+//! This process: who it is, and that its memory stays its own.
+
+use std::io;
+
+use anyhow::{Context, Result};
+
+/// The user that we run as.
+pub fn own_user() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// No core dump of us is ever written, wherever the host wants them, and no other process of our user may read our memory: it holds private keys.
+///
+/// From then on our entries in `/proc` belong to root.
+pub fn keep_memory_private() -> Result<()> {
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the limit lives through the call, which only reads it.
+    let limited = unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
+    // A core pattern with a pipe is asked for a dump whatever the limit is; only this keeps it from getting one.
+    // SAFETY: no pointers.
+    let private = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    if limited != 0 && private != 0 {
+        return Err(io::Error::last_os_error()).context("cannot switch core dumps off");
+    }
+    Ok(())
+}
