@@ -125,6 +125,22 @@ impl Suites {
             .with_context(|| format!("apt downloaded no {package}"))
     }
 
+    /// Unpacks packages with all that they depend on into `root`, as if nothing were installed.
+    pub fn unpack(&self, packages: &[&str], root: &Path) -> Result<()> {
+        fs::write(self.folder.join("status"), "")?;
+        let status = format!("Dir::State::status={}/status", self.folder.display());
+        let flags = ["-o", &status, "-q", "install", "-y", "--download-only"];
+        let more = ["--no-install-recommends"];
+        self.apt("apt-get", &[&flags[..], &more, packages].concat())?;
+        for entry in fs::read_dir(self.folder.join("cache/archives"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "deb") {
+                output(Command::new("dpkg-deb").arg("-x").arg(&path).arg(root))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Installs packages, preferring `release` for them and for what they newly need. (Naming it for the packages only
     /// fails when one of their dependencies must come from there, too.)
     pub fn install(&self, release: &str, packages: &[&str]) -> Result<()> {

@@ -1,12 +1,17 @@
 //! `cargo xtask lab [name…]`: whole tailnets in namespaces, one scenario after another.
 
 mod bad_input;
+mod bpf;
+mod host;
 mod join;
 mod kernel;
 mod network;
 mod paths;
 mod policy;
 mod restart;
+mod secrets;
+mod traces;
+mod units;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -53,6 +58,24 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "join-one-lan",
         join::two_nodes_behind_one_router_talk_over_its_lan,
+    ),
+    ("traces-down", traces::down_leaves_no_trace),
+    (
+        "traces-refused",
+        traces::an_up_that_is_refused_a_step_leaves_no_trace,
+    ),
+    (
+        "traces-killed",
+        traces::an_up_that_is_killed_at_a_step_leaves_nothing_that_cleaning_up_does_not_remove,
+    ),
+    ("secrets", secrets::no_secret_is_found_where_others_look),
+    (
+        "secrets-core",
+        secrets::a_daemon_that_aborts_leaves_no_core_dump,
+    ),
+    (
+        "rights",
+        secrets::only_root_and_the_operator_group_change_things,
     ),
     (
         "deltas",
@@ -122,7 +145,22 @@ const IN_THE_VM: &[(&str, Scenario)] = &[
         "kernel-survival",
         kernel::a_killed_agent_loses_no_packet_and_its_filter_stays,
     ),
+    ("traces-down", traces::down_leaves_no_trace),
+    (
+        "traces-refused",
+        traces::an_up_that_is_refused_a_step_leaves_no_trace,
+    ),
+    (
+        "traces-killed",
+        traces::an_up_that_is_killed_at_a_step_leaves_nothing_that_cleaning_up_does_not_remove,
+    ),
 ];
+
+/// In the VM with systemd.
+const UNITS: &[(&str, Scenario)] = &[(
+    "units",
+    units::the_units_run_confined_and_what_they_made_in_the_kernel_stays,
+)];
 
 /// The policy of most scenarios, which are about other things.
 const ALLOW_ALL: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#;
@@ -163,6 +201,15 @@ pub fn run(names: &[&str], tally: &mut Tally) -> Result<()> {
     setup::lab()?;
     tailnet::build()?;
     for (name, scenario) in chosen {
+        signals::check()?;
+        one(name, *scenario, tally)?;
+    }
+    Ok(())
+}
+
+/// Those that want systemd's service units.
+pub fn run_units(tally: &mut Tally) -> Result<()> {
+    for (name, scenario) in UNITS {
         signals::check()?;
         one(name, *scenario, tally)?;
     }

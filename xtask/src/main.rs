@@ -4,6 +4,7 @@ mod apt;
 mod ci;
 mod demo;
 mod ebpf;
+mod faults;
 mod lab;
 mod process;
 mod setup;
@@ -29,6 +30,7 @@ usage: cargo xtask <task>
   test [unit|ebpf|lab|vm]…   run the tests: all suites, or those named
   lab [name]…                run scenarios in network namespaces: all, or those whose name contains one of these
   vm [command]               run a shell command, or a shell, on Debian 13's kernel in QEMU
+  vm-units                   the service units under Debian 13's systemd, there
   tidy                       check the rules that a script can check
   ci                         formatting, clippy, tidy, test: what continuous integration runs
 ";
@@ -57,6 +59,11 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         ["lab", scenarios @ ..] => return lab::main(scenarios),
         ["vm", command @ ..] => return vm::main(command),
         ["vm-suite"] => return vm::suite_inside(),
+        ["vm-command"] => vm::command_of_systemd(),
+        ["vm-units"] if std::env::var_os("LOWROAD_EMULATED").is_some() => {
+            return vm::units_inside();
+        }
+        ["vm-units"] => return vm::units(),
         ["tidy"] => tidy::main()?,
         ["ci"] => return ci::main(),
         [] | ["help" | "--help" | "-h", ..] => print!("{USAGE}"),

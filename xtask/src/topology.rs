@@ -10,6 +10,7 @@ use std::{
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -89,6 +90,20 @@ impl Net {
         let host = self.namespace(name)?;
         self.connect(&host, last)?;
         Ok(host)
+    }
+
+    /// Puts this machine itself on the public segment, in a VM of its own: 203.0.113.`last` on `wan0`.
+    pub fn connect_ourselves(&self, last: u8) -> Result<Namespace> {
+        let port = port(last);
+        self.segment.ip(&format!(
+            "link add {port} type veth peer name wan0 netns {}\n\
+             link set {port} up master br0",
+            std::process::id()
+        ))?;
+        crate::shell::output(Command::new("sh").arg("-c").arg(format!(
+            "ip link set wan0 up && ip addr add 203.0.113.{last}/24 dev wan0"
+        )))?;
+        Namespace::ours()
     }
 
     fn connect(&self, host: &Namespace, last: u8) -> Result<()> {

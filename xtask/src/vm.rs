@@ -5,6 +5,7 @@ mod guest;
 mod image;
 mod kernel;
 mod qemu;
+mod systemd;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -15,7 +16,7 @@ use crate::{
     test::{Binary, Tally},
 };
 
-pub use guest::{is_init, main as init};
+pub use guest::{command_of_systemd, is_init, main as init};
 
 /// What the host needs besides what every Debian has: (program, package).
 const PROGRAMS: &[(&str, &str)] = &[
@@ -62,6 +63,7 @@ pub fn setup() -> Result<String> {
     let _lock = crate::workspace::lock_tools()?;
     apt::install_programs(PROGRAMS)?;
     qemu::ensure()?;
+    systemd::ensure()?;
     Ok(kernel::ensure()?.release)
 }
 
@@ -71,7 +73,20 @@ fn prepare(tests: &[Binary]) -> Result<qemu::Machine> {
     tailnet::build()?;
     let _lock = crate::workspace::lock_tools()?;
     let kernel = kernel::ensure()?;
-    let initramfs = image::build(&kernel, tests)?;
+    let initramfs = image::build(&kernel, tests, None)?;
+    Ok(qemu::Machine {
+        kernel: kernel.image,
+        initramfs,
+    })
+}
+
+/// As [`prepare`], with Debian's systemd as the guest's first process.
+fn prepare_systemd() -> Result<qemu::Machine> {
+    setup()?;
+    tailnet::build()?;
+    let _lock = crate::workspace::lock_tools()?;
+    let kernel = kernel::ensure()?;
+    let initramfs = image::build(&kernel, &[], Some(&systemd::ensure()?))?;
     Ok(qemu::Machine {
         kernel: kernel.image,
         initramfs,
@@ -89,9 +104,25 @@ pub fn suite(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
         .filter(|binary| binary.wants_vm())
         .cloned()
         .collect();
-    let machine = prepare(&tests)?;
+    inside(&prepare(&tests)?, "xtask vm-suite", tally)?;
+    inside(&prepare_systemd()?, "xtask vm-units", tally)
+}
+
+/// `vm-units`: the service units alone.
+pub fn units() -> Result<ExitCode> {
+    if let Some(why) = unavailable() {
+        bail!("{why}");
+    }
+    signals::catch();
+    let mut tally = Tally::default();
+    inside(&prepare_systemd()?, "xtask vm-units", &mut tally)?;
+    Ok(tally.print())
+}
+
+/// Runs a suite in a fresh guest, and counts what it counted.
+fn inside(machine: &qemu::Machine, command: &str, tally: &mut Tally) -> Result<()> {
     let mut inside = Tally::default();
-    let code = machine.run("xtask vm-suite", LIMIT, &mut |line| {
+    let code = machine.run(command, LIMIT, &mut |line| {
         if !inside.read_line(line) {
             eprintln!("   | {line}");
         }
@@ -114,6 +145,15 @@ pub fn suite_inside() -> Result<ExitCode> {
         binary.run(&["--test-threads=1", "kernel::"], &mut tally)?;
     }
     crate::lab::run(&[], &mut tally)?;
+    tally.write_lines();
+    Ok(tally.print())
+}
+
+/// Inside the VM with systemd: the scenarios of the service units.
+pub fn units_inside() -> Result<ExitCode> {
+    signals::catch();
+    let mut tally = Tally::default();
+    crate::lab::run_units(&mut tally)?;
     tally.write_lines();
     Ok(tally.print())
 }

@@ -66,6 +66,10 @@ impl Coordinator {
         Ok(())
     }
 
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
     /// `kill -9`, and nothing after it.
     pub fn kill_9(&mut self) {
         self.daemon.kill_9();

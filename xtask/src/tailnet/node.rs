@@ -37,6 +37,8 @@ pub struct Node {
     folder: PathBuf,
     agent: Option<Daemon>,
     options: Vec<String>,
+    /// Run the agent with all of root's capabilities: it may mount a bpffs then. Else with those of its service unit.
+    pub all_capabilities: bool,
 }
 
 impl Node {
@@ -57,6 +59,7 @@ impl Node {
             folder: net.folder().join(name),
             agent: None,
             options: options.iter().map(|&option| option.to_owned()).collect(),
+            all_capabilities: false,
         };
         std::fs::create_dir_all(&node.folder)?;
         node.start_agent()?;
@@ -65,6 +68,14 @@ impl Node {
 
     pub fn state_folder(&self) -> PathBuf {
         self.folder.join("state")
+    }
+
+    /// Names the node's pins; made by the agent's first start.
+    pub fn state_id(&self) -> Result<String> {
+        let file = self.state_folder().join("state.json");
+        let state: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+        let id = state["id"].as_str().context("the state has no id")?;
+        Ok(id.to_owned())
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -82,13 +93,27 @@ impl Node {
         command.arg(self.state_folder());
         command.arg("--socket").arg(self.socket());
         command.args(&self.options);
+        if !self.all_capabilities {
+            process::confine(&mut command, process::AGENT_CAPABILITIES);
+        }
         command
     }
 
     /// Starts the agent (again) and waits for its socket to answer.
     pub fn start_agent(&mut self) -> Result<()> {
-        let daemon = Daemon::spawn(&mut self.agent_command(), &self.log())?;
+        let mut command = self.agent_command();
+        self.start_agent_as(&mut command, |_| Ok(()))
+    }
+
+    /// Starts the agent by an [`Self::agent_command`] that was changed, and shows its process id to `spawned` at once.
+    pub fn start_agent_as(
+        &mut self,
+        command: &mut Command,
+        spawned: impl FnOnce(u32) -> Result<()>,
+    ) -> Result<()> {
+        let daemon = Daemon::spawn(command, &self.log())?;
         let agent = self.agent.insert(daemon);
+        spawned(agent.pid())?;
         let socket = self.folder.join("sock");
         let (result, _) = wait::wait_for("the agent's socket", START_LIMIT, || {
             if let Some(status) = agent.ended() {
@@ -224,7 +249,8 @@ impl Node {
         Ok(flows.lines().last().map(|line| line.trim().to_owned()))
     }
 
-    fn clean_up(&mut self) -> Result<()> {
+    /// Ends the agent, and removes what it left in the kernel as a user would without one.
+    pub fn clean_up(&mut self) -> Result<()> {
         self.agent = None;
         let mut command = self.agent_command();
         process::run_regardless(command.arg("--cleanup"), CLEANUP_LIMIT)?

@@ -30,9 +30,20 @@ pub struct Namespace(Arc<Inner>);
 struct Inner {
     name: String,
     file: File,
+    /// Made by us, and to be deleted.
+    made: bool,
 }
 
 impl Namespace {
+    /// The one that we are in ourselves.
+    pub fn ours() -> Result<Self> {
+        Ok(Self(Arc::new(Inner {
+            name: "the host".to_owned(),
+            file: File::open("/proc/self/ns/net")?,
+            made: false,
+        })))
+    }
+
     pub fn create(name: &str) -> Result<Self> {
         ip_command(&["netns", "add", name])?;
         let path = Path::new(FOLDER).join(name);
@@ -40,6 +51,7 @@ impl Namespace {
         let namespace = Self(Arc::new(Inner {
             name: name.to_owned(),
             file,
+            made: true,
         }));
         // Addresses are usable at once: nobody else can have them here.
         for interfaces in ["all", "default"] {
@@ -123,6 +135,9 @@ impl Namespace {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if !self.made {
+            return;
+        }
         if let Err(error) = ip_command(&["netns", "del", &self.name]) {
             eprintln!("   {error:#}");
         }

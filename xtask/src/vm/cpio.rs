@@ -6,7 +6,8 @@ use std::{
 };
 
 const FOLDER: u32 = 0o040_755;
-const FILE: u32 = 0o100_755;
+const PROGRAM: u32 = 0o100_755;
+const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
@@ -36,14 +37,23 @@ impl<W: Write> Archive<W> {
         self.entry(path, FOLDER, (0, 0), &[])
     }
 
-    /// A file that is there already stays as it is.
+    /// An executable file. One that is there already stays as it is.
+    pub fn program(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.with_mode(path, PROGRAM, content)
+    }
+
+    /// As [`Self::program`], not executable.
     pub fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.with_mode(path, FILE, content)
+    }
+
+    fn with_mode(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
         let path = path.trim_start_matches('/');
         if self.written.contains(path) {
             return Ok(());
         }
         self.parents(path)?;
-        self.entry(path, FILE, (0, 0), content)
+        self.entry(path, mode, (0, 0), content)
     }
 
     pub fn link(&mut self, path: &str, target: &str) -> io::Result<()> {

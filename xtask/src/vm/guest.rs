@@ -1,10 +1,11 @@
 //! The init of the VM: mounts, loads modules, runs one command, and hands its exit code to QEMU.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs::{self, File},
     io,
     os::{fd::AsRawFd, unix::process::CommandExt},
+    path::Path,
     process::Command,
 };
 
@@ -16,17 +17,31 @@ pub const COMMAND: &str = "lowroad.command";
 pub const BEGINS: &str = "LOWROAD-VM ready";
 const DEBUG_EXIT_PORT: u16 = 0xf4;
 
+/// Debian's, in the image that has it.
+const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+
 /// Whether this process is the VM's init.
 pub fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// Never returns to the caller alive: it powers the machine off.
+/// Never returns to the caller alive: it becomes systemd, or powers the machine off.
 pub fn main() -> ! {
-    let code = run().unwrap_or_else(|error| {
+    end(run().unwrap_or_else(|error| {
         println!("init: {error:#}");
         125
-    });
+    }))
+}
+
+/// The command, by a service of systemd's.
+pub fn command_of_systemd() -> ! {
+    end(command().unwrap_or_else(|error| {
+        println!("init: {error:#}");
+        125
+    }))
+}
+
+fn end(code: u8) -> ! {
     println!("LOWROAD-VM command ended with {code}");
     debug_exit(code);
     // SAFETY: no pointers. Reached only without the debug-exit device.
@@ -35,6 +50,10 @@ pub fn main() -> ! {
 }
 
 fn run() -> Result<u8> {
+    let has_systemd = Path::new(SYSTEMD).exists();
+    if has_systemd {
+        leave_rootfs().context("make a root that can be left")?;
+    }
     for (kind, folder) in [
         ("proc", "/proc"),
         ("sysfs", "/sys"),
@@ -45,6 +64,10 @@ fn run() -> Result<u8> {
         ("bpf", "/sys/fs/bpf"),
         ("cgroup2", "/sys/fs/cgroup"),
     ] {
+        // These two it mounts by itself, with options of its own.
+        if has_systemd && folder.starts_with("/sys/fs") {
+            continue;
+        }
         let _ = fs::create_dir_all(folder);
         if let Err(error) = mount(kind, folder) {
             println!("init: mount {kind} on {folder}: {error}");
@@ -59,10 +82,45 @@ fn run() -> Result<u8> {
     let _ = Command::new("/bin/ip")
         .args(["link", "set", "lo", "up"])
         .status();
+    if has_systemd {
+        return Err(Command::new(SYSTEMD).exec()).context("become systemd");
+    }
+    command()
+}
+
+/// The kernel refuses to make mount namespaces with another root out of the initramfs itself, as services with a sandbox have them: so the root becomes a
+/// mount on top of it.
+fn leave_rootfs() -> io::Result<()> {
+    let mount = |from: &CStr, to: &CStr, flags| {
+        // SAFETY: terminated strings that outlive the call; neither kind nor data.
+        let result = unsafe {
+            libc::mount(
+                from.as_ptr(),
+                to.as_ptr(),
+                std::ptr::null(),
+                flags,
+                std::ptr::null(),
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    };
+    mount(c"/", c"/mnt", libc::MS_BIND)?;
+    std::env::set_current_dir("/mnt")?;
+    mount(c".", c"/", libc::MS_MOVE)?;
+    std::os::unix::fs::chroot(".")?;
+    std::env::set_current_dir("/")
+}
+
+fn command() -> Result<u8> {
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let seconds = uptime.split(' ').next().unwrap_or_default();
-    println!("{BEGINS} after {seconds} s, kernel {}", kernel.trim());
+    // On a line of its own, whatever systemd has written to the console.
+    println!("\n{BEGINS} after {seconds} s, kernel {}", kernel.trim());
     let parameters = fs::read_to_string("/proc/cmdline")?;
     let command = parameters
         .split_whitespace()

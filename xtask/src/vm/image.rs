@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -22,11 +23,14 @@ const TESTS: &str = "/tests";
 /// Programs of the host that go along.
 const HOST_PROGRAMS: &[&str] = &["ip", "tc", "nft"];
 
-/// Packs it all; returns the archive's path.
-pub fn build(kernel: &Kernel, tests: &[Binary]) -> Result<PathBuf> {
+/// Packs it all, with Debian's systemd if there is one in `userland`; returns the archive's path.
+pub fn build(kernel: &Kernel, tests: &[Binary], userland: Option<&Path>) -> Result<PathBuf> {
     let folder = target().join("vm");
     fs::create_dir_all(&folder)?;
-    let path = folder.join("initramfs");
+    let path = folder.join(match userland {
+        Some(_) => "initramfs-systemd",
+        None => "initramfs",
+    });
     eprintln!("=> packing the VM's initramfs");
     let mut zstd = Command::new("zstd")
         .args(["-q", "-3", "-T0", "-f", "-o"])
@@ -38,7 +42,17 @@ pub fn build(kernel: &Kernel, tests: &[Binary]) -> Result<PathBuf> {
     let mut image = Image {
         archive: Archive::new(std::io::BufWriter::with_capacity(1 << 20, pipe)),
         stripped: folder.join("stripped"),
+        merged: userland.is_some(),
     };
+    if let Some(userland) = userland {
+        image.links_to_usr()?;
+        image.tree(userland, "")?;
+        for name in ["lowroad", "lowroad-coordinator"] {
+            let path = format!("/usr/local/bin/{name}");
+            image.archive.link(&path, &format!("/usr/bin/{name}"))?;
+        }
+        super::systemd::configure(&mut |path, content| image.archive.file(path, content))?;
+    }
     image.base()?;
     image.modules(kernel)?;
     for program in HOST_PROGRAMS {
@@ -82,7 +96,20 @@ pub fn tests_inside() -> Result<Vec<Binary>> {
 struct Image<W: Write> {
     archive: Archive<W>,
     stripped: PathBuf,
+    /// `/bin`, `/lib` and so on are links to those in `/usr`, as Debian has them.
+    merged: bool,
 }
+
+const MERGED: &[&str] = &["bin", "sbin", "lib", "lib64"];
+/// What the guest can do without, of a package's files.
+const LEFT_OUT: &[&str] = &[
+    "usr/share",
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "var",
+    // What a machine with disks and devices does at boot, some seconds of an emulated one's time.
+    "usr/lib/systemd/system-generators",
+    "usr/lib/systemd/system/sysinit.target.wants",
+];
 
 impl<W: Write> Image<W> {
     fn base(&mut self) -> Result<()> {
@@ -97,10 +124,58 @@ impl<W: Write> Image<W> {
             .file("/etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")?;
         self.archive.link("/init", "bin/xtask")?;
         let busybox = find_program("busybox").context("there is no busybox")?;
-        self.archive.file("/bin/busybox", &fs::read(&busybox)?)?;
+        self.archive
+            .program(&self.place("/bin/busybox"), &fs::read(&busybox)?)?;
         for applet in output(Command::new(&busybox).arg("--list"))?.lines() {
             if !HOST_PROGRAMS.contains(&applet) && applet != "busybox" {
-                self.archive.link(&format!("/bin/{applet}"), "busybox")?;
+                let path = self.place(&format!("/bin/{applet}"));
+                self.archive.link(&path, "busybox")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a file goes that would lie behind one of the links to `/usr`.
+    fn place(&self, path: &str) -> String {
+        let first = path.trim_start_matches('/').split('/').next();
+        if self.merged && first.is_some_and(|first| MERGED.contains(&first)) {
+            format!("/usr{path}")
+        } else {
+            path.to_owned()
+        }
+    }
+
+    fn links_to_usr(&mut self) -> Result<()> {
+        for name in MERGED {
+            self.archive.folder(&format!("usr/{name}"))?;
+            self.archive.link(name, &format!("usr/{name}"))?;
+        }
+        Ok(())
+    }
+
+    /// All files under `root`, of which `folder` is a part.
+    fn tree(&mut self, root: &Path, folder: &str) -> Result<()> {
+        let mut entries: Vec<_> = fs::read_dir(root.join(folder))?.collect::<Result<_, _>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = format!("{folder}/{name}")
+                .trim_start_matches('/')
+                .to_owned();
+            let kind = entry.file_type()?;
+            if LEFT_OUT.contains(&path.as_str()) {
+                continue;
+            }
+            if kind.is_dir() {
+                self.archive.folder(&path)?;
+                self.tree(root, &path)?;
+            } else if kind.is_symlink() {
+                let target = fs::read_link(entry.path())?;
+                self.archive.link(&path, &target.to_string_lossy())?;
+            } else if entry.metadata()?.permissions().mode() & 0o111 != 0 {
+                self.archive.program(&path, &fs::read(entry.path())?)?;
+            } else {
+                self.archive.file(&path, &fs::read(entry.path())?)?;
             }
         }
         Ok(())
@@ -128,7 +203,7 @@ impl<W: Write> Image<W> {
         let small = strip.is_ok_and(|status| status.success());
         let source = if small { self.stripped.as_path() } else { from };
         let content = fs::read(source).with_context(|| format!("read {}", from.display()))?;
-        self.archive.file(path, &content)?;
+        self.archive.program(&self.place(path), &content)?;
         let _ = fs::remove_file(&self.stripped);
         // Fails for static programs, which need none.
         let libraries = output(Command::new("ldd").arg(from)).unwrap_or_default();
@@ -136,9 +211,10 @@ impl<W: Write> Image<W> {
             .split_whitespace()
             .filter(|word| word.starts_with('/'))
         {
-            if !self.archive.contains(library) {
+            let path = self.place(library);
+            if !self.archive.contains(&path) {
                 let content = fs::read(library).with_context(|| format!("read {library}"))?;
-                self.archive.file(library, &content)?;
+                self.archive.program(&path, &content)?;
             }
         }
         Ok(())

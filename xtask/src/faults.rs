@@ -1,0 +1,172 @@
+//! Faults in a program from outside, with no hook in it: a seccomp filter hands us its system calls that may change the kernel's state, one by one and
+//! before they happen (seccomp_unotify(2)). Each is counted, and the n-th can be refused or the program killed at it.
+//!
+//! Unlike with `strace -e inject`, calls are counted for all threads together and by what they do: a netlink message that only asks is none of them.
+
+mod calls;
+mod seccomp;
+
+use std::{
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    process::Command,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context, Result};
+
+use self::calls::{Call, Program};
+
+/// What to do at the n-th change (from 1) after [`Watched::arm`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// The kernel refuses it: netlink messages are made invalid, other calls get EPERM.
+    Refused(usize),
+    /// SIGKILL in place of the call.
+    Killed(usize),
+}
+
+/// The changes that a program made.
+#[derive(Debug, Clone, Default)]
+pub struct Account {
+    /// In order, as `RTM_NEWLINK` or `bpf PROG_LOAD`; the last is the one with the fault.
+    pub changes: Vec<String>,
+    /// Whether the fault happened.
+    pub hit: bool,
+}
+
+/// Called before each change, while the program waits.
+pub type Observer = Box<dyn FnMut(&str) + Send>;
+
+struct State {
+    fault: Fault,
+    armed: bool,
+    account: Account,
+    observer: Option<Observer>,
+}
+
+/// A program under watch. It ends its watch when the program ends.
+pub struct Watched {
+    state: Arc<Mutex<State>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watched").finish_non_exhaustive()
+    }
+}
+
+/// Makes the program that `command` starts watchable: [`Watched::attach`] must follow at once, or its first change waits for ever.
+pub fn prepare(command: &mut Command) {
+    // SAFETY: `seccomp::install` makes system calls only, which are async-signal-safe, on memory of its own stack.
+    unsafe { command.pre_exec(seccomp::install) };
+}
+
+impl Watched {
+    pub fn attach(pid: u32) -> Result<Self> {
+        let program = Program::open(pid).context("watch a program's system calls")?;
+        let listener = program
+            .descriptor(seccomp::LISTENER)
+            .context("take over the listener of the seccomp filter")?;
+        let state = Arc::new(Mutex::new(State {
+            fault: Fault::None,
+            armed: false,
+            account: Account::default(),
+            observer: None,
+        }));
+        let worker = {
+            let state = Arc::clone(&state);
+            thread::spawn(move || serve(&program, &listener, &state))
+        };
+        Ok(Self {
+            state,
+            worker: Some(worker),
+        })
+    }
+
+    /// Begins to count from zero.
+    pub fn arm(&self, fault: Fault) {
+        let mut state = lock(&self.state);
+        state.fault = fault;
+        state.armed = true;
+        state.account = Account::default();
+    }
+
+    /// Ends counting and says what was seen.
+    pub fn disarm(&self) -> Account {
+        let mut state = lock(&self.state);
+        state.armed = false;
+        state.fault = Fault::None;
+        std::mem::take(&mut state.account)
+    }
+
+    pub fn observe(&self, observer: Observer) {
+        lock(&self.state).observer = Some(observer);
+    }
+}
+
+impl Drop for Watched {
+    /// The program must have ended: its calls would wait for ever.
+    fn drop(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn serve(program: &Program, listener: &OwnedFd, state: &Mutex<State>) {
+    while let Some(notice) = seccomp::receive(listener) {
+        let call = Call::of(program, &notice);
+        let answer = match call {
+            Some(call) => decide(program, &call, &mut lock(state)),
+            None => Answer::GoOn,
+        };
+        match answer {
+            Answer::GoOn => seccomp::go_on(listener, &notice),
+            Answer::Fail(errno) => seccomp::fail(listener, &notice, errno),
+            // No answer: it never gets one.
+            Answer::Kill => program.kill(),
+        }
+    }
+}
+
+enum Answer {
+    GoOn,
+    Fail(i32),
+    Kill,
+}
+
+fn decide(program: &Program, call: &Call, state: &mut State) -> Answer {
+    if !state.armed {
+        return Answer::GoOn;
+    }
+    state.account.changes.push(call.name.clone());
+    if let Some(observer) = &mut state.observer {
+        observer(&call.name);
+    }
+    let number = state.account.changes.len();
+    match state.fault {
+        Fault::Refused(at) if at == number => {
+            state.account.hit = true;
+            // Whatever follows is the program's way back.
+            state.armed = false;
+            if call.spoil(program) {
+                Answer::GoOn
+            } else {
+                Answer::Fail(libc::EPERM)
+            }
+        }
+        Fault::Killed(at) if at == number => {
+            state.account.hit = true;
+            state.armed = false;
+            Answer::Kill
+        }
+        _ => Answer::GoOn,
+    }
+}

@@ -1,0 +1,269 @@
+//! What a host has that an agent could have left there, and whether a device of its is guarded.
+
+use std::{collections::BTreeMap, ffi::CStr, fs, io, os::fd::AsRawFd, path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::bpf;
+use crate::{shell, tailnet::Node, topology::Namespace, wait};
+
+pub const DEVICE: &CStr = c"lowroad0";
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Sysctls that change by themselves: counters, and what the kernel works out from the machine's state.
+const RESTLESS: &[&str] = &["nf_conntrack_count", "dentry-state", "random"];
+
+/// Everything that [`of`] looks at, by name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Footprint(BTreeMap<String, String>);
+
+/// What is there of devices, addresses, rules, routes, queueing, nftables, sysctls, sockets, pins, mounts and eBPF objects. With `alone`, on a machine
+/// that has no other user of eBPF, its objects are listed by the kernel; else those that the agent holds, its pins and its device's filters are all there can be.
+pub fn of(node: &Node, alone: bool) -> Result<Footprint> {
+    let namespace = &node.namespace;
+    let mut all = BTreeMap::new();
+    for command in [
+        "ip -d link",
+        "ip -d addr",
+        "ip -d -4 rule",
+        "ip -d -6 rule",
+        "ip -d -4 route show table all",
+        "ip -d -6 route show table all",
+        "tc -d qdisc show",
+        "nft list ruleset",
+    ] {
+        all.insert(command.to_owned(), listing(namespace, command)?);
+    }
+    for (device, list) in qdiscs(&all["tc -d qdisc show"]) {
+        for side in list {
+            let command = format!("tc filter show dev {device} {side}");
+            all.insert(command.clone(), listing(namespace, &command)?);
+        }
+    }
+    all.insert("sysctls".into(), namespace.enter(sysctls)?);
+    all.insert("sockets".into(), namespace.enter(sockets)??);
+    let pins = Path::new(BPFFS).join("lowroad").join(node.state_id()?);
+    all.insert("pins".into(), tree(&pins));
+    all.insert("bpffs".into(), bpffs_mounts()?);
+    if let Some(pid) = node.agent_pid() {
+        all.insert("the agent's descriptors".into(), descriptors(pid));
+    }
+    if alone {
+        all.insert("eBPF objects".into(), bpf::objects()?);
+    }
+    Ok(Footprint(all))
+}
+
+/// Waits until the host is as it was: what ends in the background gets a moment.
+pub fn is_as_before(node: &Node, before: &Footprint, alone: bool, limit: Duration) -> Result<()> {
+    let mut last = String::new();
+    let waited = wait::wait_for("the host as it was before", limit, || {
+        last = before.difference(&of(node, alone)?);
+        Ok(last.is_empty().then_some(()))
+    });
+    match waited {
+        Ok(_) => Ok(()),
+        Err(error) if last.is_empty() => Err(error),
+        Err(_) => bail!("it left something:\n{last}"),
+    }
+}
+
+impl Footprint {
+    /// Lines that one has and the other hasn't.
+    pub fn difference(&self, after: &Self) -> String {
+        let mut out = String::new();
+        let empty = String::new();
+        let names = self
+            .0
+            .keys()
+            .chain(after.0.keys().filter(|name| !self.0.contains_key(*name)));
+        for name in names {
+            // The agent may have been running before and be dead now, or the other way round.
+            if name.starts_with("the agent's")
+                && !(self.0.contains_key(name) && after.0.contains_key(name))
+            {
+                continue;
+            }
+            let before = self.0.get(name).unwrap_or(&empty);
+            let after = after.0.get(name).unwrap_or(&empty);
+            if before == after {
+                continue;
+            }
+            let lines = |text: &str, other: &str, sign: char| {
+                text.lines()
+                    .filter(|line| !other.lines().any(|known| known == *line))
+                    .map(|line| format!("  {sign} {line}\n"))
+                    .collect::<String>()
+            };
+            let (gone, new) = (lines(before, after, '-'), lines(after, before, '+'));
+            out.push_str(&format!("{name}:\n{gone}{new}"));
+        }
+        out
+    }
+
+    pub fn sections(&self) -> usize {
+        self.0.len()
+    }
+}
+
+fn listing(namespace: &Namespace, command: &str) -> Result<String> {
+    let mut words = command.split(' ');
+    let program = words.next().unwrap_or_default();
+    let path = shell::find_program(program).with_context(|| format!("there is no {program}"))?;
+    let text = shell::output(namespace.command(path).args(words))?;
+    // What the kernel makes by itself runs out, and says when.
+    let lasting = text.lines().filter(|line| !line.contains("expires"));
+    Ok(lasting.collect::<Vec<_>>().join("\n"))
+}
+
+/// Devices with hooks for filters, and which hooks those are.
+fn qdiscs(listing: &str) -> Vec<(String, Vec<&'static str>)> {
+    let named = |line: &str| {
+        let mut words = line.split(' ').skip(1);
+        let sides = match words.next()? {
+            "clsact" => vec!["ingress", "egress"],
+            "ingress" => vec!["ingress"],
+            _ => return None,
+        };
+        let device = words.skip_while(|word| *word != "dev").nth(1)?;
+        Some((device.to_owned(), sides))
+    };
+    listing.lines().filter_map(named).collect()
+}
+
+fn sysctls() -> String {
+    let mut lines = Vec::new();
+    read_all(Path::new("/proc/sys/net"), &mut lines);
+    lines.sort();
+    lines.join("\n")
+}
+
+fn read_all(folder: &Path, lines: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let text = path.to_string_lossy();
+        if path.is_dir() {
+            read_all(&path, lines);
+        } else if !RESTLESS.iter().any(|name| text.contains(name)) {
+            // Some can only be written.
+            let value = fs::read_to_string(&path).unwrap_or_default();
+            lines.push(format!("{} = {}", path.display(), value.trim()));
+        }
+    }
+}
+
+/// Sockets that hosts outside could notice, by their addresses.
+fn sockets() -> Result<String> {
+    let mut lines = Vec::new();
+    for kind in ["udp", "udp6", "raw", "raw6", "packet"] {
+        let table = fs::read_to_string(format!("/proc/thread-self/net/{kind}"))?;
+        let address = if kind == "packet" { 3 } else { 1 };
+        for line in table.lines().skip(1) {
+            let local = line.split_whitespace().nth(address).unwrap_or_default();
+            lines.push(format!("{kind} {local}"));
+        }
+    }
+    lines.sort();
+    Ok(lines.join("\n"))
+}
+
+fn tree(folder: &Path) -> String {
+    let mut lines = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        lines.push(format!("{}/", folder.display()));
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                lines.push(path.display().to_string());
+            }
+        }
+    }
+    lines.sort();
+    lines.join("\n")
+}
+
+fn bpffs_mounts() -> Result<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let of_bpf = mounts
+        .lines()
+        .filter(|line| line.split(' ').nth(2) == Some("bpf"));
+    Ok(of_bpf.collect::<Vec<_>>().join("\n"))
+}
+
+/// eBPF objects and devices that a process holds.
+fn descriptors(pid: u32) -> String {
+    let links = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let targets = links.flat_map(|entry| fs::read_link(entry.path()));
+    let mut held: BTreeMap<String, usize> = BTreeMap::new();
+    for target in targets {
+        let target = target.to_string_lossy().into_owned();
+        if target.contains("bpf") || target.contains("/net/tun") {
+            *held.entry(target).or_default() += 1;
+        }
+    }
+    let lines = held.iter().map(|(what, count)| format!("{count} {what}\n"));
+    lines.collect()
+}
+
+/// No device is ever up without its filter.
+///
+/// # Errors
+/// It is up, and a program is missing on one side.
+pub fn is_guarded(namespace: &Namespace) -> Result<()> {
+    namespace.enter(|| {
+        let index = index_of(DEVICE);
+        if index == 0 || !is_up(DEVICE)? || bpf::has_tcx_programs(index) {
+            return Ok(());
+        }
+        for side in ["ingress", "egress"] {
+            let mut tc = std::process::Command::new("tc");
+            let filters = shell::output(tc.args(["filter", "show", "dev", "lowroad0", side]));
+            // A TUN device vanishes when it likes.
+            if index_of(DEVICE) != index || !is_up(DEVICE)? {
+                return Ok(());
+            }
+            ensure!(
+                filters?.contains("bpf"),
+                "the device is up without a filter on its {side}"
+            );
+        }
+        Ok(())
+    })?
+}
+
+/// 0: there is none.
+pub fn index_of(device: &CStr) -> u32 {
+    // SAFETY: a terminated string that outlives the call.
+    unsafe { libc::if_nametoindex(device.as_ptr()) }
+}
+
+fn is_up(device: &CStr) -> Result<bool> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(device.to_bytes()) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: an open descriptor, and the structure that SIOCGIFFLAGS fills; it lives through the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    if result != 0 {
+        let error = io::Error::last_os_error();
+        // It may have gone since.
+        ensure!(
+            error.raw_os_error() == Some(libc::ENODEV),
+            "asking for the device's flags: {error}"
+        );
+        return Ok(false);
+    }
+    // SAFETY: SIOCGIFFLAGS has filled this member.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(libc::c_int::from(flags) & libc::IFF_UP != 0)
+}
