@@ -23,6 +23,8 @@ pub enum Fault {
     None,
     /// The kernel refuses it: netlink messages are made invalid, other calls get EPERM.
     Refused(usize),
+    /// It is a netlink message, and the kernel has no memory to take it: ENOBUFS. Anything else goes on.
+    Unsent(usize),
     /// SIGKILL in place of the call.
     Killed(usize),
 }
@@ -161,6 +163,11 @@ fn decide(program: &Program, call: &Call, state: &mut State) -> Answer {
             } else {
                 Answer::Fail(libc::EPERM)
             }
+        }
+        Fault::Unsent(at) if at == number && call.is_message() => {
+            state.account.hit = true;
+            state.armed = false;
+            Answer::Fail(libc::ENOBUFS)
         }
         Fault::Killed(at) if at == number => {
             state.account.hit = true;

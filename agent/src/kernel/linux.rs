@@ -153,7 +153,11 @@ impl Backend {
 
 impl Kernel for LinuxKernel {
     fn observe(&mut self) -> KernelFuture<'_, Observed> {
-        self.read_back().boxed()
+        async move {
+            self.reconnect()?;
+            self.read_back().await
+        }
+        .boxed()
     }
 
     fn apply<'a>(&'a mut self, step: &'a Step) -> KernelFuture<'a, ()> {
@@ -193,11 +197,24 @@ impl Kernel for LinuxKernel {
     }
 
     fn teardown(&mut self) -> KernelFuture<'_, ()> {
-        self.remove_everything().boxed()
+        async move {
+            self.reconnect()?;
+            self.remove_everything().await
+        }
+        .boxed()
     }
 }
 
 impl LinuxKernel {
+    /// A netlink socket that was given up must not end what needs no more than another one.
+    fn reconnect(&mut self) -> Result<(), KernelError> {
+        if self.netlink.is_dead() {
+            tracing::warn!("the netlink socket failed; opening another one");
+            self.netlink = Netlink::connect()?;
+        }
+        Ok(())
+    }
+
     async fn read_back(&mut self) -> Result<Observed, KernelError> {
         let found = self.find().await?;
         let index = found.as_ref().map(|link| link.index);

@@ -1,6 +1,8 @@
 //! The rtnetlink connection and what its errors mean to a user.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use netlink_packet_route::AddressFamily;
 use rtnetlink::Handle;
@@ -13,6 +15,7 @@ use super::KernelError;
 pub(super) struct Netlink {
     pub handle: Handle,
     task: AbortHandle,
+    is_dead: Arc<AtomicBool>,
 }
 
 impl Netlink {
@@ -28,8 +31,25 @@ impl Netlink {
                     source,
                 }
             })?;
-        let task = tokio::spawn(connection).abort_handle();
-        Ok(Self { handle, task })
+        let is_dead = Arc::new(AtomicBool::new(false));
+        let dies = Arc::clone(&is_dead);
+        let mut connection = Box::pin(connection);
+        let task = tokio::spawn(async move {
+            connection.as_mut().await;
+            // Before those that wait for answers learn of it.
+            dies.store(true, Ordering::Release);
+            drop(connection);
+        });
+        Ok(Self {
+            handle,
+            task: task.abort_handle(),
+            is_dead,
+        })
+    }
+
+    /// True once a message could not be sent: the library gives the socket up then, and whatever is asked of this handle fails.
+    pub fn is_dead(&self) -> bool {
+        self.is_dead.load(Ordering::Acquire)
     }
 }
 

@@ -204,6 +204,10 @@ impl Call {
         }
     }
 
+    pub fn is_message(&self) -> bool {
+        self.message.is_some()
+    }
+
     /// Makes a netlink message one that the kernel refuses. False if it is no message.
     pub fn spoil(&self, program: &Program) -> bool {
         let Some(message) = self.message else {

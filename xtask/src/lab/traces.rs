@@ -254,8 +254,14 @@ pub fn an_up_that_is_refused_a_step_leaves_no_trace(lab: &Lab) -> Result<()> {
     let start = Instant::now();
     let results = for_steps(lab, &key, &chosen(lab, &steps), |watcher, share| {
         let before = host::of(&watcher.node, lab.emulated)?;
-        let refused = |step: &usize| refuse(lab, watcher, *step, &before);
-        share.iter().map(refused).collect()
+        let mut results = Vec::new();
+        for &step in share {
+            results.push(refuse(lab, watcher, Fault::Refused(step), &before)?);
+            if is_message(&steps[step - 1]) {
+                results.push(refuse(lab, watcher, Fault::Unsent(step), &before)?);
+            }
+        }
+        Ok(results)
     })?;
     let (mut failed, mut went_on, mut lines) = (0, Vec::new(), BTreeMap::new());
     for result in results {
@@ -286,10 +292,14 @@ pub fn an_up_that_is_refused_a_step_leaves_no_trace(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn refuse(lab: &Lab, watcher: &Watcher, step: usize, before: &host::Footprint) -> Result<Refused> {
-    let (finished, account) = watcher.faulty_up(Fault::Refused(step))?;
+fn is_message(step: &str) -> bool {
+    step.starts_with("RTM_") || step.starts_with("WG_")
+}
+
+fn refuse(lab: &Lab, watcher: &Watcher, fault: Fault, before: &host::Footprint) -> Result<Refused> {
+    let (finished, account) = watcher.faulty_up(fault)?;
     let name = account.changes.last().cloned().unwrap_or_default();
-    let what = format!("`up` refused at step {step} ({name})");
+    let what = format!("`up` with {fault:?} ({name})");
     host::is_guarded(&watcher.node.namespace).context(what.clone())?;
     let result = if !finished.status.success() {
         ensure!(
