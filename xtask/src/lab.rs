@@ -68,6 +68,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         "traces-killed",
         traces::an_up_that_is_killed_at_a_step_leaves_nothing_that_cleaning_up_does_not_remove,
     ),
+    (
+        "traces-interrupted-down",
+        traces::an_interrupted_down_is_finished_by_the_next,
+    ),
     ("secrets", secrets::no_secret_is_found_where_others_look),
     (
         "secrets-core",
@@ -145,15 +149,7 @@ const IN_THE_VM: &[(&str, Scenario)] = &[
         "kernel-survival",
         kernel::a_killed_agent_loses_no_packet_and_its_filter_stays,
     ),
-    ("traces-down", traces::down_leaves_no_trace),
-    (
-        "traces-refused",
-        traces::an_up_that_is_refused_a_step_leaves_no_trace,
-    ),
-    (
-        "traces-killed",
-        traces::an_up_that_is_killed_at_a_step_leaves_nothing_that_cleaning_up_does_not_remove,
-    ),
+    ("traces", traces::no_trace_is_left_by_the_kernels_wireguard),
 ];
 
 /// In the VM with systemd.

@@ -2,163 +2,45 @@
 //!
 //! The steps are the agent's system calls that change the kernel's state, counted and spoilt from outside ([`faults`]).
 
+mod watcher;
+
 use std::{
     collections::BTreeMap,
     process::Command,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::{ALLOW_ALL, Lab, host, secs};
-use crate::{
-    faults::{self, Account, Fault, Watched},
-    process::Finished,
-    tailnet::{Coordinator, Node, URL},
-};
+use self::watcher::{Watcher, for_steps, tailnet};
+use super::{Lab, host, secs};
+use crate::{faults::Fault, process::Finished};
 
 /// What ends in the background (tasks, RCU grace periods of eBPF objects) is given this time.
 const SETTLE: Duration = secs(20);
 
-struct Watcher {
-    node: Node,
-    watched: Option<Watched>,
-    key: String,
+/// What an `up` and a `down` change without a fault.
+struct Steps {
+    up: Vec<String>,
+    down: Vec<String>,
 }
 
-impl Drop for Watcher {
-    /// The watch ends when the agent has ended.
-    fn drop(&mut self) {
-        self.node.kill_9();
-    }
-}
-
-impl Watcher {
-    fn new(lab: &Lab, name: &str, last: u8, key: &str) -> Result<Self> {
-        let mut node = lab.public_node(name, last)?;
-        node.stop_agent();
-        node.all_capabilities = lab.emulated;
-        let mut watcher = Self {
-            node,
-            watched: None,
-            key: key.to_owned(),
-        };
-        watcher.start()?;
-        // The first one makes a key and registers: later ones are alike.
-        watcher.up()?.ok("up")?;
-        watcher.node.cli(&["down"])?;
-        Ok(watcher)
-    }
-
-    /// (Re)starts the agent under watch.
-    fn start(&mut self) -> Result<()> {
-        self.end();
-        let mut command = self.node.agent_command();
-        faults::prepare(&mut command);
-        let watched = &mut self.watched;
-        self.node.start_agent_as(&mut command, |pid| {
-            *watched = Some(Watched::attach(pid)?);
-            Ok(())
+impl Steps {
+    fn of(watcher: &Watcher) -> Result<Self> {
+        let (finished, up) = watcher.faulty_up(Fault::None)?;
+        finished.ok("up")?;
+        let (finished, down) = watcher.faulty_down(Fault::None)?;
+        finished.ok("down")?;
+        Ok(Self {
+            up: up.changes,
+            down: down.changes,
         })
     }
 
-    fn end(&mut self) {
-        self.node.kill_9();
-        self.watched = None;
+    fn count(lab: &Lab, key: &str) -> Result<Self> {
+        Self::of(&Watcher::new(lab, "alpha", 30, key)?)
     }
-
-    fn watched(&self) -> Result<&Watched> {
-        self.watched.as_ref().context("the agent isn't watched")
-    }
-
-    fn up(&self) -> Result<Finished> {
-        let server = format!("--login-server={URL}");
-        let key = format!("--auth-key={}", self.key);
-        let hostname = format!("--hostname={}", self.node.name);
-        self.node
-            .try_cli(&["up", &server, &key, &hostname, "--timeout=30s"])
-    }
-
-    /// `up` with a fault in it.
-    fn faulty_up(&self, fault: Fault) -> Result<(Finished, Account)> {
-        self.watched()?.arm(fault);
-        let finished = self.up()?;
-        Ok((finished, self.watched()?.disarm()))
-    }
-
-    /// From now on, looks before each change whether a device is up without its filter; what it found is in the list.
-    fn guard(&self) -> Result<Arc<Mutex<Vec<String>>>> {
-        let found = Arc::new(Mutex::new(Vec::new()));
-        let (list, namespace) = (Arc::clone(&found), self.node.namespace.clone());
-        self.watched()?.observe(Box::new(move |change| {
-            if let Err(error) = host::is_guarded(&namespace) {
-                let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
-                list.push(format!("before {change}: {error:#}"));
-            }
-        }));
-        Ok(found)
-    }
-}
-
-/// A server, and a node that is away: something to program for others.
-fn tailnet(lab: &Lab) -> Result<(Coordinator, String)> {
-    let coordinator = lab.coordinator(ALLOW_ALL)?;
-    let key = coordinator.auth_key("ann", "")?;
-    let peer = lab.public_node("peer", 39)?;
-    peer.up(&key)?;
-    peer.cli(&["down"])?;
-    Ok((coordinator, key))
-}
-
-/// Two at a time: steps wait for timers and the kernel more than they work. In the emulated machine one, so that all its eBPF objects can be counted.
-const fn workers(lab: &Lab) -> u8 {
-    if lab.emulated { 1 } else { 2 }
-}
-
-/// Does something for each step with nodes of their own, and gathers what comes of it.
-fn for_steps<T: Send>(
-    lab: &Lab,
-    key: &str,
-    steps: &[usize],
-    work: impl Fn(&mut Watcher, &[usize]) -> Result<Vec<T>> + Sync,
-) -> Result<Vec<T>> {
-    let workers = workers(lab);
-    let results: Vec<Result<Vec<T>>> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers)
-            .map(|worker| {
-                let share = steps.iter().skip(worker.into()).step_by(workers.into());
-                let share: Vec<usize> = share.copied().collect();
-                let work = &work;
-                scope.spawn(move || {
-                    let mut watcher =
-                        Watcher::new(lab, &format!("node{worker}"), 40 + worker, key)?;
-                    work(&mut watcher, &share)
-                })
-            })
-            .collect();
-        let join = |worker: thread::ScopedJoinHandle<'_, Result<Vec<T>>>| {
-            worker
-                .join()
-                .unwrap_or_else(|_| Err(anyhow!("a worker panicked")))
-        };
-        workers.into_iter().map(join).collect()
-    });
-    let mut all = Vec::new();
-    for result in results {
-        all.extend(result?);
-    }
-    Ok(all)
-}
-
-/// The steps of an `up` without a fault.
-fn clean_up(lab: &Lab, key: &str) -> Result<Vec<String>> {
-    let watcher = Watcher::new(lab, "alpha", 30, key)?;
-    let (finished, clean) = watcher.faulty_up(Fault::None)?;
-    finished.ok("up")?;
-    watcher.node.cli(&["down"])?;
-    Ok(clean.changes)
 }
 
 /// Kinds of steps with how many there are of each: `12 bpf MAP_UPDATE_ELEM, 4 RTM_NEWRULE`.
@@ -177,45 +59,66 @@ fn kinds(changes: &[String]) -> String {
 }
 
 pub fn down_leaves_no_trace(lab: &Lab) -> Result<()> {
-    if lab.emulated {
-        // In a machine of our own: an agent mounts what is missing, and takes it away again.
-        crate::shell::output(Command::new("umount").arg("/sys/fs/bpf"))?;
-    }
     let (_coordinator, key) = tailnet(lab)?;
-    let watcher = Watcher::new(lab, "alpha", 30, &key)?;
+    go_down(lab, &key).map(drop)
+}
+
+pub fn an_up_that_is_refused_a_step_leaves_no_trace(lab: &Lab) -> Result<()> {
+    let (_coordinator, key) = tailnet(lab)?;
+    refuse_each(lab, &key, &Steps::count(lab, &key)?)
+}
+
+pub fn an_up_that_is_killed_at_a_step_leaves_nothing_that_cleaning_up_does_not_remove(
+    lab: &Lab,
+) -> Result<()> {
+    let (_coordinator, key) = tailnet(lab)?;
+    kill_at_each(lab, &key, &Steps::count(lab, &key)?)
+}
+
+pub fn an_interrupted_down_is_finished_by_the_next(lab: &Lab) -> Result<()> {
+    let (_coordinator, key) = tailnet(lab)?;
+    interrupt_down(lab, &key, &Steps::count(lab, &key)?)
+}
+
+/// All of it in one tailnet, where starting one takes long; and on a machine of our own, without a bpffs: agents mount it, and take it away again.
+pub fn no_trace_is_left_by_the_kernels_wireguard(lab: &Lab) -> Result<()> {
+    crate::shell::output(Command::new("umount").arg("/sys/fs/bpf"))?;
+    let (_coordinator, key) = tailnet(lab)?;
+    let steps = go_down(lab, &key)?;
+    refuse_each(lab, &key, &steps)?;
+    kill_at_each(lab, &key, &steps)?;
+    interrupt_down(lab, &key, &steps)
+}
+
+fn go_down(lab: &Lab, key: &str) -> Result<Steps> {
+    let watcher = Watcher::new(lab, "alpha", 30, key)?;
     let node = &watcher.node;
     let before = host::of(node, lab.emulated)?;
     lab.note(&format!(
         "{} listings of the host compared",
         before.sections()
     ));
-    let found = watcher.guard()?;
-    let rounds = if lab.emulated { 1 } else { 2 };
-    for round in 1..=rounds {
-        let (finished, ups) = watcher.faulty_up(Fault::None)?;
-        finished.ok("up")?;
-        let during = host::of(node, lab.emulated)?;
-        let seen = before.difference(&during);
-        for trace in ["lowroad0", "7052", "pins:", "udp "] {
-            ensure!(
-                seen.contains(trace),
-                "the listings don't show {trace:?} while it runs:\n{seen}"
-            );
-        }
-        watcher.watched()?.arm(Fault::None);
-        node.cli(&["down"])?;
-        let downs = watcher.watched()?.disarm();
-        host::is_as_before(node, &before, lab.emulated, SETTLE)
-            .with_context(|| format!("`down`, round {round}"))?;
-        lab.note(&format!("up: {}", kinds(&ups.changes)));
-        lab.note(&format!("down: {}", kinds(&downs.changes)));
+    watcher.up()?.ok("up")?;
+    let seen = before.difference(&host::of(node, lab.emulated)?);
+    for trace in ["lowroad0", "7052", "pins:", "udp "] {
+        ensure!(
+            seen.contains(trace),
+            "the listings don't show {trace:?} while it runs:\n{seen}"
+        );
     }
+    node.cli(&["down"])?;
+    host::is_as_before(node, &before, lab.emulated, SETTLE).context("`down`")?;
+    let found = watcher.guard()?;
+    let steps = Steps::of(&watcher)?;
+    host::is_as_before(node, &before, lab.emulated, SETTLE).context("`down` again")?;
+    lab.note(&format!("up: {}", kinds(&steps.up)));
+    lab.note(&format!("down: {}", kinds(&steps.down)));
     let found = found.lock().unwrap_or_else(PoisonError::into_inner);
     ensure!(
         found.is_empty(),
         "a device was up without its filter: {found:?}"
     );
-    Ok(())
+    Ok(steps)
 }
 
 /// Which steps are tried: all, or where each takes ten times as long, those around which there is a device without something.
@@ -248,11 +151,10 @@ enum Refused {
     Missed,
 }
 
-pub fn an_up_that_is_refused_a_step_leaves_no_trace(lab: &Lab) -> Result<()> {
-    let (_coordinator, key) = tailnet(lab)?;
-    let steps = clean_up(lab, &key)?;
+fn refuse_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
+    let steps = &steps.up;
     let start = Instant::now();
-    let results = for_steps(lab, &key, &chosen(lab, &steps), |watcher, share| {
+    let results = for_steps(lab, key, &chosen(lab, steps), |watcher, share| {
         let before = host::of(&watcher.node, lab.emulated)?;
         let mut results = Vec::new();
         for &step in share {
@@ -348,13 +250,10 @@ fn one_clear_line(finished: &Finished) -> Result<()> {
     Ok(())
 }
 
-pub fn an_up_that_is_killed_at_a_step_leaves_nothing_that_cleaning_up_does_not_remove(
-    lab: &Lab,
-) -> Result<()> {
-    let (_coordinator, key) = tailnet(lab)?;
-    let steps = clean_up(lab, &key)?;
+fn kill_at_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
+    let steps = &steps.up;
     let start = Instant::now();
-    let results = for_steps(lab, &key, &chosen(lab, &steps), |watcher, share| {
+    let results = for_steps(lab, key, &chosen(lab, steps), |watcher, share| {
         watcher.end();
         let before = host::of(&watcher.node, lab.emulated)?;
         let killed = |step: &usize| kill(lab, watcher, *step, &before);
@@ -390,18 +289,27 @@ fn kill(lab: &Lab, watcher: &mut Watcher, step: usize, before: &host::Footprint)
     let left = !before
         .difference(&host::of(&watcher.node, lab.emulated)?)
         .is_empty();
+    clean_after_death(lab, watcher, step, before).context(what)?;
+    Ok(Killed {
+        hit: account.hit,
+        left,
+    })
+}
+
+/// By one of the two ways that there are.
+fn clean_after_death(
+    lab: &Lab,
+    watcher: &mut Watcher,
+    step: usize,
+    before: &host::Footprint,
+) -> Result<()> {
     let (how, cleaned) = if step % 4 < 2 {
         ("`agent --cleanup`", watcher.node.clean_up())
     } else {
         ("a new agent and `down`", restart_and_down(watcher))
     };
-    cleaned.with_context(|| format!("{how} after {what}"))?;
-    host::is_as_before(&watcher.node, before, lab.emulated, SETTLE)
-        .with_context(|| format!("{how} after {what}"))?;
-    Ok(Killed {
-        hit: account.hit,
-        left,
-    })
+    cleaned.context(how)?;
+    host::is_as_before(&watcher.node, before, lab.emulated, SETTLE).context(how)
 }
 
 fn restart_and_down(watcher: &mut Watcher) -> Result<()> {
@@ -410,4 +318,66 @@ fn restart_and_down(watcher: &mut Watcher) -> Result<()> {
     watcher.node.cli(&["down"])?;
     watcher.node.stop_agent();
     Ok(())
+}
+
+/// A `down` that fails half way says so, goes on as far as it can, and the next one does the rest; after one that is killed, cleaning up does.
+fn interrupt_down(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
+    let steps = &steps.down;
+    let start = Instant::now();
+    // The first and the last of each kind: it removes many things of a kind.
+    let kind = |at: usize| kinds(&steps[at..=at]);
+    let mut tried: Vec<usize> = (0..steps.len())
+        .filter(|&at| {
+            at == 0 || at + 1 == steps.len() || kind(at - 1) != kind(at) || kind(at + 1) != kind(at)
+        })
+        .map(|at| at + 1)
+        .collect();
+    if lab.emulated {
+        tried.retain(|step| steps[step - 1] == "RTM_DELLINK");
+    }
+    let results = for_steps(lab, key, &tried, |watcher, share| {
+        watcher.end();
+        let before = host::of(&watcher.node, lab.emulated)?;
+        let mut failed = 0;
+        for &step in share {
+            watcher.start()?;
+            failed += usize::from(refuse_down(lab, watcher, step, &before)?);
+            watcher.up()?.ok("up")?;
+            watcher.faulty_down(Fault::Killed(step))?;
+            watcher.end();
+            let what = format!("an agent killed at step {step} of `down`");
+            host::is_guarded(&watcher.node.namespace).context(what.clone())?;
+            clean_after_death(lab, watcher, step, &before).context(what)?;
+        }
+        Ok(vec![failed])
+    })?;
+    lab.note(&format!(
+        "`down` refused and killed at {} of {} steps in {:.0} s: it failed {} times, and the next command removed the rest",
+        tried.len(),
+        steps.len(),
+        start.elapsed().as_secs_f32(),
+        results.iter().sum::<usize>(),
+    ));
+    Ok(())
+}
+
+/// Says whether the `down` failed.
+fn refuse_down(
+    lab: &Lab,
+    watcher: &Watcher,
+    step: usize,
+    before: &host::Footprint,
+) -> Result<bool> {
+    watcher.up()?.ok("up")?;
+    let (finished, account) = watcher.faulty_down(Fault::Refused(step))?;
+    let name = account.changes.last().cloned().unwrap_or_default();
+    let what = format!("`down` refused at step {step} ({name})");
+    host::is_guarded(&watcher.node.namespace).context(what.clone())?;
+    let failed = !finished.status.success();
+    if failed {
+        one_clear_line(&finished).context(what.clone())?;
+        watcher.node.cli(&["down"]).context(what.clone())?;
+    }
+    host::is_as_before(&watcher.node, before, lab.emulated, SETTLE).context(what)?;
+    Ok(failed)
 }
