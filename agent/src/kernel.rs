@@ -162,7 +162,7 @@ pub enum KernelChange {
 #[non_exhaustive]
 pub enum KernelError {
     #[error(
-        "{what}: not permitted; run the agent as root, or give it CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF (in a container: --cap-add)"
+        "{what}: not permitted; run the agent as root, or give it CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON (in a container: --cap-add)"
     )]
     NotPermitted { what: String },
     #[error(

@@ -56,7 +56,7 @@ impl FilterOptions {
 #[non_exhaustive]
 pub enum FilterError {
     #[error(
-        "loading the packet filter: {source}; it needs Linux 5.15 or newer with BPF, and root (or CAP_BPF and CAP_NET_ADMIN)"
+        "loading the packet filter: {source}; it needs Linux 5.15 or newer with BPF, and root (or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)"
     )]
     Load {
         source: Box<dyn Error + Send + Sync>,

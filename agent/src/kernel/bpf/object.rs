@@ -58,7 +58,15 @@ fn with_causes(error: impl std::error::Error) -> Box<dyn std::error::Error + Sen
         }
         cause = next.source();
     }
-    text.into()
+    // What the verifier has to say fills pages, for the log and not for whoever waits for one line.
+    let line = match text.split_once('\n') {
+        Some((line, _)) => {
+            tracing::error!(%text, "the kernel refuses the packet filter");
+            format!("{line} (the agent's log has the rest)")
+        }
+        None => text,
+    };
+    line.into()
 }
 
 /// The program for a direction.
