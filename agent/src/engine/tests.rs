@@ -270,6 +270,19 @@ async fn an_interrupted_up_is_taken_back() {
 }
 
 #[tokio::test]
+async fn an_interrupted_up_does_not_end_another() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let interrupted = agent.up(request(&server.url)).await;
+    let _unanswered = server.expect("/machine/register").await;
+    drop(interrupted);
+    let steps = agent.up(request(&server.url)).await;
+    let _stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    agent.end().await;
+}
+
+#[tokio::test]
 async fn a_restarted_agent_that_wants_to_run_connects_by_itself_with_the_same_key() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     let agent = Agent::start(&dir);

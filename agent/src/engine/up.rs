@@ -136,6 +136,7 @@ impl Engine {
         if self.ups.is_empty() {
             return;
         }
+        self.forget_interrupted();
         let Some(session) = &self.session else {
             let why = self
                 .failure
@@ -181,6 +182,17 @@ impl Engine {
         if let Some(why) = failed {
             self.fail_ups(&why).await;
         }
+    }
+
+    /// As long as anybody waits it goes on, and should it fail then, back to what was before the first.
+    fn forget_interrupted(&mut self) {
+        let interrupted = |up: &PendingUp| up.progress.is_closed();
+        if self.ups.iter().all(interrupted) {
+            return;
+        }
+        let before = self.ups[0].before.clone();
+        self.ups.retain(|up| !interrupted(up));
+        self.ups[0].before = before;
     }
 
     async fn finish_ups(&mut self) {

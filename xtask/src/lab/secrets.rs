@@ -145,7 +145,7 @@ fn base64(bytes: &[u8], last_two: [u8; 2]) -> String {
 }
 
 pub fn no_secret_is_found_where_others_look(lab: &Lab) -> Result<()> {
-    let coordinator = lab.coordinator(ALLOW_ALL)?;
+    let coordinator = Coordinator::start_logging(lab.net, ALLOW_ALL, "trace")?;
     let key = coordinator.auth_key("ann", "")?;
     let mut alpha = talkative_node(lab, "alpha", 30)?;
     let bravo = talkative_node(lab, "bravo", 31)?;
@@ -194,7 +194,7 @@ pub fn no_secret_is_found_where_others_look(lab: &Lab) -> Result<()> {
         "found only {agents} keys of agents and {servers} of the server"
     );
 
-    while_up_waits(lab, &coordinator, &secrets, &key)?;
+    while_up_waits(lab, &secrets, &key)?;
     daemons(&alpha, &coordinator, &secrets)?;
     alpha.cli(&["down"])?;
     alpha.cli(&["logout"])?;
@@ -270,12 +270,7 @@ fn visible(pid: u32) -> Result<String> {
 }
 
 /// `up` with a key as an argument, and in the environment, while it waits for a server that isn't there.
-fn while_up_waits(
-    lab: &Lab,
-    _coordinator: &Coordinator,
-    secrets: &Secrets,
-    key: &str,
-) -> Result<()> {
+fn while_up_waits(lab: &Lab, secrets: &Secrets, key: &str) -> Result<()> {
     let node = lab.public_node("charlie", 32)?;
     for by_environment in [false, true] {
         let mut command = node.namespace.command(binaries().join("lowroad"));

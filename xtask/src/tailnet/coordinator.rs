@@ -27,19 +27,26 @@ pub struct Coordinator {
     pub namespace: Namespace,
     folder: PathBuf,
     state: PathBuf,
+    level: String,
     daemon: Daemon,
 }
 
 impl Coordinator {
     /// On a host of its own in `net`, with this policy.
     pub fn start(net: &Net, policy: &str) -> Result<Self> {
+        Self::start_logging(net, policy, "info")
+    }
+
+    /// With another level of logging.
+    pub fn start_logging(net: &Net, policy: &str, level: &str) -> Result<Self> {
         let namespace = net.public("coordinator", COORDINATOR)?;
         let folder = net.folder().to_owned();
         let state = folder.join("coordinator");
         fs::write(folder.join("policy.hujson"), policy)?;
-        let daemon = serve(&namespace, &folder, &state)?;
+        let daemon = serve(&namespace, &folder, &state, level)?;
         let mut coordinator = Self {
             namespace,
+            level: level.to_owned(),
             folder,
             state,
             daemon,
@@ -78,7 +85,7 @@ impl Coordinator {
     /// Starts it again on the same state.
     pub fn start_again(&mut self) -> Result<()> {
         self.daemon.stop();
-        self.daemon = serve(&self.namespace, &self.folder, &self.state)?;
+        self.daemon = serve(&self.namespace, &self.folder, &self.state, &self.level)?;
         self.wait_until_ready()
     }
 
@@ -86,7 +93,7 @@ impl Coordinator {
     pub fn start_as_another(&mut self) -> Result<()> {
         self.daemon.stop();
         self.state = self.folder.join("another-coordinator");
-        self.daemon = serve(&self.namespace, &self.folder, &self.state)?;
+        self.daemon = serve(&self.namespace, &self.folder, &self.state, &self.level)?;
         self.wait_until_ready()
     }
 
@@ -128,11 +135,12 @@ impl Coordinator {
     }
 }
 
-fn serve(namespace: &Namespace, folder: &Path, state: &Path) -> Result<Daemon> {
+fn serve(namespace: &Namespace, folder: &Path, state: &Path, level: &str) -> Result<Daemon> {
     let mut command = namespace.command(binaries().join("lowroad-coordinator"));
     command
         .args(["serve", "--listen", "0.0.0.0:8080", "--url", URL])
         .args(["--stun", "0.0.0.0:3478", "--base-domain", "tail.lab"])
+        .env("LOWROAD_LOG", level)
         .arg("--state-dir")
         .arg(state)
         .arg("--policy")
