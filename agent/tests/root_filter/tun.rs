@@ -3,12 +3,14 @@
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
-    io::Write as _,
+    io::{self, Write as _},
     os::fd::AsRawFd as _,
     os::unix::fs::OpenOptionsExt as _,
     process::Command,
     time::{Duration, Instant},
 };
+
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// How long a condition may take to come true.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -105,6 +107,40 @@ impl Tun {
 
     /// A packet from the peer.
     pub fn send(&self, packet: &[u8]) {
-        (&self.file).write_all(packet).expect("write to the TUN");
+        self.try_send(packet).expect("write to the TUN");
+    }
+
+    /// The same; the kernel refuses what is empty or of no IP version.
+    pub fn try_send(&self, packet: &[u8]) -> io::Result<()> {
+        (&self.file).write_all(packet)
+    }
+
+    /// A packet of this host's, past its IP layer: any bytes at all.
+    pub fn try_send_out(&self, packet: &[u8]) -> io::Result<()> {
+        let protocol = match packet.first().map(|byte| byte >> 4) {
+            Some(6) => libc::ETH_P_IPV6,
+            _ => libc::ETH_P_IP,
+        };
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(0)))?;
+        // SAFETY: `sockaddr_ll` is plain data; all zeroes is a valid value.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = (protocol as u16).to_be();
+        address.sll_ifindex = self.index as i32;
+        // SAFETY: the pointers are to `packet` and `address`, which live through the call, with their own lengths.
+        let sent = unsafe {
+            libc::sendto(
+                socket.as_raw_fd(),
+                packet.as_ptr().cast(),
+                packet.len(),
+                0,
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        match sent {
+            ..0 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
     }
 }
