@@ -150,6 +150,33 @@ impl NetMap {
         changes
     }
 
+    /// One message from which an empty netmap becomes this one, but for its clock: for keeping it.
+    pub fn to_response(&self) -> MapResponse {
+        let named =
+            |(name, rules): (&String, &Vec<FilterRule>)| (name.clone(), Some(rules.clone()));
+        let messages = self.display_messages.iter();
+        MapResponse {
+            node: self.self_node.clone(),
+            derp_map: Some(self.derp_map.clone().into()),
+            peers: self.peers.values().cloned().collect(),
+            dns_config: Some(self.dns.clone()),
+            domain: self.domain.clone(),
+            collect_services: self.collect_services,
+            packet_filters: self.filters.iter().map(named).collect(),
+            user_profiles: self.users.values().cloned().collect(),
+            health: Some(self.health.clone()),
+            display_messages: messages
+                .map(|(id, message)| (id.clone(), Some(message.clone())))
+                .collect(),
+            ssh_policy: self.ssh_policy.clone(),
+            tka_info: self.tka.clone(),
+            domain_data_plane_audit_log_id: self.audit_log_id.clone(),
+            control_dial_plan: self.dial_plan.clone(),
+            client_version: self.client_version.clone(),
+            ..MapResponse::default()
+        }
+    }
+
     /// The rules in force, in the order of their filters' names.
     pub fn filter_rules(&self) -> impl Iterator<Item = &FilterRule> {
         self.filters.values().flatten()

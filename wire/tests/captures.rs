@@ -237,6 +237,25 @@ fn a_delta_that_arrives_twice_changes_nothing_the_second_time() {
     }
 }
 
+#[test]
+fn every_netmap_of_a_capture_can_be_kept_and_read_again() {
+    let Some(states) = replay("captures/wire-a.jsonl") else {
+        return;
+    };
+    for state in &states {
+        let text = serde_json::to_vec(&state.netmap.to_response()).unwrap();
+        let (response, malformed) = MapResponse::parse(&text).unwrap();
+        assert!(malformed.is_empty(), "{malformed:?}");
+        let mut again = NetMap {
+            clock_offset: state.netmap.clock_offset,
+            ..NetMap::default()
+        };
+        again.apply(response, state.now);
+        assert_eq!(again, state.netmap, "{}", state.mark);
+    }
+    assert!(!states.is_empty());
+}
+
 /// The netmap as it was when the next mark came.
 struct State {
     mark: String,

@@ -17,6 +17,34 @@ use time::{Duration, OffsetDateTime};
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
 #[test]
+fn a_netmap_that_is_written_and_read_is_the_same() {
+    let mut netmap = with_peers(&[1, 2]);
+    apply(
+        &mut netmap,
+        json!({
+            "Node": {"ID": 9, "Key": format!("nodekey:{:064x}", 9), "KeyExpiry": "2030-01-01T00:00:00Z", "CapMap": {"https://x/cap": [{"a": [1]}], "bare": null}},
+            "DERPMap": {"Regions": {"7": {"RegionID": 7, "RegionCode": "lab", "Nodes": [{"Name": "7a", "RegionID": 7, "HostName": "h", "IPv4": "192.0.2.1"}]}},
+                        "HomeParams": {"RegionScore": {"7": 0.5}}},
+            "PacketFilters": {"base": [{"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 22, "Last": 23}}]}],
+                              "grants": [{"SrcIPs": ["100.64.0.0/10"], "CapGrant": [{"Dsts": ["100.64.0.9/32"], "CapMap": {"x": [1, "two"]}}]}], "empty": []},
+            "DNSConfig": {"Proxied": true}, "Domain": "lab", "UserProfiles": [{"ID": 4, "LoginName": "ann@"}],
+            "Health": ["so so"], "DisplayMessages": {"m": {"Title": "t", "Text": "x"}}, "OnlineChange": {"1": true}, "PeerSeenChange": {"2": true},
+        }),
+    );
+    assert_eq!(reread(&netmap), netmap);
+    assert_eq!(reread(&NetMap::default()), NetMap::default());
+}
+
+fn reread(netmap: &NetMap) -> NetMap {
+    let text = serde_json::to_vec(&netmap.to_response()).unwrap();
+    let (response, malformed) = MapResponse::parse(&text).unwrap();
+    assert!(malformed.is_empty(), "{malformed:?}");
+    let mut again = NetMap::default();
+    again.apply(response, NOW);
+    again
+}
+
+#[test]
 fn an_empty_or_absent_list_of_peers_changes_nothing() {
     let mut netmap = with_peers(&[1, 2]);
     for message in [json!({"Peers": []}), json!({"Peers": null}), json!({})] {
