@@ -8,6 +8,7 @@ mod classify;
 mod compile;
 mod evaluate;
 mod event;
+mod grants;
 mod packet;
 mod ports;
 mod prefix;
@@ -23,6 +24,7 @@ pub use self::{
     compile::{Compiled, CompiledRule, Tables, compile},
     evaluate::Evaluator,
     event::{FilterCounters, FilterEvent, FlowTuple, Punt, RuleCount},
+    grants::granted,
     prefix::{Family, Prefix},
 };
 

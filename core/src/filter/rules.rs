@@ -143,7 +143,7 @@ fn parse(id: RuleId, rule: &FilterRule, notes: &mut Vec<String>) -> Rule {
 }
 
 /// `*`, an address, a prefix without host bits, or `first-last`.
-fn prefixes(text: &str) -> Option<Vec<Prefix>> {
+pub(super) fn prefixes(text: &str) -> Option<Vec<Prefix>> {
     if text == "*" {
         return Some(vec![
             Prefix::everything(Family::V4),
