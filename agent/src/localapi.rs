@@ -5,25 +5,28 @@
 //! pages are refused. Everything is answered by the engine, through [`Ask`]s.
 
 mod operator;
+mod places;
 mod routes;
 mod socket;
 
-use std::{net::IpAddr, os::fd::AsFd, sync::Arc};
+use std::{net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited, combinators::BoxBody};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use lowroad_wire::{control::CAPABILITY_VERSION, key::NodePublic};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{broadcast, mpsc, oneshot},
+    time::timeout,
 };
 use tracing::debug;
 
+use self::places::Places;
 pub use self::{
     operator::user_id,
     socket::{SocketError, bind},
@@ -35,6 +38,10 @@ use crate::{
 
 /// Largest request body.
 const BODY_LIMIT: usize = 1 << 20;
+/// Largest head, and what is read ahead of one.
+const HEAD_LIMIT: usize = 64 << 10;
+/// A request's head may take this long, also the next one's on the same connection; and so may its body.
+const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 const HOST: &str = "local-tailscaled.sock";
 
 /// Body of `POST /lowroad/v0/up`.
@@ -143,6 +150,8 @@ pub type Body = BoxBody<Bytes, std::convert::Infallible>;
 pub struct Server {
     asks: mpsc::Sender<Ask>,
     rights: Rights,
+    places: Arc<Places>,
+    request_within: Duration,
 }
 
 /// Who besides root may change things.
@@ -177,7 +186,12 @@ impl Rights {
 
 impl Server {
     pub fn new(asks: mpsc::Sender<Ask>, rights: Rights) -> Self {
-        Self { asks, rights }
+        Self {
+            asks,
+            rights,
+            places: Arc::default(),
+            request_within: REQUEST_WITHIN,
+        }
     }
 
     pub async fn run(self, listener: UnixListener) {
@@ -189,7 +203,7 @@ impl Server {
                 Err(error) => {
                     // Out of descriptors: they come back as connections end.
                     debug!(%error, "cannot accept a local connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -199,11 +213,17 @@ impl Server {
         let Ok(may_write) = self.rights.of(&stream) else {
             return;
         };
+        let Some(_place) = self.places.take(may_write) else {
+            return debug!(may_write, "too many local connections");
+        };
         let service = service_fn(|request| {
             let server = self.clone();
             async move { Ok::<_, std::convert::Infallible>(server.answer(request, may_write).await) }
         });
         if let Err(error) = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.request_within)
+            .max_buf_size(HEAD_LIMIT)
             .serve_connection(TokioIo::new(stream), service)
             .await
         {
@@ -234,13 +254,14 @@ impl Server {
         let (parts, body) = request.into_parts();
         let body = match parts.method {
             Method::GET | Method::HEAD => Bytes::new(),
-            _ => Limited::new(body, BODY_LIMIT)
-                .collect()
-                .await
-                .map_err(|_| {
-                    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the request is too long")
-                })?
-                .to_bytes(),
+            _ => timeout(
+                self.request_within,
+                Limited::new(body, BODY_LIMIT).collect(),
+            )
+            .await
+            .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request is too slow"))?
+            .map_err(|_| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the request is too long"))?
+            .to_bytes(),
         };
         routes::dispatch(
             self,

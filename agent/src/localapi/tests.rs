@@ -202,3 +202,59 @@ async fn without_an_agent_the_client_says_how_to_start_one() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_request_that_never_ends_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sock");
+    let listener = bind(&path).unwrap();
+    let (sender, _asks) = mpsc::channel(4);
+    let mut server = Server::new(sender, Rights::default());
+    server.request_within = Duration::from_millis(200);
+    tokio::spawn(server.run(listener));
+    for begun in [
+        "",
+        "GET /localapi/v0/status HTTP/1.1\r\nHost: local-",
+        "POST /lowroad/v0/set HTTP/1.1\r\nHost: local-tailscaled.sock\r\nContent-Length: 100\r\n\r\n{",
+    ] {
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let ended = timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+        assert!(ended.is_ok(), "{begun:?} is waited for");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed_and_a_place_that_is_free_again_serves() {
+    let fixture = serve(0);
+    let mut open = Vec::new();
+    for _ in 0..places::EACH {
+        open.push(UnixStream::connect(&fixture.path).await.unwrap());
+    }
+    let within = Duration::from_secs(10);
+    let mut one_more = UnixStream::connect(&fixture.path).await.unwrap();
+    let closed = timeout(within, one_more.read(&mut [0; 1])).await;
+    assert_eq!(closed.expect("it is closed").unwrap_or(0), 0);
+    drop(open);
+    let request =
+        "GET /nowhere HTTP/1.1\r\nHost: local-tailscaled.sock\r\nConnection: close\r\n\r\n";
+    let served = async {
+        loop {
+            let mut stream = UnixStream::connect(&fixture.path).await.unwrap();
+            let mut answer = String::new();
+            let sent = stream.write_all(request.as_bytes()).await;
+            // A place is free once the server has seen its connection's end.
+            if sent.is_ok()
+                && stream.read_to_string(&mut answer).await.is_ok()
+                && !answer.is_empty()
+            {
+                return answer;
+            }
+        }
+    };
+    let answer = timeout(within, served)
+        .await
+        .expect("a place is free again");
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+}
