@@ -12,7 +12,9 @@ mod monitor;
 mod netlink;
 mod probe;
 mod route;
+mod sole;
 mod userspace;
+mod way_out;
 mod wireguard;
 
 use std::io;
@@ -26,6 +28,7 @@ use tokio::sync::mpsc;
 pub use self::{
     linux::{LinuxKernel, cleanup, start},
     probe::check_privileges,
+    way_out::{WayOut, ways_out},
 };
 use crate::traversal::port::{Datagram, Port};
 
@@ -41,6 +44,10 @@ pub trait Kernel: Send {
     fn apply_all<'a>(&'a mut self, steps: &'a [Step]) -> KernelFuture<'a, ()>;
     /// Puts a policy in force, in one step. Until the first one the filter drops everything.
     fn install_filter<'a>(&'a mut self, compiled: &'a Compiled) -> KernelFuture<'a, ()>;
+    /// Drops everything from now on, in one write, until a policy is put in force. A device whose filter cannot be closed goes down.
+    fn close_filter(&mut self) -> KernelFuture<'_, ()>;
+    /// Whether somebody took the filter off. Cheap: for every few seconds.
+    fn filter_is_lost(&mut self) -> bool;
     /// Counters since the filter was first attached.
     fn filter_counters(&mut self) -> Result<FilterCounters, KernelError>;
     /// Counters of every peer.
@@ -185,6 +192,13 @@ pub enum KernelError {
         "{device:?} can't name a network device: 1 to 15 bytes, without spaces, slashes and colons"
     )]
     BadName { device: String },
+    #[error(
+        "another lowroad agent{pid} runs in this network namespace, and policy rules and routing table can have one owner: stop it, or give this one a namespace of its own"
+    )]
+    SecondAgent {
+        /// ` (process 123)`, if it is known.
+        pid: String,
+    },
     #[error("the device {device} is gone")]
     NoDevice { device: String },
     #[error("{what}: {source}")]
@@ -200,6 +214,9 @@ pub enum KernelError {
     },
     #[error("{what}: the device has no filter")]
     NoFilter { what: &'static str },
+    /// Of several things to remove, some could not be.
+    #[error("not everything could be removed: {what}")]
+    Remains { what: String },
     #[error("{what}: not possible with a running userspace device; restart the agent")]
     NeedsRestart { what: String },
     /// Of the fake kernel only.

@@ -12,7 +12,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lowroad_agent::kernel::{DataplaneChoice, KernelChange, KernelError, cleanup, start};
+use lowroad_agent::kernel::{
+    DataplaneChoice, KernelChange, KernelError, KernelOptions, cleanup, start,
+};
 use lowroad_core::desired::RouteKind;
 use lowroad_core::plan::{AllowedIps, Step, plan};
 use lowroad_wire::key::NodePublic;
@@ -316,9 +318,19 @@ fn a_second_agent_on_the_device_adopts_it_or_is_told_why_not(dataplane: Dataplan
             .peers
             .extend([peer(2, Some("192.0.2.2:1".parse().unwrap()))]);
         let mut first = up(options(dataplane, "adopt"), &wants).await;
+        let other = KernelOptions {
+            device: "lowroad1".into(),
+            port: PORT + 10,
+            ..options(dataplane, "adopt-other")
+        };
+        for second in [&other, &options(dataplane, "adopt")] {
+            let error = start(second.clone()).await.unwrap_err();
+            assert!(matches!(error, KernelError::SecondAgent { .. }), "{error}");
+        }
+        cleanup(&other).await.unwrap();
+        // The first one's rules and routes are all there.
+        assert_settled(&mut first, &wants).await;
         if dataplane == DataplaneChoice::Userspace {
-            let error = start(options(dataplane, "adopt")).await.unwrap_err();
-            assert!(matches!(error, KernelError::NameTaken { .. }), "{error}");
             first.kernel.teardown().await.unwrap();
             return;
         }

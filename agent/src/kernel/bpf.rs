@@ -173,6 +173,11 @@ impl Filter {
         Ok(())
     }
 
+    /// Drops everything from now on, in one write, until the next [`Self::install`].
+    pub fn close(&mut self) -> Result<(), FilterError> {
+        self.maps.set_active(0)
+    }
+
     /// Counters since the filter was first attached; adopted ones go on. Rules count only once installed by this agent.
     pub fn counters(&self) -> Result<FilterCounters, FilterError> {
         counters::read(&self.maps, &self.rules)

@@ -36,6 +36,9 @@ struct State {
     observed: Observed,
     steps: Vec<Step>,
     installed: Vec<Compiled>,
+    /// Installations that are to fail.
+    fail_installs: usize,
+    closed: bool,
     counters: FilterCounters,
     stats: Vec<PeerStats>,
     fail_steps: Option<Failure>,
@@ -97,6 +100,16 @@ impl FakeHandle {
     /// Every policy that was put in force, in order.
     pub fn installed(&self) -> Vec<Compiled> {
         self.lock().installed.clone()
+    }
+
+    /// The next ones fail.
+    pub fn fail_installs(&self, count: usize) {
+        self.lock().fail_installs = count;
+    }
+
+    /// Whether nothing passes because the filter was closed.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     pub fn set_stats(&self, stats: Vec<PeerStats>) {
@@ -179,8 +192,12 @@ impl Kernel for FakeKernel {
             .device
             .as_ref()
             .is_some_and(|device| device.filter_attached);
-        let result = if attached {
+        let result = if state.fail_installs > 0 {
+            state.fail_installs -= 1;
+            Err(KernelError::Injected("install".into()))
+        } else if attached {
             state.installed.push(compiled.clone());
+            state.closed = false;
             Ok(())
         } else {
             Err(KernelError::NoFilter {
@@ -188,6 +205,17 @@ impl Kernel for FakeKernel {
             })
         };
         async move { result }.boxed()
+    }
+
+    fn close_filter(&mut self) -> KernelFuture<'_, ()> {
+        lock(&self.state).closed = true;
+        async move { Ok(()) }.boxed()
+    }
+
+    fn filter_is_lost(&mut self) -> bool {
+        let state = lock(&self.state);
+        let device = state.observed.device.as_ref();
+        device.is_some_and(|device| !device.filter_attached)
     }
 
     fn filter_counters(&mut self) -> Result<FilterCounters, KernelError> {

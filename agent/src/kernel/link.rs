@@ -144,14 +144,37 @@ pub(super) async fn create_wireguard(
         .await
 }
 
-/// Marks the new device as ours. IPv6 link-local addresses are switched off: they would only send router solicitations into the tunnel.
+/// Under which name a kernel device comes into being. The kernel takes no alias with the creation: one whose agent was killed before it had the alias is known by
+/// this name.
+pub(super) fn unfinished_name(state_id: &str) -> String {
+    const PREFIX: &str = "lr";
+    let letters = state_id.chars().filter(char::is_ascii_alphanumeric);
+    let rest = letters.take(NAME_LENGTH - PREFIX.len() - 1);
+    format!("{PREFIX}{}", rest.collect::<String>())
+}
+
+/// Removes a device that was never finished.
+pub(super) async fn remove_unfinished(handle: &Handle, state_id: &str) -> Result<(), KernelError> {
+    match find(handle, &unfinished_name(state_id)).await? {
+        Some(link) if is_unfinished(&link) => delete(handle, link.index).await,
+        _ => Ok(()),
+    }
+}
+
+fn is_unfinished(link: &Link) -> bool {
+    link.kind == Kind::WireGuard && link.alias.is_empty() && !link.up
+}
+
+/// Marks the new device as ours and gives it its name, in one message: under that name it is ours from the first moment. IPv6 link-local addresses are switched off: they would only send router solicitations into the tunnel.
 pub(super) async fn make_own(
     handle: &Handle,
     index: u32,
+    name: &str,
     alias: &str,
     mtu: u32,
 ) -> Result<(), KernelError> {
     let message = LinkUnspec::new_with_index(index)
+        .name(name)
         .alias(alias)
         .mtu(mtu)
         .build();
@@ -187,6 +210,16 @@ pub(super) async fn set_mtu(handle: &Handle, index: u32, mtu: u32) -> Result<(),
 pub(super) async fn set_up(handle: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
     let message = LinkUnspec::new_with_index(index).up().build();
     handle.link().set(message).execute().await
+}
+
+pub(super) async fn set_down(handle: &Handle, index: u32) -> Result<(), KernelError> {
+    let message = LinkUnspec::new_with_index(index).down().build();
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .map_err(failed("taking the device down"))
 }
 
 pub(super) async fn delete(handle: &Handle, index: u32) -> Result<(), KernelError> {
@@ -278,6 +311,36 @@ pub(super) async fn remove_address(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unfinished_device_is_known_by_name_kind_and_state() {
+        let name = unfinished_name("00112233445566ff");
+        assert_eq!(name, "lr001122334455");
+        assert!(check_name(&name).is_ok());
+        let link = Link {
+            index: 1,
+            kind: Kind::WireGuard,
+            alias: String::new(),
+            mtu: 1420,
+            up: false,
+        };
+        assert!(is_unfinished(&link));
+        let others = [
+            Link {
+                up: true,
+                ..link.clone()
+            },
+            Link {
+                kind: Kind::Tun,
+                ..link.clone()
+            },
+            Link {
+                alias: "x".into(),
+                ..link
+            },
+        ];
+        assert!(!others.iter().any(is_unfinished), "somebody else's stays");
+    }
 
     #[test]
     fn names_that_the_kernel_refuses_are_refused_with_a_reason() {

@@ -1,5 +1,7 @@
 //! The real kernel: netlink, one of two WireGuards, and the filter, behind [`Kernel`].
 
+mod remove;
+
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -9,11 +11,13 @@ use lowroad_core::filter::{Compiled, FilterCounters, FilterEvent};
 use lowroad_core::plan::{Step, apply_to_model};
 use tokio::sync::mpsc;
 
+pub use self::remove::cleanup;
 use super::bpf::{Filter, FilterError, FilterOptions};
 use super::link::{self, Link};
 use super::monitor::{self, OwnIndex};
 use super::netlink::{Netlink, described, io_error};
 use super::probe::{self, Probed};
+use super::sole::{self, Sole};
 use super::userspace::Userspace;
 use super::wireguard::{Snapshot, WireGuard, is_wireguards};
 use super::{Dataplane, Kernel, KernelError, KernelFuture, KernelOptions, Started, route};
@@ -32,6 +36,7 @@ const NO_IPV6: [i32; 4] = [
 
 /// Probes, binds the port and starts watching. The device is created by the first plan's steps.
 pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
+    let sole = sole::claim().await?;
     let netlink = Netlink::connect()?;
     let alias = link::alias(&options.state_id);
     let Probed {
@@ -59,6 +64,7 @@ pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
     };
     let (events, filter_events) = mpsc::channel(FILTER_EVENTS);
     let kernel = LinuxKernel {
+        _sole: sole,
         netlink,
         options,
         alias,
@@ -80,24 +86,9 @@ pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
     })
 }
 
-/// Removes what an agent of this state directory left, without one running: `lowroad agent --cleanup`.
-pub async fn cleanup(options: &KernelOptions) -> Result<(), KernelError> {
-    let netlink = Netlink::connect()?;
-    let alias = link::alias(&options.state_id);
-    remove_routes_and_rules(&netlink, None).await?;
-    if let Some(link) = link::find(&netlink.handle, &options.device).await?
-        && link.alias == alias
-    {
-        link::delete(&netlink.handle, link.index).await?;
-    }
-    Filter::cleanup(&filter_options(options)).map_err(|source| KernelError::Filter {
-        what: "removing the filter's pins",
-        source,
-    })
-}
-
 /// Kernel state of this machine.
 pub struct LinuxKernel {
+    _sole: Sole,
     netlink: Netlink,
     options: KernelOptions,
     alias: String,
@@ -184,6 +175,28 @@ impl Kernel for LinuxKernel {
             without_stalling(|| filter.install(compiled)).map_err(filter_failed(what))
         }
         .boxed()
+    }
+
+    fn close_filter(&mut self) -> KernelFuture<'_, ()> {
+        async move {
+            let what = "closing the packet filter";
+            let closed = match &mut self.filter {
+                Some(filter) => filter.close().map_err(filter_failed(what)),
+                None => Err(KernelError::NoFilter { what }),
+            };
+            match (closed, self.find().await?) {
+                (Ok(()), _) | (Err(_), None) => Ok(()),
+                (Err(why), Some(link)) => {
+                    tracing::error!(error = %why, "the device goes down instead");
+                    link::set_down(&self.netlink.handle, link.index).await
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn filter_is_lost(&mut self) -> bool {
+        self.filter.is_some() && !self.filter_is_attached()
     }
 
     fn filter_counters(&mut self) -> Result<FilterCounters, KernelError> {
@@ -315,24 +328,31 @@ impl LinuxKernel {
         }
         self.filter = None;
         self.pretended = Observed::default();
-        match &mut self.wireguard {
-            Backend::Userspace(userspace) => userspace.create(device, mtu).await?,
+        let born_as = match &mut self.wireguard {
+            // Goes with its agent: a killed one leaves none without alias.
+            Backend::Userspace(userspace) => {
+                userspace.create(device, mtu).await?;
+                device.clone()
+            }
             Backend::Kernel(_) => {
-                link::create_wireguard(handle, device)
+                let name = link::unfinished_name(&self.options.state_id);
+                link::remove_unfinished(handle, &self.options.state_id).await?;
+                link::create_wireguard(handle, &name)
                     .await
                     .map_err(|error| {
                         described(
                             format!("creating the WireGuard device {device}"),
                             io_error(error),
                         )
-                    })?
+                    })?;
+                name
             }
-        }
+        };
         let gone = || KernelError::NoDevice {
             device: device.clone(),
         };
-        let created = link::find(handle, device).await?.ok_or_else(gone)?;
-        if let Err(error) = link::make_own(handle, created.index, &self.alias, mtu).await {
+        let created = link::find(handle, &born_as).await?.ok_or_else(gone)?;
+        if let Err(error) = link::make_own(handle, created.index, device, &self.alias, mtu).await {
             link::delete(handle, created.index).await?;
             return Err(error);
         }
@@ -439,37 +459,6 @@ impl LinuxKernel {
             observed.routes.extend(&self.pretended.routes);
         }
     }
-
-    /// First what leads to the device, then the device, and the filter last: it is never up without.
-    async fn remove_everything(&mut self) -> Result<(), KernelError> {
-        let found = link::find(&self.netlink.handle, &self.options.device).await?;
-        let own = found.filter(|link| link.alias == self.alias);
-        remove_routes_and_rules(&self.netlink, own.as_ref().map(|link| link.index)).await?;
-        if let Backend::Userspace(userspace) = &mut self.wireguard {
-            userspace.stop().await;
-        }
-        if let Some(link) = own {
-            link::delete(&self.netlink.handle, link.index).await?;
-            self.own.store(0, Ordering::Relaxed);
-            tracing::info!(device = self.options.device, "device removed");
-        }
-        self.pretended = Observed::default();
-        let result = match self.filter.take() {
-            Some(filter) => filter.detach(),
-            None => Filter::cleanup(&filter_options(&self.options)),
-        };
-        result.map_err(filter_failed("removing the filter"))
-    }
-}
-
-async fn remove_routes_and_rules(netlink: &Netlink, index: Option<u32>) -> Result<(), KernelError> {
-    for rule in route::rules(&netlink.handle).await? {
-        route::remove_rule(&netlink.handle, &rule).await?;
-    }
-    for gone in route::routes(&netlink.handle, index).await? {
-        route::remove_route(&netlink.handle, &gone, index).await?;
-    }
-    Ok(())
 }
 
 fn filter_options(options: &KernelOptions) -> FilterOptions {

@@ -44,10 +44,10 @@ pub(super) async fn probe(
         DataplaneChoice::Userspace => chosen(Dataplane::Userspace),
         _ if own => chosen(Dataplane::Kernel),
         DataplaneChoice::Kernel => {
-            try_wireguard(handle).await?;
+            try_wireguard(handle, &options.state_id).await?;
             chosen(Dataplane::Kernel)
         }
-        DataplaneChoice::Auto => match try_wireguard(handle).await {
+        DataplaneChoice::Auto => match try_wireguard(handle, &options.state_id).await {
             Ok(()) => chosen(Dataplane::Kernel),
             Err(KernelError::NoWireGuard { source }) => Probed {
                 why_userspace: Some(format!("this kernel has no WireGuard ({source})")),
@@ -71,9 +71,10 @@ pub(super) async fn probe(
     Ok(probed)
 }
 
-/// Creates a WireGuard link under a name of its own, and removes it. The kernel loads the module meanwhile, if it may.
-async fn try_wireguard(handle: &Handle) -> Result<(), KernelError> {
-    let name = format!("lrprobe{}", std::process::id() % 100_000_000);
+/// Creates a WireGuard link as an unfinished device, and removes it. The kernel loads the module meanwhile, if it may.
+async fn try_wireguard(handle: &Handle, state_id: &str) -> Result<(), KernelError> {
+    let name = link::unfinished_name(state_id);
+    link::remove_unfinished(handle, state_id).await?;
     if let Err(error) = link::create_wireguard(handle, &name).await {
         let source = io_error(error);
         return Err(match source.raw_os_error() {
@@ -83,10 +84,7 @@ async fn try_wireguard(handle: &Handle) -> Result<(), KernelError> {
             _ => KernelError::NoWireGuard { source },
         });
     }
-    match link::find(handle, &name).await? {
-        Some(link) => link::delete(handle, link.index).await,
-        None => Ok(()),
-    }
+    link::remove_unfinished(handle, state_id).await
 }
 
 /// The kernel's WireGuard binds its port only when the link goes up: better to know before.

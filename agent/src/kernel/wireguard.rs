@@ -2,17 +2,18 @@
 //!
 //! Its calls block and take the network namespace of their thread, so they run on the blocking pool. Its types print private
 //! keys in `Debug`: none of them leaves this file. `apply` on a link that doesn't exist silently creates one, so every write
-//! first looks whether the link is there.
+//! first looks whether the link is there. Its updates of a peer make the peer if it is gone: those are [`update`]'s.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod update;
+
+use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
 use ipnet::IpNet;
 use lowroad_core::desired::{Peer, PeerStats};
-use lowroad_core::plan::{AllowedIps, Step};
+use lowroad_core::plan::Step;
 use lowroad_wire::key::NodePublic;
 use wireguard_control::{
     AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder,
@@ -60,12 +61,18 @@ impl WireGuard {
 
     /// Does the steps that are WireGuard's, together: a thousand peers cost a few messages.
     pub async fn apply(&self, steps: &[Step]) -> Result<(), KernelError> {
-        let update = steps.iter().fold(DeviceUpdate::new(), with_step);
+        let runs: Vec<Run> = steps
+            .chunk_by(|a, b| is_update(a) == is_update(b))
+            .map(Run::of)
+            .collect();
         let (device, index) = (self.device.clone(), self.own.load(Ordering::Relaxed));
         let result = blocking(describe(steps), move || {
             let name = name(&device)?;
             require_link(&device, index)?;
-            update.apply(&name, Backend::Kernel)
+            runs.into_iter().try_for_each(|run| match run {
+                Run::Any(update) => update.apply(&name, Backend::Kernel),
+                Run::Updates(updates) => updates.apply(&device),
+            })
         })
         .await;
         let port = steps.iter().find_map(|step| match step {
@@ -81,6 +88,26 @@ impl WireGuard {
             (result, _) => result,
         }
     }
+}
+
+/// Steps that are done together.
+enum Run {
+    Any(DeviceUpdate),
+    Updates(update::Updates),
+}
+
+impl Run {
+    fn of(steps: &[Step]) -> Self {
+        if steps.iter().all(is_update) {
+            Self::Updates(update::Updates::new(steps))
+        } else {
+            Self::Any(steps.iter().fold(DeviceUpdate::new(), with_step))
+        }
+    }
+}
+
+fn is_update(step: &Step) -> bool {
+    matches!(step, Step::UpdatePeer { .. })
 }
 
 /// Whether [`WireGuard::apply`] does it.
@@ -113,36 +140,16 @@ fn with_step(update: DeviceUpdate, step: &Step) -> DeviceUpdate {
         Step::SetPrivateKey(key) => update.set_private_key(Key(key.to_bytes())),
         Step::SetListenPort(port) => update.set_listen_port(*port),
         Step::SetFwmark(mark) => update.set_fwmark(*mark),
-        Step::AddPeer { key, peer } => with_peer(
-            update,
-            key,
-            peer.endpoint,
-            &AllowedIps::Replace(peer.allowed_ips.clone()),
-        ),
-        Step::UpdatePeer {
-            key,
-            endpoint,
-            allowed_ips,
-        } => with_peer(update, key, *endpoint, allowed_ips),
+        Step::AddPeer { key, peer } => with_peer(update, key, peer),
         Step::RemovePeer(key) => update.remove_peer_by_key(&Key(*key.as_bytes())),
         _ => update,
     }
 }
 
-/// The first entry replaces what is to be replaced; further ones append the prefixes that don't fit.
-fn with_peer(
-    mut update: DeviceUpdate,
-    key: &NodePublic,
-    endpoint: Option<SocketAddr>,
-    allowed_ips: &AllowedIps,
-) -> DeviceUpdate {
-    let none = BTreeSet::new();
-    let (replace, prefixes) = match allowed_ips {
-        AllowedIps::Keep => (false, &none),
-        AllowedIps::Append(prefixes) => (false, prefixes),
-        AllowedIps::Replace(prefixes) => (true, prefixes),
-    };
-    let prefixes: Vec<AllowedIp> = prefixes
+/// A peer that isn't there. Of one that is, the first entry replaces the prefixes; further ones append those that don't fit.
+fn with_peer(mut update: DeviceUpdate, key: &NodePublic, peer: &Peer) -> DeviceUpdate {
+    let prefixes: Vec<AllowedIp> = peer
+        .allowed_ips
         .iter()
         .map(|prefix| AllowedIp {
             address: prefix.network(),
@@ -151,12 +158,10 @@ fn with_peer(
         .collect();
     let mut chunks = prefixes.chunks(CHUNK);
     let mut first = PeerConfigBuilder::new(&Key(*key.as_bytes()))
+        .replace_allowed_ips()
         .add_allowed_ips(chunks.next().unwrap_or_default());
-    if let Some(endpoint) = endpoint {
+    if let Some(endpoint) = peer.endpoint {
         first = first.set_endpoint(endpoint);
-    }
-    if replace {
-        first = first.replace_allowed_ips();
     }
     update = update.add_peer(first);
     for chunk in chunks {
@@ -242,14 +247,12 @@ mod tests {
     fn many_prefixes_go_out_in_chunks_that_fit() {
         let key = NodePublic::from_bytes([1; 32]);
         let prefixes = (0..450u32)
-            .map(|n| IpNet::new(std::net::Ipv4Addr::from(0x0a00_0000 + n).into(), 32).unwrap())
-            .collect();
-        let update = with_peer(
-            DeviceUpdate::new(),
-            &key,
-            None,
-            &AllowedIps::Replace(prefixes),
-        );
+            .map(|n| IpNet::new(std::net::Ipv4Addr::from(0x0a00_0000 + n).into(), 32).unwrap());
+        let peer = Peer {
+            endpoint: None,
+            allowed_ips: prefixes.collect(),
+        };
+        let update = with_peer(DeviceUpdate::new(), &key, &peer);
         let entry = || PeerConfigBuilder::new(&Key([1; 32]));
         let expected = (0..450u32).map(|n| AllowedIp {
             address: std::net::Ipv4Addr::from(0x0a00_0000 + n).into(),

@@ -216,6 +216,57 @@ fn no_packet_sees_a_mixture_while_rule_sets_are_switched() {
 }
 
 #[test]
+fn a_closed_filter_drops_everything_until_the_next_policy() {
+    fresh_namespace();
+    let options = options("closed");
+    let tun = Tun::new("lr0");
+    let mut filter = attach(&tun, &options);
+    let open = compile(&rules(&[(FRIEND, 1000)]));
+    filter.install(&open).expect("install");
+    tun.up("10.7.0.1/24");
+    for times in 1..=4 {
+        filter.close().expect("close");
+        tun.send(&to(FRIEND, 1000));
+        eventually("it is dropped for want of a policy", || {
+            dropped(&filter.counters().expect("counters"), DropReason::NoPolicy) == times
+        });
+        filter.install(&open).expect("install");
+        tun.send(&to(FRIEND, 1000));
+        eventually("it passes again", || {
+            passed(&filter.counters().expect("counters"), Pass::Rule) == times
+        });
+    }
+    filter.detach().expect("detach");
+}
+
+#[test]
+fn what_shields_forgot_is_not_remembered_after_the_filter_was_closed() {
+    let mut filter = Filter::detached(&options("closed-shields")).expect("load");
+    let ours = Ip::new(OWN, FRIEND, 17, &udp(1000, 4000, b"ask")).bytes();
+    let answer = to(FRIEND, 1000);
+    let passes = |filter: &mut Filter| {
+        filter
+            .run(Direction::In, &answer, 0, 1)
+            .expect("run")
+            .passed
+    };
+    filter.install(&compile(&rules(&[]))).expect("install");
+    filter.run(Direction::Out, &ours, 0, 1).expect("run");
+    assert!(passes(&mut filter), "an answer");
+    let shielded = compile(&Input {
+        shields_up: true,
+        ..rules(&[])
+    });
+    filter.install(&shielded).expect("install");
+    assert!(!passes(&mut filter), "shields went up");
+    filter.close().expect("close");
+    filter.install(&shielded).expect("install");
+    assert!(!passes(&mut filter), "and stay up");
+    filter.run(Direction::Out, &ours, 0, 1).expect("run");
+    assert!(passes(&mut filter), "an answer to what is asked since");
+}
+
+#[test]
 fn drops_and_punts_arrive_as_events() {
     fresh_namespace();
     let options = options("events");

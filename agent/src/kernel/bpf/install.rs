@@ -46,19 +46,22 @@ pub(super) fn install(maps: &mut Maps, compiled: &Compiled) -> Result<(), Filter
     Ok(())
 }
 
-/// Raising the epoch forgets all flows: when shields go up, what was allowed to answer is not any more.
+/// Raising the epoch forgets all flows: when shields go up, what was allowed to answer is not any more. After the filter was closed, the last epoch counts.
 fn settings(maps: &Maps, active: u32, compiled: &Compiled) -> Result<Settings, FilterError> {
-    let epoch = match active.checked_sub(1) {
-        None => 0,
-        Some(slot) => {
-            let now = maps
-                .settings
-                .get(&slot, 0)
-                .map_err(|e| FilterError::kernel("reading the settings in force", e))?;
-            let raised = compiled.shields_up && !now.has(Settings::SHIELDS_UP);
-            now.epoch().wrapping_add(u32::from(raised))
+    let of = |slot: u32| {
+        let read = maps.settings.get(&slot, 0);
+        read.map_err(|e| FilterError::kernel("reading the settings in force", e))
+    };
+    let before = match active.checked_sub(1) {
+        Some(slot) => of(slot)?,
+        None => {
+            let all: Result<Vec<_>, _> = (0..SLOTS as u32).map(of).collect();
+            let latest = all?.into_iter().max_by_key(Settings::epoch);
+            latest.expect("there is more than one slot")
         }
     };
+    let raised = compiled.shields_up && !before.has(Settings::SHIELDS_UP);
+    let epoch = before.epoch().wrapping_add(u32::from(raised));
     Ok(Settings::new(
         compiled.shields_up,
         compiled.tables.jail,
