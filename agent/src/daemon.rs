@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
 use lowroad_core::desired::Mark;
-use lowroad_wire::key::DiscoPrivate;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -66,27 +65,17 @@ async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
     tokio::spawn(Server::new(ask, rights).run(listener));
     let (order, stop) = watch::channel(false);
     tokio::spawn(stop_on_signals(order)?);
-    let mut random = zeroize::Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *random).context("cannot draw random numbers")?;
     let engine = EngineOptions {
         kernel: options,
         start_kernel: Box::new(|options| kernel::start(options).boxed()),
         tls: TlsConfig::system().context("cannot load the trusted certificates")?,
         traversal: true,
-        uptime: uptime(),
+        uptime: clock(libc::CLOCK_MONOTONIC),
+        age: age(),
         operator,
     };
     info!(version = crate::status::VERSION, socket = %socket.display(), state = %args.state_dir.display(), "lowroad agent");
-    Engine::new(
-        engine,
-        dir,
-        state,
-        DiscoPrivate::from_random(*random),
-        asks,
-        stop,
-    )
-    .run()
-    .await;
+    Engine::new(engine, dir, state, asks, stop).run().await;
     if let Err(error) = fs::remove_file(socket) {
         warn!(%error, "cannot remove the socket");
     }
@@ -125,12 +114,30 @@ fn stop_on_signals(order: watch::Sender<bool>) -> Result<impl Future<Output = ()
     })
 }
 
-/// The monotonic clock, as the kernel stamps events with it. /proc/uptime is another one: it counts a suspended machine's time too, and lxcfs invents it.
-fn uptime() -> Duration {
+/// Since this process began, to a hundredth of a second; none if the kernel's word cannot be read.
+fn age() -> Duration {
+    // The name may hold anything, parentheses too; the start is the twentieth word behind it, in ticks since boot.
+    let began = fs::read_to_string("/proc/self/stat").ok().and_then(|stat| {
+        let (_, words) = stat.rsplit_once(')')?;
+        words.split_whitespace().nth(19)?.parse::<u64>().ok()
+    });
+    // SAFETY: takes a number and returns one.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    match (began, u64::try_from(ticks)) {
+        (Some(began), Ok(ticks @ 1..)) => {
+            let began = Duration::from_millis(began.saturating_mul(1000) / ticks);
+            clock(libc::CLOCK_BOOTTIME).saturating_sub(began)
+        }
+        _ => Duration::ZERO,
+    }
+}
+
+/// A clock of the kernel's. Events are stamped by the monotonic one; /proc/uptime is another: it counts a suspended machine's time too, and lxcfs invents it.
+fn clock(id: libc::clockid_t) -> Duration {
     // SAFETY: zeroes are a valid `timespec`, which is plain integers.
     let mut now: libc::timespec = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to `now`, which lives through the call.
-    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } != 0 {
+    if unsafe { libc::clock_gettime(id, &raw mut now) } != 0 {
         return Duration::ZERO;
     }
     let (seconds, nanoseconds) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));

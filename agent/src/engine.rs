@@ -5,6 +5,7 @@
 
 mod addresses;
 mod answer;
+mod cached;
 mod flows;
 mod lifecycle;
 mod links;
@@ -25,7 +26,6 @@ use std::{
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use lowroad_core::filter::{FilterEvent, Punt};
-use lowroad_wire::key::DiscoPrivate;
 use serde_json::Value;
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -40,7 +40,7 @@ use crate::{
     kernel::{KernelChange, KernelError, KernelOptions, Started},
     localapi::{Ask, user_id},
     prefs::Prefs,
-    state::{State, StateDir, StateError},
+    state::{NetmapCache, State, StateDir, StateError},
     status::BackendState,
     tls::TlsConfig,
     traversal::{port::Datagram, relay::RelayEvent, stun::Probed},
@@ -85,6 +85,8 @@ pub struct EngineOptions {
     pub traversal: bool,
     /// Of the monotonic clock, when the engine starts.
     pub uptime: Duration,
+    /// Since the process began, when the engine starts.
+    pub age: Duration,
     pub operator: Arc<ArcSwapOption<u32>>,
 }
 
@@ -115,14 +117,17 @@ pub struct Engine {
     state: State,
     /// In force; the state's are those last saved.
     prefs: Prefs,
-    /// New at every start.
-    disco: DiscoPrivate,
     asks: mpsc::Receiver<Ask>,
     stop: watch::Receiver<bool>,
     sources: Sources,
     session: Option<Session>,
     ups: Vec<PendingUp>,
     flows: Flows,
+    cache: NetmapCache,
+    /// When the process began.
+    began: Instant,
+    /// How long after that the kernel held what a netmap wanted.
+    adopted_after: Option<Duration>,
     notify: broadcast::Sender<Value>,
     notified: Option<BackendState>,
     /// The ways out of this host, as of the last look.
@@ -139,17 +144,19 @@ impl Engine {
         options: EngineOptions,
         dir: StateDir,
         state: State,
-        disco: DiscoPrivate,
         asks: mpsc::Receiver<Ask>,
         stop: watch::Receiver<bool>,
     ) -> Self {
         let flows = Flows::new(SystemTime::now(), options.uptime);
+        let now = Instant::now();
         let engine = Self {
             prefs: state.prefs.clone(),
+            cache: dir.netmap_cache(),
+            began: now.checked_sub(options.age).unwrap_or(now),
+            adopted_after: None,
             options,
             dir,
             state,
-            disco,
             asks,
             stop,
             sources: Sources::default(),
@@ -159,7 +166,7 @@ impl Engine {
             notify: broadcast::channel(64).0,
             notified: None,
             links: Links::default(),
-            reconcile_at: Instant::now() + RECONCILE_INTERVAL,
+            reconcile_at: now + RECONCILE_INTERVAL,
             restart_at: None,
             failure: None,
         };
@@ -179,6 +186,7 @@ impl Engine {
             }
             self.settle().await;
         }
+        self.keep_netmap_now();
         info!("the agent ends; what it programmed into the kernel stays");
     }
 
@@ -206,7 +214,7 @@ impl Engine {
         let ups = self.ups.iter().filter_map(PendingUp::deadline).min();
         // Somebody who interrupts `up` makes no event of his own.
         let watch = (!self.ups.is_empty()).then(|| Instant::now() + WATCH_UPS);
-        [session, ups, watch, self.restart_at]
+        [session, ups, watch, self.restart_at, self.cache.due()]
             .into_iter()
             .flatten()
             .fold(self.reconcile_at, Instant::min)
@@ -219,7 +227,7 @@ impl Engine {
             Event::Timer => self.on_timer(now).await,
             Event::Ask(ask) => self.on_ask(ask).await,
             Event::Control(event) => self.on_control(event).await,
-            Event::Kernel(change) => self.on_kernel_change(now, change),
+            Event::Kernel(change) => self.on_kernel_change(now, change).await,
             Event::Derp(event) => self.with_session(|session| session.on_derp(event)),
             Event::Probed(probed) => self.with_session(|session| session.on_probed(probed)),
             Event::Relay(event) => self.with_session(|session| session.on_relay(now, event)),
@@ -242,12 +250,23 @@ impl Engine {
             self.start_or_retry().await;
         }
         self.with_session(|session| session.on_timer(now));
+        if self
+            .session
+            .as_mut()
+            .is_some_and(|s| s.has_lost_filter(now))
+        {
+            warn!("somebody took the packet filter off the device: attaching it again");
+            self.reconcile_at = now;
+        }
+        if self.cache.due().is_some_and(|at| at <= now) {
+            self.keep_netmap(now);
+        }
         if self.reconcile_at <= now {
             self.reconcile(now).await;
         }
     }
 
-    fn on_kernel_change(&mut self, now: Instant, change: KernelChange) {
+    async fn on_kernel_change(&mut self, now: Instant, change: KernelChange) {
         debug!(?change, "kernel change");
         if matches!(
             change,
@@ -256,7 +275,7 @@ impl Engine {
                 | KernelChange::Routes
                 | KernelChange::Overflow
         ) {
-            let links = Links::read(&self.options.kernel.device);
+            let links = Links::read(&self.options.kernel).await;
             if links != self.links || change == KernelChange::Overflow {
                 info!("addresses or default routes of this host have changed");
                 self.links = links;
@@ -320,8 +339,12 @@ impl Engine {
             return;
         };
         match session.reconcile(now).await {
-            Ok(0) => {}
-            Ok(steps) => debug!(steps, "the kernel holds what it should"),
+            Ok(steps) => {
+                if steps > 0 {
+                    debug!(steps, "the kernel holds what it should");
+                }
+                self.note_adoption(steps);
+            }
             Err(why) => {
                 let why = whole(&why);
                 error!(error = %why, "cannot bring the kernel to what it should hold");

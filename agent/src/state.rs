@@ -13,10 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lowroad_wire::key::{MachinePrivate, MachinePublic, NodePrivate};
+use lowroad_wire::key::{DiscoPrivate, MachinePrivate, MachinePublic, NodePrivate};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
+mod netmap;
+
+pub use self::netmap::{CachedNetmap, NetmapCache, NetmapWrite, Of};
 use crate::{prefs::Prefs, process::own_user};
 
 const VERSION: u64 = 1;
@@ -60,6 +63,8 @@ pub struct State {
     /// Names this installation's pinned kernel objects; 16 hex digits.
     pub id: String,
     pub machine_key: MachinePrivate,
+    /// Peers know this node's path discovery by it. It outlives the agent, so that a new one is understood also while nobody could tell them another key.
+    pub disco_key: DiscoPrivate,
     /// `None` until the first login and after a logout.
     pub node_key: Option<NodePrivate>,
     /// The key in use before a rotation, until the server has accepted the new one.
@@ -76,6 +81,9 @@ struct Stored {
     version: u64,
     id: String,
     machine_key: String,
+    /// Not in files of the first versions.
+    #[serde(default)]
+    disco_key: Option<String>,
     #[serde(default)]
     node_key: Option<String>,
     #[serde(default)]
@@ -114,7 +122,7 @@ impl StateDir {
             path: path.to_owned(),
             _lock: lock,
         };
-        if let Some(state) = dir.load()? {
+        if let Some(state) = dir.load(&mut random)? {
             return Ok((dir, state));
         }
         let state = State::new(&mut random);
@@ -125,39 +133,21 @@ impl StateDir {
 
     /// Replaces the state file.
     pub fn save(&self, state: &State) -> Result<(), StateError> {
-        let temporary = self.path.join(TEMPORARY);
-        let failed = |what| {
-            let path = temporary.clone();
-            move |source| StateError::Io { what, path, source }
-        };
         let text = zeroize::Zeroizing::new(
             serde_json::to_vec_pretty(&state.to_stored())
                 .expect("strings and maps always serialise"),
         );
-        // A temporary file left by a crash may have other permissions.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove")(error));
-            }
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed("create"))?;
-        file.write_all(&text)
-            .and_then(|()| file.sync_all())
-            .map_err(failed("write"))?;
-        drop(file);
-        fs::rename(&temporary, self.path.join(FILE)).map_err(failed("rename"))?;
-        File::open(&self.path)
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed("sync the directory of"))
+        let temporary = self.path.join(TEMPORARY);
+        write_private(&temporary, &[&text])?;
+        put_in_place(&temporary, &self.path.join(FILE))
     }
 
-    fn load(&self) -> Result<Option<State>, StateError> {
+    /// Where the last netmap is kept.
+    pub fn netmap_cache(&self) -> NetmapCache {
+        NetmapCache::new(&self.path)
+    }
+
+    fn load(&self, random: &mut impl FnMut(&mut [u8])) -> Result<Option<State>, StateError> {
         let path = self.path.join(FILE);
         let text = match fs::read(&path) {
             Ok(text) => zeroize::Zeroizing::new(text),
@@ -177,7 +167,11 @@ impl StateDir {
                 source,
             }
         })?;
-        State::parse(&text, &path).map(Some)
+        let (state, complete) = State::parse(&text, &path, random)?;
+        if !complete {
+            self.save(&state)?;
+        }
+        Ok(Some(state))
     }
 }
 
@@ -190,6 +184,7 @@ impl State {
         Self {
             id: hex::encode(id),
             machine_key: MachinePrivate::from_random(*machine),
+            disco_key: new_disco_key(random),
             node_key: None,
             old_node_key: None,
             registered_at: None,
@@ -198,7 +193,12 @@ impl State {
         }
     }
 
-    fn parse(text: &[u8], path: &Path) -> Result<Self, StateError> {
+    /// What the file says, and whether it said everything.
+    fn parse(
+        text: &[u8],
+        path: &Path,
+        random: &mut impl FnMut(&mut [u8]),
+    ) -> Result<(Self, bool), StateError> {
         // serde's messages may quote the text they stumble over, which may be a key: say only where.
         let damaged = |why: String| StateError::Damaged {
             path: path.to_owned(),
@@ -220,10 +220,18 @@ impl State {
                 .transpose()
                 .map_err(|_| damaged(format!("{name} is not a key")))
         };
-        Ok(Self {
-            machine_key: zeroize::Zeroizing::new(stored.machine_key)
-                .parse()
-                .map_err(|_| damaged("machine_key is not a key".into()))?,
+        let machine_key = zeroize::Zeroizing::new(stored.machine_key)
+            .parse()
+            .map_err(|_| damaged("machine_key is not a key".into()))?;
+        let disco = stored
+            .disco_key
+            .map(|text| zeroize::Zeroizing::new(text).parse())
+            .transpose()
+            .map_err(|_| damaged("disco_key is not a key".into()))?;
+        let complete = disco.is_some();
+        let state = Self {
+            disco_key: disco.unwrap_or_else(|| new_disco_key(random)),
+            machine_key,
             node_key: node(stored.node_key, "node_key")?,
             old_node_key: node(stored.old_node_key, "old_node_key")?,
             id: if valid_id(&stored.id) {
@@ -234,7 +242,8 @@ impl State {
             registered_at: stored.registered_at,
             server_keys: stored.server_keys,
             prefs: stored.prefs,
-        })
+        };
+        Ok((state, complete))
     }
 
     fn to_stored(&self) -> Stored {
@@ -242,6 +251,7 @@ impl State {
             version: VERSION,
             id: self.id.clone(),
             machine_key: self.machine_key.to_text().to_string(),
+            disco_key: Some(self.disco_key.to_text().to_string()),
             node_key: self.node_key.as_ref().map(|key| key.to_text().to_string()),
             old_node_key: self
                 .old_node_key
@@ -251,6 +261,55 @@ impl State {
             server_keys: self.server_keys.clone(),
             prefs: self.prefs.clone(),
         }
+    }
+}
+
+fn new_disco_key(random: &mut impl FnMut(&mut [u8])) -> DiscoPrivate {
+    let mut bytes = zeroize::Zeroizing::new([0; 32]);
+    random(&mut *bytes);
+    DiscoPrivate::from_random(*bytes)
+}
+
+/// Writes a new file that only its owner may read, down to the disk.
+fn write_private(path: &Path, parts: &[&[u8]]) -> Result<(), StateError> {
+    let failed = |what| {
+        let path = path.to_owned();
+        move |source| StateError::Io { what, path, source }
+    };
+    // A temporary file left by a crash may have other permissions.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("remove")(error));
+        }
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed("create"))?;
+    parts
+        .iter()
+        .try_for_each(|part| file.write_all(part))
+        .and_then(|()| file.sync_all())
+        .map_err(failed("write"))
+}
+
+/// Renames, down to the disk.
+fn put_in_place(temporary: &Path, path: &Path) -> Result<(), StateError> {
+    let failed = |what| {
+        let path = temporary.to_owned();
+        move |source| StateError::Io { what, path, source }
+    };
+    fs::rename(temporary, path).map_err(failed("rename"))?;
+    sync_directory(path).map_err(failed("sync the directory of"))
+}
+
+fn sync_directory(of: &Path) -> io::Result<()> {
+    match of.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
     }
 }
 

@@ -71,6 +71,12 @@ pub struct Lowroad {
     pub waiting_for: String,
     /// Peers of the last netmap that could not be understood and were left out.
     pub malformed_peers: Vec<String>,
+    /// When the netmap in use was kept, while the server has not sent one since the agent started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_netmap: Option<String>,
+    /// How long after its start the agent had the kernel hold what a netmap wants.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adopted_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

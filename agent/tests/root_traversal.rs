@@ -21,7 +21,7 @@ use lowroad_core::netcheck;
 use lowroad_wire::{
     control::{DerpMap, DerpNode, DerpRegion, EndpointType, RegionId},
     disco::{self, Message, Ping, SharedKey, TxId},
-    key::DiscoPrivate,
+    key::{DiscoPrivate, NodePublic},
     stun,
 };
 use netns::{in_fresh_netns, in_two_netns};
@@ -272,4 +272,8 @@ fn one_region(server: &str) -> DerpMap {
         regions: [(REGION, region)].into(),
         ..DerpMap::default()
     }
+}
+
+fn key(number: u8) -> NodePublic {
+    NodePublic::from_bytes([number; 32])
 }

@@ -120,6 +120,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         restart::without_the_coordinator_direct_traffic_goes_on_and_nobody_registers_again,
     ),
     (
+        "restart-without-control",
+        restart::an_agent_that_starts_without_control_goes_on_with_what_it_knew,
+    ),
+    (
         "restart-relay",
         restart::relayed_nodes_find_a_restarted_relay,
     ),

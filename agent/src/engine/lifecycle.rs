@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lowroad_core::intent::Choices;
-use lowroad_wire::key::{DiscoPrivate, NodePrivate};
+use lowroad_wire::key::{DiscoPublic, NodePrivate};
 use time::OffsetDateTime;
 use tracing::{error, info};
 
@@ -27,12 +27,18 @@ pub struct Login {
     pub auth_key: Option<AuthKey>,
     pub force_reauth: bool,
     pub accept_server_key: bool,
+    /// Go on with the netmap that was kept, until the server sends one.
+    pub resume: bool,
 }
 
 impl Engine {
-    /// Starts the session; if that fails, tries again later.
+    /// Starts the session with what is saved; if that fails, tries again later.
     pub(super) async fn start_or_retry(&mut self) {
-        if let Err(why) = self.start_session(Login::default()).await {
+        let login = Login {
+            resume: true,
+            ..Login::default()
+        };
+        if let Err(why) = self.start_session(login).await {
             self.cannot_start(&why);
         }
     }
@@ -65,6 +71,9 @@ impl Engine {
         let known = self.state.node_key.clone();
         if let Some(key) = known.clone().filter(|_| !login.force_reauth) {
             session.set_key(self, key).await?;
+            if login.resume {
+                self.resume(&mut session, Instant::now());
+            }
         }
         let (control, events) = Control::start(self.control_options(login, known), facts);
         session.control = Some(control);
@@ -75,7 +84,7 @@ impl Engine {
     }
 
     async fn start_plane(&mut self) -> Result<Plane, KernelError> {
-        self.links = Links::read(&self.options.kernel.device);
+        self.links = Links::read(&self.options.kernel).await;
         let started = (self.options.start_kernel)(self.options.kernel.clone()).await?;
         info!(dataplane = %started.dataplane, why = started.why_userspace.as_deref(), "data plane");
         self.sources.changes = Some(started.changes);
@@ -96,7 +105,7 @@ impl Engine {
             machine: self.state.machine_key.clone(),
             node,
             old_node: self.state.old_node_key.clone(),
-            disco: self.disco.public(),
+            disco: self.state.disco_key.public(),
             auth_key: login.auth_key,
             force_reauth: login.force_reauth,
             known_server: known_server.filter(|_| !login.accept_server_key),
@@ -143,6 +152,7 @@ impl Engine {
             }
             ControlEvent::NodeKey { node, old } => self.on_node_key(node, old).await,
             ControlEvent::Visit(url) => {
+                self.cache.forget();
                 self.with_session(|session| session.needs_login(url));
                 self.reconcile_soon(now);
             }
@@ -178,6 +188,10 @@ impl Engine {
                     session.table_is_stale();
                     self.reconcile_soon(now);
                 }
+                if consequences.kernel || consequences.derp_map {
+                    // Before anything of it is programmed.
+                    self.cache.changed(now);
+                }
             }
             ControlEvent::Acknowledged(generation) => {
                 self.with_session(|session| session.acknowledge(generation))
@@ -194,6 +208,7 @@ impl Engine {
     }
 
     async fn on_node_key(&mut self, node: NodePrivate, old: Option<NodePrivate>) {
+        self.cache.forget();
         self.state.node_key = Some(node.clone());
         self.state.old_node_key = old;
         let _ = self.save();
@@ -211,6 +226,7 @@ impl Engine {
     /// The server does not want this node: nothing may pass on the word of a netmap that no longer holds.
     async fn on_refused(&mut self, why: &str) {
         self.failure = Some(why.to_owned());
+        self.cache.forget();
         let goes_back = self.fails_back_to_a_session();
         self.fail_ups(why).await;
         if !goes_back
@@ -225,14 +241,15 @@ impl Engine {
 impl Engine {
     /// What the preferences and options say about the data plane.
     pub(super) fn choices(&self, private_key: NodePrivate) -> Choices {
-        choices(&self.options.kernel, &self.prefs, &self.disco, private_key)
+        let disco = self.state.disco_key.public();
+        choices(&self.options.kernel, &self.prefs, disco, private_key)
     }
 }
 
 pub(super) fn choices(
     kernel: &KernelOptions,
     prefs: &Prefs,
-    disco: &DiscoPrivate,
+    disco: DiscoPublic,
     private_key: NodePrivate,
 ) -> Choices {
     Choices {
@@ -242,6 +259,6 @@ pub(super) fn choices(
         private_key,
         accept_routes: prefs.route_all,
         shields_up: prefs.shields_up,
-        disco: *disco.public().as_bytes(),
+        disco: *disco.as_bytes(),
     }
 }

@@ -19,9 +19,9 @@ use lowroad_wire::{
     netmap::NetMap,
 };
 use time::OffsetDateTime;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::addresses::RelayAddresses;
+use super::{addresses::RelayAddresses, whole};
 use crate::{
     kernel::{Kernel, KernelError},
     traversal::relay::{RelayEntry, RelayTable},
@@ -46,6 +46,8 @@ pub struct Node {
     pub choices: Choices,
     /// Of the current poll; `None` until its first message has come in this run.
     pub map: Option<NetMap>,
+    /// When the netmap was kept that is in use until the server sends one.
+    pub cached: Option<OffsetDateTime>,
     /// What was left out of the netmap, for `status`.
     pub malformed: Vec<String>,
     /// The kernel holds what the netmap wants.
@@ -65,6 +67,8 @@ pub struct Node {
     routable: usize,
     filter_stale: bool,
     installed: Option<Compiled>,
+    /// Why nothing passes: the policy of the netmap cannot be put in force.
+    closed: Option<String>,
 }
 
 impl std::fmt::Debug for Node {
@@ -120,6 +124,7 @@ impl Node {
             paths,
             choices,
             map: None,
+            cached: None,
             malformed: Vec::new(),
             programmed: false,
             was_programmed: false,
@@ -132,6 +137,7 @@ impl Node {
             routable: 0,
             filter_stale: true,
             installed: None,
+            closed: None,
         })
     }
 
@@ -143,9 +149,39 @@ impl Node {
     /// The netmap holds no more: no peers, no addresses, and a filter that drops everything.
     pub fn forget_map(&mut self) {
         self.map = Some(NetMap::default());
+        self.cached = None;
         self.fresh = true;
         self.filter_stale = true;
         self.programmed = false;
+    }
+
+    /// Goes on with what an earlier agent knew, until the server sends a netmap.
+    pub fn take_cached(
+        &mut self,
+        map: NetMap,
+        saved: OffsetDateTime,
+        now: Instant,
+        clock: OffsetDateTime,
+    ) {
+        self.map = Some(map);
+        self.cached = Some(saved);
+        self.fresh = true;
+        self.filter_stale = true;
+        self.programmed = false;
+        self.update_paths(now, clock);
+    }
+
+    /// Nobody renews the own key while the server is away: with it ends what the kept netmap allowed.
+    pub fn drop_expired_cache(&mut self, clock: OffsetDateTime) {
+        let map = self.map.as_ref().filter(|_| self.cached.is_some());
+        let expired = |map: &NetMap| {
+            let own = map.self_node.as_ref();
+            own.is_some_and(|own| own.is_expired(map.control_time(clock)))
+        };
+        if map.is_some_and(expired) {
+            warn!("this node's key has expired while the login server was out of reach");
+            self.forget_map();
+        }
     }
 
     /// Takes in one netmap message.
@@ -165,6 +201,11 @@ impl Node {
                 self.malformed.push(piece.to_string());
             }
         }
+        if response.keep_alive && self.fresh {
+            // It begins nothing.
+            return Consequences::default();
+        }
+        self.cached = None;
         let begins = std::mem::take(&mut self.fresh) || self.map.is_none();
         let mut map = if begins {
             NetMap::default()
@@ -235,7 +276,31 @@ impl Node {
     /// Makes the kernel hold what netmap and preferences want. Returns how many steps that took; none if it did already.
     ///
     /// Without a netmap nothing is done: what an earlier agent left stays in force, and a new device does not exist yet.
+    ///
+    /// With one, a policy that may be older must not stay in force: what fails is tried a second time at once, and if the policy isn't in force then, nothing
+    /// passes until it is.
     pub async fn reconcile(
+        &mut self,
+        now: Instant,
+        clock: OffsetDateTime,
+    ) -> Result<usize, KernelError> {
+        let older_policy = self.found_device || self.was_programmed;
+        match self.bring_about(now, clock).await {
+            Err(why) if self.filter_stale && older_policy => {
+                debug!(%why, "trying once more before the filter is closed");
+                let again = self.bring_about(now, clock).await;
+                if let Err(why) = &again
+                    && self.filter_stale
+                {
+                    self.close(why).await;
+                }
+                again
+            }
+            result => result,
+        }
+    }
+
+    async fn bring_about(
         &mut self,
         now: Instant,
         clock: OffsetDateTime,
@@ -246,6 +311,7 @@ impl Node {
             self.update_paths(now, clock);
         }
         self.programmed = false;
+        let new_filter = self.stale_filter(clock).await;
         let observed = self.kernel.observe().await?;
         // A peer may have moved by itself, and be right: Paths has to see that before its choice is put back.
         if observed.device.is_some() {
@@ -259,7 +325,6 @@ impl Node {
             .device
             .as_ref()
             .is_some_and(|device| device.filter_attached);
-        let new_filter = self.stale_filter(clock);
         if attached && let Some(compiled) = &new_filter {
             self.install(compiled).await?;
         }
@@ -284,15 +349,13 @@ impl Node {
     }
 
     /// The filter of the netmap, if it isn't the installed one.
-    fn stale_filter(&mut self, clock: OffsetDateTime) -> Option<Compiled> {
+    async fn stale_filter(&mut self, clock: OffsetDateTime) -> Option<Compiled> {
         if !self.filter_stale {
             return None;
         }
-        let compiled = filter::compile(&intent::filter_input(
-            self.map.as_ref()?,
-            &self.choices,
-            clock,
-        ));
+        let map = self.map.as_ref()?;
+        let input = intent::filter_input(map, &self.choices, map.control_time(clock));
+        let compiled = compile(input).await;
         // It stays stale until it is installed, whatever fails before.
         self.filter_stale = self.installed.as_ref() != Some(&compiled);
         self.filter_stale.then_some(compiled)
@@ -312,7 +375,33 @@ impl Node {
         }
         self.installed = Some(compiled.clone());
         self.filter_stale = false;
+        self.closed = None;
         Ok(())
+    }
+
+    /// The policy cannot be put in force, and the one before may accept what it refuses.
+    async fn close(&mut self, why: &KernelError) {
+        let why = whole(why);
+        if self.closed.as_ref() != Some(&why) {
+            error!(
+                why,
+                "the policy cannot be put in force: nothing passes until it can"
+            );
+        }
+        if let Err(error) = self.kernel.close_filter().await {
+            error!(error = %whole(&error), "cannot even close the filter");
+        }
+        self.closed = Some(why);
+    }
+
+    /// Why nothing passes.
+    pub fn closed(&self) -> Option<&str> {
+        self.closed.as_deref()
+    }
+
+    /// True if somebody has taken the filter off the device.
+    pub fn filter_is_lost(&mut self) -> bool {
+        self.was_programmed && self.kernel.filter_is_lost()
     }
 
     /// Parts of the policy that are left out of the filter in force.
@@ -375,6 +464,13 @@ impl Node {
         }
         table
     }
+}
+
+/// Compiling takes some ms for each thousand peers: elsewhere, so that this worker goes on with what is relayed.
+async fn compile(input: filter::Input) -> Compiled {
+    tokio::task::spawn_blocking(move || filter::compile(&input))
+        .await
+        .expect("the compiler panics on no input, and the runtime outlives its tasks")
 }
 
 #[cfg(test)]

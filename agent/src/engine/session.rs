@@ -1,6 +1,10 @@
 //! What exists while the node runs, or tries to: control client, kernel side, relays.
 
-use std::{collections::BTreeMap, io, time::Instant};
+use std::{
+    collections::BTreeMap,
+    io,
+    time::{Duration, Instant},
+};
 
 use lowroad_core::{intent::Choices, path::Command};
 use lowroad_wire::{
@@ -29,6 +33,9 @@ use crate::{
         stun::Probed,
     },
 };
+
+/// How long packets can pass unfiltered at most, once root has taken the filter off: no one tells, and asking costs two calls.
+const CHECK_FILTER: Duration = Duration::from_secs(3);
 
 /// The kernel side of a session, which outlives it.
 pub struct Plane {
@@ -60,6 +67,7 @@ pub struct Session {
     table_stale: bool,
     /// The user wants a new login although the old one may be valid: until it is done, what the kernel holds stays.
     forced_login: bool,
+    check_filter_at: Instant,
     /// With the userspace device.
     revival: Option<Revival>,
 }
@@ -98,6 +106,7 @@ impl Session {
             pings: Pings::default(),
             table_stale: false,
             forced_login,
+            check_filter_at: Instant::now() + CHECK_FILTER,
             revival: (plane.dataplane == Dataplane::Userspace)
                 .then(|| Revival::new(Instant::now())),
         }
@@ -140,7 +149,7 @@ impl Session {
         if getrandom::fill(&mut seed).is_err() {
             debug!("no randomness from the system");
         }
-        let disco = engine.disco.clone();
+        let disco = engine.state.disco_key.clone();
         self.node = Some(Node::adopt(kernel, choices, disco, seed).await?);
         self.net = None;
         if engine.options.traversal {
@@ -156,14 +165,28 @@ impl Session {
         self.auth_url = url;
         let was_registered = self.registered.take().is_some();
         if let Some(node) = &mut self.node
-            && (was_registered || (node.found_device && !self.forced_login))
+            && (was_registered
+                || node.cached.is_some()
+                || (node.found_device && !self.forced_login))
         {
             node.forget_map();
         }
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.node.as_ref()?.paths.next_deadline()
+        let node = self.node.as_ref()?;
+        let filter = node.was_programmed.then_some(self.check_filter_at);
+        let paths = node.paths.next_deadline();
+        [paths, filter].into_iter().flatten().min()
+    }
+
+    /// Looks after the filter when it is time to: a link of the kernel's makes no notice when it goes.
+    pub fn has_lost_filter(&mut self, now: Instant) -> bool {
+        if now < self.check_filter_at {
+            return false;
+        }
+        self.check_filter_at = now + CHECK_FILTER;
+        self.node.as_mut().is_some_and(Node::filter_is_lost)
     }
 
     pub fn on_timer(&mut self, now: Instant) {
@@ -270,7 +293,9 @@ impl Session {
             return Ok(0);
         };
         self.table_stale = true;
-        node.reconcile(now, OffsetDateTime::now_utc()).await
+        let clock = OffsetDateTime::now_utc();
+        node.drop_expired_cache(clock);
+        node.reconcile(now, clock).await
     }
 
     /// Does what the paths ask for, until they ask for nothing more.
@@ -392,6 +417,12 @@ impl Session {
                 None => "the netmap".to_owned(),
             });
         };
+        if node.cached.is_some() {
+            return Some(match &self.trouble {
+                Some(trouble) => format!("the login server ({})", trouble.message),
+                None => "the login server".to_owned(),
+            });
+        }
         if map
             .self_node
             .as_ref()

@@ -20,6 +20,9 @@ use crate::{
     status::{Progress, Status},
 };
 
+mod cached;
+mod settings;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Kernels that the engine has started, in order.
@@ -70,18 +73,12 @@ impl Agent {
             tls: TlsConfig::with_roots(RootCertStore::empty()).unwrap(),
             traversal: false,
             uptime: Duration::ZERO,
+            age: Duration::ZERO,
             operator: Arc::default(),
         };
         let (asks, receiver) = mpsc::channel(16);
         let (stop, order) = watch::channel(false);
-        let engine = Engine::new(
-            options,
-            dir,
-            state,
-            DiscoPrivate::from_random([9; 32]),
-            receiver,
-            order,
-        );
+        let engine = Engine::new(options, dir, state, receiver, order);
         Self {
             asks,
             stop,
@@ -457,38 +454,6 @@ async fn expect_register(server: &mut TestServer) -> Call {
         }
         call.json(json!({}));
     }
-}
-
-#[tokio::test]
-async fn preferences_set_while_running_take_effect_at_once() {
-    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let _stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
-    let change = Change {
-        shields_up: Some(true),
-        ..Change::default()
-    };
-    agent.ask(|reply| Ask::Set { change, reply }).await.unwrap();
-    let report = server.expect("/machine/map").await;
-    assert_eq!(report.body["Hostinfo"]["ShieldsUp"], true);
-    report.json(json!({}));
-    let refused = Change {
-        advertise_exit_node: Some(true),
-        ..Change::default()
-    };
-    assert!(
-        agent
-            .ask(|reply| Ask::Set {
-                change: refused,
-                reply
-            })
-            .await
-            .unwrap_err()
-            .starts_with("--advertise-exit-node is refused")
-    );
-    agent.end().await;
 }
 
 /// Waits for a condition that the engine brings about by itself.

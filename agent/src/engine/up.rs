@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tracing::{info, warn};
 
 use super::{Engine, lifecycle::Login, session::Session, whole};
@@ -87,14 +90,8 @@ impl Engine {
         change.apply(&mut prefs);
         prefs.want_running = true;
         prefs.logged_out = false;
-        let elsewhere = self.state.node_key.is_some()
-            && self
-                .state
-                .registered_at
-                .as_ref()
-                .is_some_and(|url| *url != prefs.control_url);
-        if elsewhere && !request.force_reauth {
-            return Err("can't change --login-server without --force-reauth: this node is registered with another server".to_owned());
+        if !request.force_reauth {
+            self.check_server(&prefs)?;
         }
         let mut before = Before {
             prefs: self.prefs.clone(),
@@ -121,6 +118,7 @@ impl Engine {
                 auth_key: request.auth_key,
                 force_reauth: request.force_reauth,
                 accept_server_key: request.accept_server_key,
+                resume: false,
             };
             before.restarted = before.running;
             if let Err(why) = self.start_session(login).await {
@@ -129,6 +127,19 @@ impl Engine {
             }
         }
         Ok(before)
+    }
+
+    /// A node key is registered with one server; another one is a new login.
+    pub(super) fn check_server(&self, prefs: &Prefs) -> Result<(), String> {
+        let registered = self
+            .state
+            .node_key
+            .as_ref()
+            .and(self.state.registered_at.as_ref());
+        match registered.filter(|url| **url != prefs.control_url) {
+            None => Ok(()),
+            Some(_) => Err("can't change --login-server without --force-reauth: this node is registered with another server".to_owned()),
+        }
     }
 
     /// Tells those who wait how far it is, and ends what has succeeded or failed.
@@ -259,7 +270,10 @@ impl Engine {
         mut change: Change,
     ) -> Result<(), String> {
         change.validate().map_err(|error| error.to_string())?;
-        change.apply(&mut self.prefs);
+        let mut prefs = self.prefs.clone();
+        change.apply(&mut prefs);
+        self.check_server(&prefs)?;
+        self.prefs = prefs;
         self.prefs.want_running = true;
         self.prefs.logged_out = false;
         self.state.prefs = self.prefs.clone();
@@ -285,6 +299,7 @@ impl Engine {
         self.prefs.want_running = false;
         self.state.prefs = self.prefs.clone();
         self.failure = None;
+        self.cache.forget();
         let saved = self.save();
         let stopped = self.stop_session().await;
         self.ups.drain(..).for_each(|up| {
@@ -296,29 +311,35 @@ impl Engine {
         stopped.map_err(|error| whole(&error))
     }
 
-    pub(super) async fn on_logout(&mut self) -> Result<(), String> {
+    /// Logs out here at once; the server is told meanwhile, for as long as that takes it, and then comes the answer.
+    pub(super) async fn on_logout(&mut self, reply: oneshot::Sender<Result<(), String>>) {
         let options = self.saved_control_options();
-        let told = tokio::time::timeout(LOGOUT_TIMEOUT, crate::control::logout(&options)).await;
         self.prefs.want_running = false;
         self.prefs.logged_out = true;
         self.state.node_key = None;
         self.state.old_node_key = None;
         self.state.registered_at = None;
-        self.on_down().await?;
-        match told {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(why)) => Err(format!(
-                "logged out here, but the login server was not told: {why}"
-            )),
-            Err(_) => Err("logged out here, but the login server did not answer".to_owned()),
-        }
+        let down = self.on_down().await;
+        tokio::spawn(async move {
+            let told = timeout(LOGOUT_TIMEOUT, crate::control::logout(&options)).await;
+            let answer = down.and(match told {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(why)) => Err(format!(
+                    "logged out here, but the login server was not told: {why}"
+                )),
+                Err(_) => Err("logged out here, but the login server did not answer".to_owned()),
+            });
+            // Whoever asked may have gone.
+            let _ = reply.send(answer);
+        });
     }
 
     /// Makes the preferences take effect on what runs.
     pub(super) fn apply_preferences(&mut self) {
         self.set_operator();
         let hostinfo = crate::control::hostinfo::hostinfo(&self.prefs, &self.state.id);
-        let (kernel, prefs, disco) = (&self.options.kernel, &self.prefs, &self.disco);
+        let disco = self.state.disco_key.public();
+        let (kernel, prefs) = (&self.options.kernel, &self.prefs);
         if let Some(session) = &mut self.session {
             session.set_preferences(
                 |key| super::lifecycle::choices(kernel, prefs, disco, key),

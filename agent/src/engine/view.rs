@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lowroad_core::intent;
+use lowroad_core::{filter::granted, intent};
 use lowroad_wire::{
     control::{Node, UserId},
     key::NodePublic,
+    netmap::NetMap,
 };
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -25,6 +26,10 @@ use crate::{
         WhoIs,
     },
 };
+
+/// The preference is kept for the day when there is a DNS server.
+const ACCEPT_DNS: &str =
+    "--accept-dns changes nothing yet (`lowroad set --accept-dns=false` silences this)";
 
 impl Engine {
     pub(super) async fn on_ask(&mut self, ask: Ask) {
@@ -46,7 +51,7 @@ impl Engine {
                 reply,
             } => drop(reply.send(self.start_without_waiting(auth_key, change).await)),
             Ask::Down { reply } => drop(reply.send(self.on_down().await)),
-            Ask::Logout { reply } => drop(reply.send(self.on_logout().await)),
+            Ask::Logout { reply } => self.on_logout(reply).await,
             Ask::Ping { ip, reply } => self.ping(ip, reply),
             Ask::DerpMap { reply } => drop(reply.send(self.derp_map())),
             Ask::Netcheck { reply } => drop(reply.send(self.netcheck())),
@@ -74,10 +79,13 @@ impl Engine {
 
     async fn set(&mut self, mut change: Change) -> Result<Value, String> {
         change.validate().map_err(|error| error.to_string())?;
+        let mut prefs = self.prefs.clone();
+        change.apply(&mut prefs);
+        self.check_server(&prefs)?;
         match change.want_running {
             Some(true) => self.start_without_waiting(None, change).await?,
             Some(false) => {
-                change.apply(&mut self.prefs);
+                self.prefs = prefs;
                 self.on_down().await?;
             }
             None => {
@@ -89,7 +97,7 @@ impl Engine {
                 {
                     return Err("can't change the login server while running: use `lowroad up --login-server=… --force-reauth`".to_owned());
                 }
-                change.apply(&mut self.prefs);
+                self.prefs = prefs;
                 self.state.prefs = self.prefs.clone();
                 self.save().map_err(|error| error.to_string())?;
                 self.apply_preferences();
@@ -102,7 +110,7 @@ impl Engine {
         self.session.as_ref()?.node.as_ref()
     }
 
-    pub(super) fn map(&self) -> Option<&lowroad_wire::netmap::NetMap> {
+    pub(super) fn map(&self) -> Option<&NetMap> {
         self.node()?.map.as_ref()
     }
 
@@ -186,6 +194,8 @@ impl Engine {
                 .node()
                 .map(|node| node.malformed.clone())
                 .unwrap_or_default(),
+            cached_netmap: self.node().and_then(|node| node.cached).map(rfc3339),
+            adopted_ms: self.adopted_after.map(|after| after.as_millis() as u64),
         }
     }
 
@@ -309,6 +319,17 @@ impl Engine {
             }
         }
         if let Some(node) = self.node() {
+            if let Some(why) = node.closed() {
+                health.push(format!(
+                    "nothing passes: the policy cannot be put in force ({why}); it is tried again"
+                ));
+            }
+            if let Some(saved) = node.cached {
+                let age = (OffsetDateTime::now_utc() - saved).whole_minutes();
+                health.push(format!(
+                    "the login server has not answered since this agent started: it runs on the netmap of {age} min ago"
+                ));
+            }
             if node.map.is_some() && !node.programmed {
                 health.push("the kernel does not hold yet what the netmap wants".to_owned());
             }
@@ -338,12 +359,13 @@ impl Engine {
                         .to_owned(),
                 );
             }
-            if self.prefs.corp_dns && map.dns.proxied {
-                health.push("--accept-dns changes nothing yet: lowroad has no DNS server so far (silence this with `lowroad set --accept-dns=false`)".to_owned());
-            }
         }
         if self.session.is_none() && !self.prefs.want_running && self.state.node_key.is_some() {
             health.push("lowroad is stopped.".to_owned());
+        }
+        // On by default, as with the stock client: one short line, the last one.
+        if self.prefs.corp_dns {
+            health.push(ACCEPT_DNS.to_owned());
         }
         health
     }
@@ -368,7 +390,7 @@ impl Engine {
         Some(WhoIs {
             node: json,
             user_profile,
-            cap_map: None,
+            cap_map: Some(granted_here(map, node)).filter(|caps| !caps.is_empty()),
         })
     }
 
@@ -413,6 +435,15 @@ impl Engine {
             )))),
         }
     }
+}
+
+/// What the policy grants a node at this one.
+fn granted_here(map: &NetMap, node: &Node) -> BTreeMap<String, Value> {
+    let own: Vec<_> = map.self_node.iter().flat_map(Node::ips).collect();
+    granted(map.filter_rules(), node, &own)
+        .into_iter()
+        .map(|(name, values)| (name, Value::from(values)))
+        .collect()
 }
 
 /// What the netmap says of a node.

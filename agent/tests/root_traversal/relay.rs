@@ -7,7 +7,6 @@ use std::{
 
 use bytes::Bytes;
 use lowroad_agent::traversal::relay::{FromRelay, RelayDoor, RelayEntry, RelayEvent, RelayTable};
-use lowroad_wire::key::NodePublic;
 
 use super::*;
 
@@ -280,8 +279,4 @@ fn entry(number: u8, region: Option<RegionId>, endpoint: SocketAddr) -> RelayEnt
 
 fn address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 128, 0, number)
-}
-
-fn key(number: u8) -> NodePublic {
-    NodePublic::from_bytes([number; 32])
 }

@@ -16,6 +16,9 @@ use crate::{
 /// REKEY_TIMEOUT), then makes a new one.
 const NEW_SESSION: Duration = secs(17);
 
+/// From the start of the process until the kernel holds what the kept netmap wants.
+const ADOPTED: Duration = ms(300);
+
 struct Pair {
     coordinator: Coordinator,
     alpha: Node,
@@ -113,6 +116,57 @@ pub fn without_the_coordinator_direct_traffic_goes_on_and_nobody_registers_again
     let report = ping.stop();
     lab.note(&report.to_string());
     ensure!(report.lost() == 0, "{report}");
+    Ok(())
+}
+
+/// The control server cannot be reached, its relay can: a new agent takes the netmap that the last one kept.
+pub fn an_agent_that_starts_without_control_goes_on_with_what_it_knew(lab: &Lab) -> Result<()> {
+    let mut coordinator = lab.coordinator(ALLOW_ALL)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let open = lab.public_node("open", 31)?;
+    let hidden = lab.node_behind("hidden", 21, Nat::Hard)?;
+    let mut bravo = lab.node_behind("bravo", 22, Nat::Hard)?;
+    for node in [&open, &hidden, &bravo] {
+        node.up(&key)?;
+    }
+    let direct = Pinger::start(&bravo.namespace, open.ip(4)?, ms(50))?;
+    let relayed = Pinger::start(&bravo.namespace, hidden.ip(4)?, ms(50))?;
+    relayed.first_answer(secs(20))?;
+    bravo.wait_for_direct("open", secs(20))?;
+
+    coordinator.cut_control()?;
+    bravo.kill_9();
+    bravo.start_agent()?;
+    bravo.wait_until_running(secs(10))?;
+    let status = bravo.status()?;
+    let own = &status["Lowroad"];
+    ensure!(own["CachedNetmap"].is_string(), "not from the cache: {own}");
+    let adopted = own["AdoptedMs"].as_u64().context("not adopted")?;
+    lab.within("adopted after the agent's start", ms(adopted), ADOPTED)?;
+    let health = status["Health"].to_string();
+    ensure!(health.contains("runs on the netmap of"), "{health}");
+    for (what, ping) in [("direct", &direct), ("relayed", &relayed)] {
+        let before = ping.answered();
+        let what = format!("{what} answers without control");
+        let (_, time) = wait::wait_for(&what, secs(30), || {
+            Ok((ping.answered() > before + 5).then_some(()))
+        })?;
+        lab.within(&what, time, NEW_SESSION)?;
+    }
+    let path = bravo.wait_for_direct("open", secs(10))?.0;
+    lab.note(&format!("direct by {path}, with the server still away"));
+    let own = bravo.status()?["Lowroad"].take();
+    ensure!(own["CachedNetmap"].is_string(), "the server was not away");
+
+    coordinator.heal_control()?;
+    let (_, time) = wait::wait_for("a netmap from the server", secs(60), || {
+        let status = bravo.status()?;
+        Ok(status["Lowroad"]["CachedNetmap"].is_null().then_some(()))
+    })?;
+    lab.note(&format!(
+        "connected again after {:.1} s",
+        time.as_secs_f64()
+    ));
     Ok(())
 }
 

@@ -97,6 +97,30 @@ impl Coordinator {
         self.wait_until_ready()
     }
 
+    /// Lets nobody speak to its control side any more, connections that are open included; the relay, which is spoken to by TLS, goes on.
+    pub fn cut_control(&mut self) -> Result<()> {
+        self.kill_9();
+        // The first bytes of requests: "GET " and "POST".
+        self.namespace.nft(
+            "table inet cut { chain in { type filter hook input priority 0; \
+             tcp dport 8080 @ih,0,32 { 0x47455420, 0x504f5354 } drop; }; }",
+        )?;
+        self.daemon.stop();
+        self.daemon = serve(&self.namespace, &self.folder, &self.state)?;
+        let address = SocketAddr::from(([203, 0, 113, COORDINATOR], PORT));
+        wait::wait_for("the relay's port", START_LIMIT, || {
+            let connected = self
+                .namespace
+                .enter(|| std::net::TcpStream::connect_timeout(&address, CLI_LIMIT).is_ok())?;
+            Ok(connected.then_some(()))
+        })?;
+        Ok(())
+    }
+
+    pub fn heal_control(&self) -> Result<()> {
+        self.namespace.nft("delete table inet cut")
+    }
+
     /// Runs its administration command line.
     pub fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
         let mut command = self

@@ -289,3 +289,99 @@ async fn what_the_filter_leaves_out_of_a_policy_is_told() {
     assert_eq!(node.filter_notes().len(), 1);
     assert!(node.filter_notes()[0].contains("nonsense"));
 }
+
+#[tokio::test]
+async fn a_policy_that_fails_once_is_in_force_at_once_and_nothing_is_closed() {
+    let (mut node, kernel) = node_on(|_| {}).await;
+    take(&mut node, &netmap(1..=1));
+    reconcile(&mut node).await;
+    take(&mut node, &other_policy());
+    kernel.fail_installs(1);
+    reconcile(&mut node).await;
+    assert_eq!(kernel.installed().len(), 2);
+    assert!(!kernel.is_closed() && node.closed().is_none() && node.programmed);
+}
+
+#[tokio::test]
+async fn while_a_policy_cannot_be_put_in_force_nothing_passes_by_the_one_before() {
+    let (mut node, kernel) = node_on(|_| {}).await;
+    take(&mut node, &netmap(1..=1));
+    reconcile(&mut node).await;
+    let clock = OffsetDateTime::UNIX_EPOCH;
+    // Whatever keeps the new one from being installed.
+    let causes: [fn(&FakeHandle); 2] = [|k| k.fail_installs(2), |k| k.fail_observe(true)];
+    for (cause, port) in causes.into_iter().zip([80, 443]) {
+        let mut message = other_policy();
+        message["PacketFilter"][0]["DstPorts"][0]["Ports"] = json!({"First": port, "Last": port});
+        take(&mut node, &message);
+        cause(&kernel);
+        assert!(node.reconcile(Instant::now(), clock).await.is_err());
+        assert!(kernel.is_closed() && node.closed().is_some());
+        kernel.heal();
+        reconcile(&mut node).await;
+        assert!(!kernel.is_closed() && node.closed().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_concerns_no_policy_closes_nothing() {
+    let (mut node, kernel) = node_on(|_| {}).await;
+    take(&mut node, &netmap(1..=1));
+    reconcile(&mut node).await;
+    kernel.fail_observe(true);
+    let clock = OffsetDateTime::UNIX_EPOCH;
+    assert!(node.reconcile(Instant::now(), clock).await.is_err());
+    take(&mut node, &json!({"PeersChanged": [peer(1)]}));
+    assert!(node.reconcile(Instant::now(), clock).await.is_err());
+    assert!(!kernel.is_closed() && node.closed().is_none());
+}
+
+#[tokio::test]
+async fn a_filter_that_somebody_took_off_is_lost_and_comes_back() {
+    let (mut node, kernel) = node_on(|_| {}).await;
+    assert!(!node.filter_is_lost(), "there was none yet");
+    take(&mut node, &netmap(1..=1));
+    reconcile(&mut node).await;
+    assert!(!node.filter_is_lost());
+    kernel.change(|observed| observed.device.as_mut().unwrap().filter_attached = false);
+    assert!(node.filter_is_lost());
+    reconcile(&mut node).await;
+    assert!(!node.filter_is_lost());
+    assert_eq!(kernel.installed().len(), 2, "with its policy");
+}
+
+#[tokio::test]
+async fn a_cached_netmap_is_in_force_until_the_server_sends_one_or_the_own_key_expires() {
+    let (mut known, _) = node_on(|_| {}).await;
+    let mut message = netmap(1..=3);
+    message["Node"]["KeyExpiry"] = json!("1970-01-01T01:00:00Z");
+    message["Peers"][2]["KeyExpiry"] = json!("1970-01-01T00:30:00Z");
+    take(&mut known, &message);
+    let cached = known.map.clone().unwrap();
+    let minutes = |n| OffsetDateTime::UNIX_EPOCH + time::Duration::minutes(n);
+
+    let (mut node, kernel) = node_on(|_| {}).await;
+    node.take_cached(cached.clone(), minutes(0), Instant::now(), minutes(40));
+    node.reconcile(Instant::now(), minutes(40)).await.unwrap();
+    let peers = |kernel: &FakeHandle| kernel.observed().device.unwrap().peers.len();
+    assert_eq!(peers(&kernel), 2, "the third has expired meanwhile");
+    node.drop_expired_cache(minutes(61));
+    node.reconcile(Instant::now(), minutes(61)).await.unwrap();
+    assert_eq!(peers(&kernel), 0, "so has the own key");
+    assert!(kernel.installed().last().unwrap().rules.is_empty());
+
+    let (mut node, kernel) = node_on(|_| {}).await;
+    node.take_cached(cached, minutes(0), Instant::now(), minutes(0));
+    node.poll_started();
+    take(&mut node, &json!({"KeepAlive": true}));
+    assert!(node.cached.is_some(), "that was no netmap");
+    take(&mut node, &netmap(2..=2));
+    assert!(node.cached.is_none());
+    reconcile(&mut node).await;
+    assert_eq!(peers(&kernel), 1);
+}
+
+/// Another port than [`netmap`]'s, as a difference.
+fn other_policy() -> Value {
+    json!({"PacketFilter": [{"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 25, "Last": 25}}]}]})
+}

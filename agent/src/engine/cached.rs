@@ -1,0 +1,89 @@
+//! The kept netmap: what an agent that starts goes on with until the server answers.
+
+use std::time::Instant;
+
+use time::OffsetDateTime;
+use tracing::info;
+
+use super::{Engine, session::Session};
+use crate::state::{NetmapWrite, Of};
+
+impl Engine {
+    /// Goes on with the netmap that was kept, if there is one of this node.
+    pub(super) fn resume(&mut self, session: &mut Session, now: Instant) {
+        let (Some(of), Some(node)) = (self.whose(), &mut session.node) else {
+            return;
+        };
+        let clock = OffsetDateTime::now_utc();
+        let Some(cached) = self.cache.load(&of, clock) else {
+            return;
+        };
+        let own = cached.map.self_node.as_ref();
+        if own.is_none_or(|own| own.is_expired(cached.map.control_time(clock))) {
+            info!("the kept netmap is of no use: this node's key has expired since");
+            return self.cache.forget();
+        }
+        info!(
+            peers = cached.map.peers.len(),
+            age_s = (clock - cached.saved).whole_seconds(),
+            "going on with the kept netmap until the server answers"
+        );
+        node.take_cached(cached.map, cached.saved, now, clock);
+        session.set_derp_map();
+        session.table_is_stale();
+        self.reconcile_at = now;
+    }
+
+    fn whose(&self) -> Option<Of> {
+        Some(Of {
+            node_key: self.state.node_key.as_ref()?.public(),
+            server: self.state.registered_at.clone()?,
+        })
+        .filter(|of| of.server == self.prefs.control_url)
+    }
+
+    /// Writes the netmap in use, in the background.
+    pub(super) fn keep_netmap(&mut self, now: Instant) {
+        if let Some(write) = self.begin_write(now) {
+            tokio::task::spawn_blocking(move || write.run(OffsetDateTime::now_utc()));
+        }
+    }
+
+    /// The same for an agent that ends: a write that is due is not put off.
+    pub(super) fn keep_netmap_now(&mut self) {
+        if self.cache.due().is_some()
+            && let Some(write) = self.begin_write(Instant::now())
+        {
+            write.run(OffsetDateTime::now_utc());
+        }
+    }
+
+    fn begin_write(&mut self, now: Instant) -> Option<NetmapWrite> {
+        let whose = self.whose();
+        let node = self
+            .session
+            .as_ref()
+            .and_then(|session| session.node.as_ref());
+        match (whose, node.and_then(|node| node.map.as_ref())) {
+            (Some(of), Some(map)) => Some(self.cache.begin(now, of, map)),
+            _ => {
+                self.cache.forget();
+                None
+            }
+        }
+    }
+
+    /// The kernel holds what a netmap wants. The first time, it is told how long that took.
+    pub(super) fn note_adoption(&mut self, steps: usize) {
+        let programmed = |session: &Session| session.node.as_ref().map(|node| node.programmed);
+        if self.adopted_after.is_none() && self.session.as_ref().and_then(programmed) == Some(true)
+        {
+            let after = self.began.elapsed();
+            self.adopted_after = Some(after);
+            info!(
+                ms = after.as_millis() as u64,
+                steps, "adopted: the kernel holds what the netmap wants"
+            );
+        }
+    }
+}

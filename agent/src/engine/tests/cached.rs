@@ -1,0 +1,124 @@
+//! Restarts while the server is away.
+
+use std::fs;
+
+use super::*;
+
+/// An agent was up and has ended; returns what the kernel holds.
+async fn ran_before(dir: &TempDir, server: &mut TestServer) -> Observed {
+    let agent = Agent::start(dir);
+    let steps = agent.up(request(&server.url)).await;
+    let _stream = admit(server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    until(|| file(dir).exists()).await;
+    let left = agent.kernel().observed();
+    agent.end().await;
+    left
+}
+
+fn file(dir: &TempDir) -> std::path::PathBuf {
+    dir.path().join("netmap.cache")
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_while_the_server_is_away_goes_on_with_what_it_knew() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let left = ran_before(&dir, &mut server).await;
+
+    let again = Agent::start_on(&dir, left);
+    until_running(&again).await;
+    let steps = again.kernel().take_steps();
+    assert!(steps.is_empty(), "all of it was there: {steps:?}");
+    assert_eq!(
+        again.kernel().installed().len(),
+        1,
+        "the policy is made sure of"
+    );
+    let status = again.status().await;
+    assert_eq!(status.peer.unwrap().len(), 1);
+    let own = &status.lowroad;
+    assert!(own.cached_netmap.is_some() && own.adopted_ms.is_some());
+    assert!(own.waiting_for.contains("the login server"), "{own:?}");
+    let told = |line: &String| line.contains("it runs on the netmap of 0 min ago");
+    assert!(status.health.iter().any(told), "{:?}", status.health);
+
+    let call = expect_register(&mut server).await;
+    call.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    let by_server = async {
+        while again.status().await.lowroad.cached_netmap.is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, by_server)
+        .await
+        .expect("the server's netmap");
+    again.end().await;
+}
+
+#[tokio::test]
+async fn without_a_kernel_device_the_kept_netmap_makes_one() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    ran_before(&dir, &mut server).await;
+    let again = Agent::start(&dir);
+    until_running(&again).await;
+    let device = again.kernel().observed().device.unwrap();
+    assert!(device.up && device.filter_attached && device.peers.len() == 1);
+    again.end().await;
+}
+
+#[tokio::test]
+async fn a_damaged_kept_netmap_keeps_no_agent_from_starting() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    ran_before(&dir, &mut server).await;
+    let text = fs::read_to_string(file(&dir)).unwrap();
+    assert!(!text.contains("privkey"), "no private key is in it");
+    fs::write(file(&dir), text.replace("b.tail.lab", "c.tail.lab")).unwrap();
+    let again = Agent::start(&dir);
+    let register = expect_register(&mut server).await;
+    assert_eq!(again.status().await.backend_state, BackendState::Starting);
+    assert!(!file(&dir).exists());
+    register.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    until_running(&again).await;
+    again.end().await;
+}
+
+#[tokio::test]
+async fn down_and_logout_leave_no_netmap() {
+    for logout in [false, true] {
+        let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+        let agent = Agent::start(&dir);
+        let steps = agent.up(request(&server.url)).await;
+        let _stream = admit(&mut server).await;
+        assert_eq!(last(steps).await, Progress::Done);
+        until(|| file(&dir).exists()).await;
+        if logout {
+            let (reply, _answer) = oneshot::channel();
+            agent.asks.send(Ask::Logout { reply }).await.unwrap();
+            until(|| !file(&dir).exists()).await;
+        } else {
+            agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+            assert!(!file(&dir).exists());
+        }
+        agent.end().await;
+        assert!(!file(&dir).exists());
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_refused_while_it_runs_on_a_kept_netmap_loses_it() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    ran_before(&dir, &mut server).await;
+    let again = Agent::start(&dir);
+    until_running(&again).await;
+    let refused = expect_register(&mut server).await;
+    refused.json(json!({"AuthURL": "http://page/1"}));
+    until(|| {
+        let device = again.kernel().observed().device;
+        device.is_some_and(|device| device.peers.is_empty())
+    })
+    .await;
+    assert!(!file(&dir).exists());
+    again.end().await;
+}

@@ -1,0 +1,141 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::json;
+
+use super::*;
+
+const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+fn of(key: u8) -> Of {
+    Of {
+        node_key: NodePublic::from_bytes([key; 32]),
+        server: "https://control.example".to_owned(),
+    }
+}
+
+fn map() -> NetMap {
+    let message = json!({
+        "Node": {"ID": 1, "Key": format!("nodekey:{:064x}", 1), "Addresses": ["100.64.0.1/32"]},
+        "Peers": [{"ID": 2, "Key": format!("nodekey:{:064x}", 2), "KeyExpiry": "1970-01-01T00:01:00Z"}],
+        "PacketFilter": [{"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 22, "Last": 22}}]}],
+    });
+    let (response, _) = MapResponse::parse(message.to_string().as_bytes()).unwrap();
+    let mut map = NetMap::default();
+    map.apply(response, NOW);
+    map
+}
+
+fn keep(cache: &mut NetmapCache, now: Instant) {
+    cache.changed(now);
+    assert_eq!(cache.due(), Some(now));
+    cache.begin(now, of(1), &map()).run(NOW);
+    assert_eq!(cache.due(), None);
+}
+
+#[test]
+fn what_was_kept_is_found_again_by_the_same_node_at_the_same_server_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cache = NetmapCache::new(dir.path());
+    assert!(cache.load(&of(1), NOW).is_none(), "nothing is there");
+    keep(&mut cache, Instant::now());
+    let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let found = cache.load(&of(1), NOW).unwrap();
+    assert_eq!((found.map, found.saved), (map(), NOW));
+
+    assert!(cache.load(&of(2), NOW).is_none(), "another node key");
+    assert!(cache.load(&of(1), NOW).is_none(), "it is gone after that");
+    keep(&mut NetmapCache::new(dir.path()), Instant::now());
+    let elsewhere = Of {
+        server: "https://other.example".to_owned(),
+        ..of(1)
+    };
+    assert!(cache.load(&elsewhere, NOW).is_none());
+    let left = fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 0, "no temporary file is left either");
+}
+
+#[test]
+fn a_damaged_file_is_thrown_away_wherever_the_damage_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(FILE);
+    keep(&mut NetmapCache::new(dir.path()), Instant::now());
+    let whole = fs::read(&file).unwrap();
+    let cache = NetmapCache::new(dir.path());
+    for length in 0..whole.len() {
+        fs::write(&file, &whole[..length]).unwrap();
+        assert!(cache.load(&of(1), NOW).is_none(), "{length} bytes of it");
+        assert!(!file.exists());
+    }
+    for at in 0..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 1;
+        fs::write(&file, &bad).unwrap();
+        // The name of a field that is empty may be another one: that says the same.
+        if let Some(found) = cache.load(&of(1), NOW) {
+            assert_eq!((found.map, found.saved), (map(), NOW), "byte {at}");
+        }
+    }
+    let other = String::from_utf8(whole)
+        .unwrap()
+        .replacen("\"version\":1", "\"version\":2", 1);
+    fs::write(&file, other).unwrap();
+    assert!(cache.load(&of(1), NOW).is_none(), "another version");
+    fs::create_dir(&file).unwrap();
+    assert!(cache.load(&of(1), NOW).is_none(), "not even a file");
+}
+
+#[test]
+fn a_change_removes_the_old_netmap_at_once_and_the_new_one_is_written_at_most_every_ten_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(FILE);
+    let mut cache = NetmapCache::new(dir.path());
+    let start = Instant::now();
+    keep(&mut cache, start);
+    assert!(file.exists());
+    cache.changed(start + Duration::from_secs(1));
+    assert!(!file.exists(), "an older policy must not come back");
+    assert_eq!(cache.due(), Some(start + WRITE_PAUSE));
+
+    let late = cache.begin(start + WRITE_PAUSE, of(1), &map());
+    cache.changed(start + WRITE_PAUSE);
+    late.run(NOW);
+    assert!(
+        !file.exists(),
+        "a write begun before a change comes to nothing"
+    );
+    cache.forget();
+    assert_eq!(cache.due(), None);
+}
+
+#[test]
+fn a_clock_that_was_set_back_does_not_bring_an_expired_key_back_to_life() {
+    let minute = time::Duration::MINUTE;
+    let saved = NOW + 10 * minute;
+    assert_eq!(clock_offset(None, saved, saved + minute), None);
+    assert_eq!(
+        clock_offset(Some(90), saved, saved),
+        Some(90 * time::Duration::SECOND)
+    );
+    let back = clock_offset(Some(90), saved, NOW).unwrap();
+    let map = NetMap {
+        clock_offset: Some(back),
+        ..map()
+    };
+    assert!(map.control_time(NOW) >= saved);
+    let expiry = map.peers.values().next().unwrap().key_expiry.unwrap();
+    assert!(
+        expiry <= map.control_time(NOW),
+        "it had expired when it was saved"
+    );
+}
+
+#[test]
+fn a_netmap_too_large_to_keep_is_not_kept_and_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cache = NetmapCache::new(dir.path());
+    let mut large = map();
+    large.health = vec!["x".repeat(MAX_SIZE)];
+    cache.begin(Instant::now(), of(1), &large).run(NOW);
+    assert!(cache.load(&of(1), NOW).is_none());
+}
