@@ -27,8 +27,8 @@ const FILE: &str = "netmap.cache";
 const TEMPORARY: &str = "netmap.cache.new";
 /// A netmap of ten thousand peers takes about 10 MB.
 const MAX_SIZE: usize = 64 << 20;
-/// Between two writes. Changes that come sooner leave no file until then.
-const WRITE_PAUSE: Duration = Duration::from_secs(10);
+/// Between two writes, for each thousand peers or less: it is the large netmaps that cost something. Changes that come sooner leave no file until then.
+const WRITE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whose netmap it is; another one's is of no use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,8 @@ pub struct NetmapCache {
     path: PathBuf,
     /// Counts invalidations: a write that was begun before one comes to nothing.
     generation: Arc<Mutex<u64>>,
-    written: Option<Instant>,
+    /// When the next write may begin.
+    next: Option<Instant>,
     due: Option<Instant>,
 }
 
@@ -87,16 +88,15 @@ impl NetmapCache {
         Self {
             path: directory.join(FILE),
             generation: Arc::default(),
-            written: None,
+            next: None,
             due: None,
         }
     }
 
     /// The netmap has changed: what is kept holds no more, and is to be written again.
     pub fn changed(&mut self, now: Instant) {
-        let soonest = self.written.map_or(now, |at| at + WRITE_PAUSE);
         self.remove();
-        self.due = Some(soonest.max(now));
+        self.due = Some(self.next.map_or(now, |next| next.max(now)));
     }
 
     /// There is no netmap any more.
@@ -124,7 +124,8 @@ impl NetmapCache {
     /// Begins a write, which may be done elsewhere: it takes some ms for each thousand peers.
     pub fn begin(&mut self, now: Instant, of: Of, map: &NetMap) -> NetmapWrite {
         self.due = None;
-        self.written = Some(now);
+        let thousands = map.peers.len().div_ceil(1000).max(1);
+        self.next = Some(now + WRITE_PAUSE * u32::try_from(thousands).unwrap_or(u32::MAX));
         NetmapWrite {
             path: self.path.clone(),
             generation: *lock(&self.generation),

@@ -135,6 +135,10 @@ pub fn an_agent_that_starts_without_control_goes_on_with_what_it_knew(lab: &Lab)
     bravo.wait_for_direct("open", secs(20))?;
 
     coordinator.cut_control()?;
+    let kept = bravo.state_folder().join("netmap.cache");
+    wait::wait_for("bravo's netmap on disk", secs(10), || {
+        Ok(kept.exists().then_some(()))
+    })?;
     bravo.kill_9();
     bravo.start_agent()?;
     bravo.wait_until_running(secs(10))?;
