@@ -2,8 +2,10 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    io::Read as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -13,6 +15,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     Error,
     args::{Serve, StunAddr},
+    policy, relay_map,
     state::{Settings, Timing},
     text,
 };
@@ -130,15 +133,15 @@ impl Config {
                 }
             },
             policy: policy
-                .map(|path| read(&path).map(|text| (path, text)))
+                .map(|path| read_policy(&path).map(|text| (path, text)))
                 .transpose()?,
             stun: match stun {
                 Some(StunAddr::Off) => Stun::Off,
                 Some(StunAddr::At(address)) => Stun::At(address),
                 None => Stun::Try(SocketAddr::new(listen.ip(), STUN_PORT)),
             },
-            relay_ipv4: file.relay_ipv4,
-            relay_ipv6: file.relay_ipv6,
+            relay_ipv4: relay_address::<Ipv4Addr>("relay_ipv4", file.relay_ipv4)?,
+            relay_ipv6: relay_address::<Ipv6Addr>("relay_ipv6", file.relay_ipv6)?,
             derp_map: derp_map
                 .as_deref()
                 .map(read_derp_map)
@@ -224,6 +227,24 @@ impl Host {
     }
 }
 
+/// Clients skip an address that they cannot read, and with it the relay; who wrote it has to hear of it.
+fn relay_address<A: FromStr + ToString>(
+    setting: &str,
+    text: Option<String>,
+) -> Result<Option<String>, Error> {
+    let Some(text) = text else { return Ok(None) };
+    if text == relay_map::NO_ADDRESS {
+        return Ok(Some(text));
+    }
+    text.parse::<A>()
+        .map(|address| Some(address.to_string()))
+        .map_err(|_| {
+            Error::Setting(format!(
+                "{setting}: `{text}` is no address of this family; write one, or `none`"
+            ))
+        })
+}
+
 /// Clients would look the server up inside the tailnet that they cannot reach without it.
 fn check_base_domain(name: &str, url: &Url) -> Result<String, Error> {
     let name = name.trim_matches('.').to_ascii_lowercase();
@@ -284,6 +305,22 @@ fn dns(
 
 fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())))
+}
+
+/// No longer than `policy set` takes it, too.
+fn read_policy(path: &Path) -> Result<String, Error> {
+    let read = || {
+        let mut text = String::new();
+        let limit = policy::MAX_POLICY as u64 + 1;
+        fs::File::open(path)?
+            .take(limit)
+            .read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text: String = read().map_err(Error::io(format!("read {}", path.display())))?;
+    policy::check_length(&text)
+        .map_err(|why| Error::Setting(format!("{}: {why}", path.display())))?;
+    Ok(text)
 }
 
 /// JSON with comments and trailing commas.
@@ -385,6 +422,35 @@ mod tests {
             assert!(error.to_string().contains("malformed"), "{error}");
         }
         assert!(read(r#"{"Regions": []}"#).is_err());
+    }
+
+    #[test]
+    fn addresses_of_the_relay_are_checked() {
+        let v4 = |text: &str| relay_address::<Ipv4Addr>("relay_ipv4", Some(text.to_owned()));
+        assert_eq!(v4("192.0.2.1").unwrap().unwrap(), "192.0.2.1");
+        assert_eq!(v4("none").unwrap().unwrap(), "none");
+        for wrong in [
+            "",
+            "2001:db8::1",
+            "relay.example.com",
+            "192.0.2.1:443",
+            "NONE",
+        ] {
+            let error = v4(wrong).unwrap_err().to_string();
+            assert!(error.contains("relay_ipv4"), "{error}");
+        }
+        assert!(relay_address::<Ipv6Addr>("relay_ipv6", Some("192.0.2.1".to_owned())).is_err());
+    }
+
+    #[test]
+    fn a_policy_file_is_no_longer_than_one_that_is_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        fs::write(&path, vec![b' '; policy::MAX_POLICY]).unwrap();
+        assert_eq!(read_policy(&path).unwrap().len(), policy::MAX_POLICY);
+        fs::write(&path, vec![b' '; policy::MAX_POLICY + 1]).unwrap();
+        let error = read_policy(&path).unwrap_err().to_string();
+        assert!(error.contains("longer than"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod body;
 mod channel;
 mod machine;
+mod outlet;
 mod page;
 mod poll;
 mod register;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use body::Body;
-use body::{Readers, json, text};
+use body::{Readers, Sender, json, text};
 pub use channel::Channels;
 
 use crate::{
@@ -79,7 +80,7 @@ impl Site {
             "/" if is_get => page::front(),
             _ => match path.strip_prefix("/register/") {
                 Some(id) if is_get => {
-                    page::register(id, self.hub.read(|state| state.is_pending(id)))
+                    page::register(id, self.hub.read(|state| state.who_waits(id)).as_ref())
                 }
                 _ => text(StatusCode::NOT_FOUND, "there is nothing here"),
             },
@@ -110,7 +111,7 @@ impl Site {
     }
 
     async fn verify(&self, request: Request<Incoming>) -> Response<Body> {
-        let bytes = match self.readers.read(request.into_body(), false).await {
+        let bytes = match self.readers.read(request.into_body(), Sender::Relay).await {
             Ok(bytes) => bytes,
             Err(error) => return body::error(&error),
         };

@@ -74,11 +74,19 @@ impl Hub {
         let mut store = Store::open(dir)?;
         let keys = server_keys(&mut store)?;
         let mut state = State::load(&store, settings.clone(), now(), Instant::now())?;
-        if let Some(text) = seed.filter(|text| !state.is_seeded_with(text)) {
+        let refused = state.refused_policy().map(str::to_owned);
+        if let Some(text) = seed.filter(|text| refused.is_some() || !state.is_seeded_with(text)) {
             let policy = check_policy(text, &state.world(), UnknownUsers::Accept)?.0;
             state.set_policy(text.to_owned(), policy);
             state.note_seed(text);
             tracing::info!("policy file loaded");
+            if let Some(why) = refused {
+                tracing::warn!(%why, "the stored policy, which it replaces, is refused");
+            }
+        } else if let Some(why) = refused {
+            return Err(Error::Setting(format!(
+                "the stored policy is refused: {why}; start with --policy FILE to replace it"
+            )));
         }
         if state.policy_text().is_none() {
             tracing::warn!(
@@ -231,6 +239,7 @@ pub fn check_policy(
     unknown: UnknownUsers,
 ) -> Result<(Policy, CompiledTailnet), Error> {
     let refuse = |error: policy::PolicyError| Error::bad_request(error.to_string());
+    policy::check_length(text).map_err(Error::bad_request)?;
     let policy = Policy::parse(text).map_err(refuse)?;
     for error in policy.unknown_users(world) {
         tracing::warn!("{error}");

@@ -13,6 +13,7 @@ pub mod control;
 pub mod delta;
 pub mod derp;
 mod error;
+mod fair;
 pub mod hub;
 pub mod limits;
 pub mod model;

@@ -28,6 +28,17 @@ pub use error::{PolicyError, PolicyErrorKind};
 pub use view::{CompiledTailnet, PeerView};
 pub use world::{NodeFacts, UserFacts, World};
 
+/// Bytes of a policy file. The largest that we know of have some hundred KiB; the text is kept in memory and in the database.
+pub const MAX_POLICY: usize = 4 << 20;
+
+/// Whether a policy file is short enough, before anything else is done with it.
+pub fn check_length(hujson: &str) -> Result<(), String> {
+    if hujson.len() > MAX_POLICY {
+        return Err(format!("the policy is longer than {MAX_POLICY} bytes"));
+    }
+    Ok(())
+}
+
 /// A parsed policy. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -49,6 +60,11 @@ impl Policy {
         Self {
             document: Arc::default(),
         }
+    }
+
+    /// A policy without a single rule.
+    pub fn allow_none() -> Self {
+        Self::parse(r#"{"acls": []}"#).expect("a policy file as small as they get")
     }
 
     /// Users that the policy names and the world doesn't have, with their places.

@@ -10,6 +10,9 @@ use crate::{
 /// Of the range for those who run their own (protocol.md 2.4).
 const REGION: RegionId = RegionId(999);
 
+/// In place of an address: there is none, and clients need not ask for one.
+pub const NO_ADDRESS: &str = "none";
+
 /// `pin` names the certificate if it is the server's own; `stun_port` is where STUN came to listen.
 pub fn build(
     config: &Config,
@@ -32,13 +35,18 @@ pub fn build(
             node.region_id = *id;
         }
     }
-    const NONE: &str = "none";
     let (host_name, ipv4, ipv6) = match &config.url.host {
         Host::Name(name) => (name.clone(), String::new(), String::new()),
-        Host::Address(address) if address.is_ipv4() => {
-            (address.to_string(), address.to_string(), NONE.to_owned())
-        }
-        Host::Address(address) => (address.to_string(), NONE.to_owned(), address.to_string()),
+        Host::Address(address) if address.is_ipv4() => (
+            address.to_string(),
+            address.to_string(),
+            NO_ADDRESS.to_owned(),
+        ),
+        Host::Address(address) => (
+            address.to_string(),
+            NO_ADDRESS.to_owned(),
+            address.to_string(),
+        ),
     };
     let node = DerpNode {
         name: format!("{REGION}a"),

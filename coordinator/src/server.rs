@@ -6,7 +6,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
     task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,6 +15,7 @@ use crate::{
     config::{Config, DRAIN, Stun},
     control::{Channels, Site, body::Readers},
     derp::DerpServer,
+    fair::Places,
     hub::{Hub, now},
     relay_map, stun,
     tls::Front,
@@ -23,7 +23,8 @@ use crate::{
 };
 
 /// Connections at once that speak HTTP; relay connections and channels have bounds of their own once they are upgraded.
-const MAX_CONNECTIONS: usize = 60_000;
+/// Each costs some 20 KiB while its request's head arrives.
+const MAX_CONNECTIONS: usize = 8_192;
 /// A client that has not sent a request's head by then is closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Heads of requests are below 1 KiB.
@@ -184,19 +185,17 @@ fn relay(hub: &Arc<Hub>) -> Arc<DerpServer> {
 }
 
 async fn accept(listener: TcpListener, front: Arc<Front>, site: Arc<Site>) {
-    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(MAX_CONNECTIONS);
     loop {
-        let Ok(permit) = free.clone().acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((stream, remote)) => {
                 let (site, front) = (site.clone(), front.clone());
+                let place = places.take(remote.ip());
                 site.upgraded.clone().spawn(async move {
-                    let _permit = permit;
                     let _ = stream.set_nodelay(true);
                     tokio::select! {
                         () = site.stop.cancelled() => {}
+                        () = place.lost.cancelled() => tracing::debug!(%remote, "connection made way for others"),
                         () = connection(stream, remote, &front, site.clone()) => {}
                     }
                 });

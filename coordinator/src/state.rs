@@ -27,7 +27,7 @@ pub use admin::NodeRef;
 pub use auth_keys::NewAuthKey;
 pub use poll::Attached;
 pub(crate) use poll::check_size;
-pub use register::{Registered, Stranger};
+pub use register::{Registered, Stranger, Waiting};
 
 use crate::{
     Error, address,
@@ -82,6 +82,8 @@ pub struct State {
     auth_keys: BTreeMap<KeyId, Arc<AuthKey>>,
     policy: Arc<Policy>,
     policy_text: Option<String>,
+    /// Why the stored policy is not in force.
+    refused_policy: Option<String>,
     policy_seed: Option<String>,
     last_address: Option<address::Number>,
     last_ids: LastIds,
@@ -146,11 +148,11 @@ impl State {
             last_auth_key,
         } = store.load()?;
         let policy_text = store.setting(Setting::Policy)?;
-        let policy = match &policy_text {
-            Some(text) => Policy::parse(text).map_err(|error| {
-                Error::Setting(format!("the stored policy is refused: {error}"))
-            })?,
-            None => Policy::allow_all(),
+        let (policy, refused_policy) = match policy_text.as_deref().map(Policy::parse) {
+            Some(Ok(policy)) => (policy, None),
+            // Another version took it. Nobody may reach anybody until there is one that we take.
+            Some(Err(error)) => (Policy::allow_none(), Some(error.to_string())),
+            None => (Policy::allow_all(), None),
         };
         // Who was online when the server stopped gets some more grace than one whose connection broke: clients wait up to 10 s
         // between attempts, and a router must not lose its routes over a restart.
@@ -181,6 +183,7 @@ impl State {
                 .collect(),
             policy: Arc::new(policy),
             policy_text,
+            refused_policy,
             policy_seed: store.setting(Setting::PolicySeed)?,
             last_address: store
                 .setting(Setting::LastAddress)?
@@ -247,6 +250,11 @@ impl State {
 
     pub fn policy_text(&self) -> Option<&str> {
         self.policy_text.as_deref()
+    }
+
+    /// Why the stored policy could not be taken; until another is set, nobody may reach anybody.
+    pub fn refused_policy(&self) -> Option<&str> {
+        self.refused_policy.as_deref()
     }
 
     /// What the policy compiler has to know.

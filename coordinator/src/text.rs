@@ -41,6 +41,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
+/// The number of a user, node or key: digits only, so that a name such as `+5` is none.
+pub fn parse_id(text: &str) -> Option<i64> {
+    let is_number = text.bytes().all(|b| b.is_ascii_digit());
+    is_number.then(|| text.parse().ok()).flatten()
+}
+
 /// A prefix without host bits; an address stands for itself alone.
 pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     let prefix = match text.parse::<IpNet>() {

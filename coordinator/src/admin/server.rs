@@ -18,7 +18,7 @@ use crate::{
     Error,
     control::{
         Body,
-        body::{Readers, json, text},
+        body::{Readers, Sender, json, text},
     },
     hub::{Hub, Receipt, check_policy, now, random},
     model::AuthKeyText,
@@ -66,7 +66,7 @@ async fn answer(hub: &Hub, readers: &Readers, request: Request<Incoming>) -> Res
         );
     }
     let result = async {
-        let bytes = readers.read(request.into_body(), true).await?;
+        let bytes = readers.read(request.into_body(), Sender::Admin).await?;
         let ask = serde_json::from_slice(&bytes).map_err(|error| {
             Error::bad_request(format!(
                 "the request makes no sense: {error}; are server and command of the same version?"

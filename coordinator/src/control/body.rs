@@ -14,28 +14,44 @@ use hyper::{
     header,
 };
 use serde::Serialize;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::Error;
+use super::{
+    channel::Turn,
+    outlet::{Pieces, take_piece},
+};
+use crate::{Error, policy::MAX_POLICY};
 
-/// As Headscale's limit.
+/// Of machines that own a node; as Headscale's limit.
 const MAX_BODY: usize = 1 << 20;
+/// Of machines that don't: a registration with the largest host info that is taken, and then some.
+const MAX_OF_STRANGERS: usize = 64 << 10;
+/// Of relays that ask about a node key.
+const MAX_VERIFY: usize = 4 << 10;
+/// Of administrators: a policy of the largest size, with every byte escaped.
+const MAX_ADMIN: usize = 2 * MAX_POLICY + (64 << 10);
 /// A body that is not there by then is somebody's attempt to keep us busy.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bodies that may be in memory at once; two limits, so that strangers cannot keep nodes out.
+/// Bodies of each kind that may be in memory at once, so that none keeps others out.
 const READING_NODES: usize = 256;
-const READING_STRANGERS: usize = 64;
+const READING_RELAYS: usize = 64;
+const READING_ADMINS: usize = 8;
+/// Of one channel. That of a stranger has no other limit: the number of their channels is one.
+const READING_OF_NODE: usize = 4;
+const READING_OF_STRANGER: usize = 1;
 
 /// A whole answer, or one that comes piece by piece.
 #[derive(Debug)]
 pub enum Body {
-    Whole(Option<Bytes>),
-    Pieces(mpsc::Receiver<Bytes>),
+    Whole(Bytes),
+    /// A whole netmap for a client that does not poll, and its turn.
+    Netmap(Bytes, Option<Turn>),
+    Poll(Pieces),
 }
 
 impl Default for Body {
     fn default() -> Self {
-        Self::Whole(None)
+        Self::Whole(Bytes::new())
     }
 }
 
@@ -47,24 +63,31 @@ impl hyper::body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match &mut *self {
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Pieces(pieces) => pieces
-                .poll_recv(context)
-                .map(|piece| piece.map(|bytes| Ok(Frame::data(bytes)))),
-        }
+        let piece = match &mut *self {
+            Self::Whole(bytes) => Poll::Ready(take_piece(bytes)),
+            Self::Netmap(bytes, turn) => {
+                let piece = take_piece(bytes);
+                if bytes.is_empty() {
+                    *turn = None;
+                }
+                Poll::Ready(piece)
+            }
+            Self::Poll(pieces) => Pin::new(pieces).poll_next(context),
+        };
+        piece.map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None))
+        match self {
+            Self::Whole(bytes) | Self::Netmap(bytes, _) => bytes.is_empty(),
+            Self::Poll(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Self::Pieces(_) => SizeHint::default(),
+            Self::Whole(bytes) | Self::Netmap(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Poll(_) => SizeHint::default(),
         }
     }
 }
@@ -74,8 +97,10 @@ pub fn respond(
     content_type: &'static str,
     bytes: impl Into<Bytes>,
 ) -> Response<Body> {
-    let bytes = bytes.into();
-    let body = Body::Whole(Some(bytes).filter(|bytes| !bytes.is_empty()));
+    with_type(status, content_type, Body::Whole(bytes.into()))
+}
+
+pub fn with_type(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     Response::builder()
         .status(status)
         .header(header::CONTENT_TYPE, content_type)
@@ -99,42 +124,71 @@ pub fn error(error: &Error) -> Response<Body> {
     text(error.status(), error.to_string())
 }
 
+/// Whose body it is.
+#[derive(Debug, Clone, Copy)]
+pub enum Sender<'a> {
+    /// A machine that owns a node.
+    Node(&'a OfChannel),
+    Stranger(&'a OfChannel),
+    /// Whoever asks whether a relay should serve a node.
+    Relay,
+    Admin,
+}
+
+/// Bodies of one channel.
+#[derive(Debug)]
+pub struct OfChannel {
+    node: Semaphore,
+    stranger: Semaphore,
+}
+
+impl Default for OfChannel {
+    fn default() -> Self {
+        Self {
+            node: Semaphore::new(READING_OF_NODE),
+            stranger: Semaphore::new(READING_OF_STRANGER),
+        }
+    }
+}
+
 /// Who may read a body at the moment.
 #[derive(Debug)]
 pub struct Readers {
     nodes: Semaphore,
-    strangers: Semaphore,
+    relays: Semaphore,
+    admins: Semaphore,
 }
 
 impl Default for Readers {
     fn default() -> Self {
         Self {
             nodes: Semaphore::new(READING_NODES),
-            strangers: Semaphore::new(READING_STRANGERS),
+            relays: Semaphore::new(READING_RELAYS),
+            admins: Semaphore::new(READING_ADMINS),
         }
     }
 }
 
 impl Readers {
-    /// The whole body, if it comes in time and is not too long. `known`: of a machine that owns a node.
-    pub async fn read(&self, body: Incoming, known: bool) -> Result<Bytes, Error> {
-        let semaphore = if known { &self.nodes } else { &self.strangers };
-        let busy = || {
-            Error::refused(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many requests at once; try again",
-            )
+    /// The whole body, if it comes in time and is not too long.
+    pub async fn read(&self, body: Incoming, sender: Sender<'_>) -> Result<Bytes, Error> {
+        let (own, shared, limit) = match sender {
+            Sender::Node(channel) => (Some(&channel.node), Some(&self.nodes), MAX_BODY),
+            Sender::Stranger(channel) => (Some(&channel.stranger), None, MAX_OF_STRANGERS),
+            Sender::Relay => (None, Some(&self.relays), MAX_VERIFY),
+            Sender::Admin => (None, Some(&self.admins), MAX_ADMIN),
         };
         let read = async {
-            let _permit = semaphore.acquire().await.map_err(|_| busy())?;
-            let collected = Limited::new(body, MAX_BODY).collect().await;
+            let _own = permit(own).await?;
+            let _shared = permit(shared).await?;
+            let collected = Limited::new(body, limit).collect().await;
             collected
                 .map(|collected| collected.to_bytes())
                 .map_err(|error| {
                     if error.is::<http_body_util::LengthLimitError>() {
                         Error::refused(
                             StatusCode::PAYLOAD_TOO_LARGE,
-                            format!("the request is longer than {MAX_BODY} bytes"),
+                            format!("the request is longer than {limit} bytes"),
                         )
                     } else {
                         Error::bad_request(format!("the request broke off: {error}"))
@@ -151,4 +205,17 @@ impl Readers {
             .await
             .map_err(late)?
     }
+}
+
+async fn permit(semaphore: Option<&Semaphore>) -> Result<Option<SemaphorePermit<'_>>, Error> {
+    let Some(semaphore) = semaphore else {
+        return Ok(None);
+    };
+    let closed = |_| {
+        Error::refused(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the server ends; try again",
+        )
+    };
+    semaphore.acquire().await.map(Some).map_err(closed)
 }

@@ -1,9 +1,9 @@
 //! `POST /ts2021`: the Noise channel, and HTTP/2 inside it (protocol.md 1.3 to 1.5).
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -14,15 +14,18 @@ use lowroad_wire::{
     key::{ChallengePublic, MachinePublic},
     noise::{self, NoiseStream},
 };
-use tokio::{
-    io::AsyncWriteExt as _,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt as _, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Body, Site, body::text, machine::Peer};
-use crate::hub::random;
+use super::{
+    Body, Site,
+    body::{OfChannel, text},
+    machine::Peer,
+};
+use crate::{
+    fair::{Place, Places},
+    hub::random,
+};
 
 const PROTOCOL: &str = "tailscale-control-protocol";
 const HANDSHAKE: &str = "X-Tailscale-Handshake";
@@ -34,7 +37,7 @@ const MAX_STREAMS: u32 = 32;
 const MAX_HEADERS: u32 = 16 << 10;
 /// Channels of one machine; stock clients have one, and may leave a dead one behind when they move.
 const MAX_OF_ONE: usize = 8;
-/// Channels of machines that own no node; keys of machines cost nothing.
+/// Channels of machines that own no node; keys of machines cost nothing. Each may bring a body of 64 KiB.
 const MAX_STRANGERS: usize = 1024;
 /// How often a stranger's channel is looked at, and closed unless something runs on it.
 const STRANGER_CHECK: Duration = Duration::from_secs(60);
@@ -47,26 +50,32 @@ const PING_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Channels {
     by_machine: Mutex<HashMap<MachinePublic, VecDeque<CancellationToken>>>,
-    strangers: Arc<Semaphore>,
+    strangers: Arc<Places>,
+    /// Machines that read a whole netmap without polling.
+    reading: Arc<Mutex<HashSet<MachinePublic>>>,
 }
 
 impl Default for Channels {
     fn default() -> Self {
         Self {
             by_machine: Mutex::default(),
-            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+            strangers: Places::new(MAX_STRANGERS),
+            reading: Arc::default(),
         }
     }
 }
 
 impl Channels {
+    /// The machine's turn to be sent a whole netmap, if it is not at one already.
+    pub fn turn(&self, machine: MachinePublic) -> Option<Turn> {
+        let reading = self.reading.clone();
+        let is_free = lock(&reading).insert(machine);
+        is_free.then_some(Turn { reading, machine })
+    }
+
     /// Counts a new channel in; if its machine has too many, the oldest ends.
-    fn enter(&self, machine: MachinePublic) -> CancellationToken {
-        let token = CancellationToken::new();
-        let mut by_machine = self
-            .by_machine
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    fn enter(&self, machine: MachinePublic, token: &CancellationToken) {
+        let mut by_machine = lock(&self.by_machine);
         let channels = by_machine.entry(machine).or_default();
         channels.retain(|channel| !channel.is_cancelled());
         if channels.len() >= MAX_OF_ONE
@@ -75,16 +84,12 @@ impl Channels {
             oldest.cancel();
         }
         channels.push_back(token.clone());
-        token
     }
 
     fn leave(&self, machine: MachinePublic, token: &CancellationToken) {
         // Cancelled is what marks it as over.
         token.cancel();
-        let mut by_machine = self
-            .by_machine
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut by_machine = lock(&self.by_machine);
         if let Some(channels) = by_machine.get_mut(&machine) {
             channels.retain(|channel| !channel.is_cancelled());
             if channels.is_empty() {
@@ -92,6 +97,23 @@ impl Channels {
             }
         }
     }
+}
+
+/// Over when it is dropped: when the netmap has been read, or the channel has ended.
+#[derive(Debug)]
+pub struct Turn {
+    reading: Arc<Mutex<HashSet<MachinePublic>>>,
+    machine: MachinePublic,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.reading).remove(&self.machine);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub fn open(site: Arc<Site>, remote: SocketAddr, mut request: Request<Incoming>) -> Response<Body> {
@@ -129,23 +151,20 @@ pub fn open(site: Arc<Site>, remote: SocketAddr, mut request: Request<Incoming>)
             }
         };
     let known = site.hub.read(|state| state.owns_node(peer.machine));
-    let permit = if known {
-        None
-    } else {
-        site.channels.strangers.clone().try_acquire_owned().ok()
+    let place = (!known).then(|| site.channels.strangers.take(remote.ip()));
+    // Also where the place of a stranger goes to somebody else.
+    let end = match &place {
+        Some(place) => place.lost.clone(),
+        None => CancellationToken::new(),
     };
-    if !known && permit.is_none() {
-        return text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too many machines are joining at once; try again",
-        );
-    }
     let upgrade = hyper::upgrade::on(&mut request);
     let tasks = site.upgraded.clone();
     let peer = Arc::new(Peer {
         site,
         machine: peer.machine,
         remote,
+        reading: OfChannel::default(),
+        end,
     });
     tasks.spawn(async move {
         let stream = async {
@@ -153,8 +172,12 @@ pub fn open(site: Arc<Site>, remote: SocketAddr, mut request: Request<Incoming>)
             transport.write_all(&response).await?;
             greet(NoiseStream::new(transport, channel, &[])).await
         };
-        match timeout(HANDSHAKE_TIMEOUT, stream).await {
-            Ok(Ok(stream)) => serve(peer, stream, permit).await,
+        let begun = tokio::select! {
+            () = peer.end.cancelled() => return,
+            begun = timeout(HANDSHAKE_TIMEOUT, stream) => begun,
+        };
+        match begun {
+            Ok(Ok(stream)) => serve(peer, stream, place).await,
             Ok(Err(error)) => tracing::debug!(%remote, %error, "channel ended before it began"),
             Err(_) => tracing::debug!(%remote, "channel took too long to begin"),
         }
@@ -180,12 +203,8 @@ async fn greet(mut stream: NoiseStream<Transport>) -> std::io::Result<NoiseStrea
     Ok(stream)
 }
 
-async fn serve(
-    peer: Arc<Peer>,
-    stream: NoiseStream<Transport>,
-    mut stranger: Option<OwnedSemaphorePermit>,
-) {
-    let token = peer.site.channels.enter(peer.machine);
+async fn serve(peer: Arc<Peer>, stream: NoiseStream<Transport>, mut stranger: Option<Place>) {
+    peer.site.channels.enter(peer.machine, &peer.end);
     let answering = peer.clone();
     // Answers that are being made: what keeps a stranger's channel open.
     let busy = Arc::new(());
@@ -216,8 +235,8 @@ async fn serve(
                 break;
             }
             () = peer.site.stop.cancelled() => break,
-            () = token.cancelled() => {
-                tracing::debug!(remote = %peer.remote, "channel ended: its machine has opened others");
+            () = peer.end.cancelled() => {
+                tracing::debug!(remote = %peer.remote, "channel ended: it made way for others, or does not read");
                 break;
             }
             _ = check.tick(), if stranger.is_some() => {
@@ -230,5 +249,5 @@ async fn serve(
             }
         }
     }
-    peer.site.channels.leave(peer.machine, &token);
+    peer.site.channels.leave(peer.machine, &peer.end);
 }

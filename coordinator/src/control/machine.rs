@@ -8,10 +8,11 @@ use lowroad_wire::{
     key::MachinePublic,
 };
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Body, Site,
-    body::{self, json, text},
+    body::{self, OfChannel, Sender, json, text},
     poll, register,
 };
 use crate::Error;
@@ -25,6 +26,9 @@ pub struct Peer {
     pub site: Arc<Site>,
     pub machine: MachinePublic,
     pub remote: SocketAddr,
+    pub reading: OfChannel,
+    /// Ends the channel.
+    pub end: CancellationToken,
 }
 
 impl Peer {
@@ -65,7 +69,12 @@ impl Peer {
 
     async fn read<T: DeserializeOwned>(&self, request: Request<Incoming>) -> Result<T, Error> {
         let known = self.site.hub.read(|state| state.owns_node(self.machine));
-        let bytes = self.site.readers.read(request.into_body(), known).await?;
+        let sender = if known {
+            Sender::Node(&self.reading)
+        } else {
+            Sender::Stranger(&self.reading)
+        };
+        let bytes = self.site.readers.read(request.into_body(), sender).await?;
         serde_json::from_slice(&bytes)
             .map_err(|error| Error::bad_request(format!("the request is malformed: {error}")))
     }

@@ -3,6 +3,7 @@
 use hyper::{HeaderMap, Response, StatusCode, header};
 
 use super::body::{Body, respond};
+use crate::state::Waiting;
 
 const HTML: &str = "text/html; charset=utf-8";
 
@@ -15,17 +16,41 @@ pub fn front() -> Response<Body> {
 }
 
 /// The page behind an AuthURL. `id` comes from the URL, so it is shown only if it is one of ours.
-pub fn register(id: &str, is_pending: bool) -> Response<Body> {
-    if !is_pending {
+pub fn register(id: &str, waiting: Option<&Waiting>) -> Response<Body> {
+    let Some(waiting) = waiting else {
         let text = "<p>Nobody waits here. The page may have expired, or the machine may be in already. Run <code>up</code> on the machine again for a new one.</p>";
         return html(StatusCode::NOT_FOUND, text);
-    }
+    };
+    let (hostname, os) = (escaped(&waiting.hostname), escaped(&waiting.os));
+    let remote = waiting.remote;
     let text = format!(
-        "<p>A machine waits to join this tailnet. To let it in, an administrator runs on the server:</p>\n\
+        "<p>A machine waits to join this tailnet. It asks from {remote}, and says that it is called <b>{hostname}</b> and runs {os}. To let it in, an administrator runs on the server:</p>\n\
          <pre>lowroad-coordinator nodes approve {id} --user NAME</pre>\n\
          <p>If the machine isn't yours, do nothing.</p>"
     );
     html(StatusCode::OK, &text)
+}
+
+/// What a stranger calls himself, as text and not too long.
+fn escaped(text: &str) -> String {
+    const LONGEST: usize = 64;
+    let mut out = String::new();
+    for c in text.chars().take(LONGEST) {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c if c.is_alphanumeric() || c.is_ascii_graphic() || c == ' ' => out.push(c),
+            // Such as those that turn the direction of what follows.
+            _ => out.push('?'),
+        }
+    }
+    if out.is_empty() {
+        out.push_str("(nothing)");
+    }
+    out
 }
 
 fn html(status: StatusCode, content: &str) -> Response<Body> {
@@ -85,4 +110,19 @@ pub fn no_content(headers: &HeaderMap) -> Response<Body> {
         out.insert("X-Tailscale-Response", value);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_name_cannot_be_markup() {
+        assert_eq!(
+            escaped("<script>alert('x')&\"\u{202e}\n"),
+            "&lt;script&gt;alert(&#39;x&#39;)&amp;&quot;??"
+        );
+        assert_eq!(escaped(""), "(nothing)");
+        assert_eq!(escaped(&"x".repeat(1000)).len(), 64);
+    }
 }

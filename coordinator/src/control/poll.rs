@@ -8,12 +8,14 @@ use lowroad_wire::{
     control::{MapRequest, MapResponse},
     framing::{self, Compression},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Body,
-    body::{respond, text},
+    body::{text, with_type},
     machine::Peer,
+    outlet::{Outlet, Unsent, outlet},
 };
 use crate::{
     Error,
@@ -28,6 +30,12 @@ pub async fn map(peer: &Peer, request: MapRequest) -> Result<Response<Body>, Err
     let (stream, omit_peers) = (request.stream, request.omit_peers);
     let machine = peer.machine;
     if !stream {
+        // Nobody but a hostile client has two under way.
+        let turn = if omit_peers {
+            None
+        } else {
+            Some(peer.site.channels.turn(machine).ok_or_else(busy)?)
+        };
         let (id, receipt) = hub.change(|state| state.update(machine, request, now()));
         let id = id?;
         // Once the answer is there, who asks next sees what was said.
@@ -37,11 +45,8 @@ pub async fn map(peer: &Peer, request: MapRequest) -> Result<Response<Body>, Err
         }
         let first = Sent::first(id, &snapshot, &hub.common(), now());
         let (_, message) = first.ok_or_else(gone)?;
-        return Ok(respond(
-            StatusCode::OK,
-            "application/json",
-            encode(&message, compression)?,
-        ));
+        let body = Body::Netmap(encode(&message, compression)?, turn);
+        return Ok(with_type(StatusCode::OK, "application/json", body));
     }
     let (attached, receipt) = hub.change(|state| {
         let id = state.update(machine, request, now())?;
@@ -51,10 +56,11 @@ pub async fn map(peer: &Peer, request: MapRequest) -> Result<Response<Body>, Err
         attached: attached?,
         hub: hub.clone(),
         compression,
+        channel: peer.end.clone(),
     };
     let snapshot = hub.published(receipt).await;
     // One message may wait for its reader; what changes meanwhile becomes part of the next.
-    let (pieces, receiver) = mpsc::channel(1);
+    let (out, pieces) = outlet();
     let hub = hub.clone();
     let first = move || {
         let id = session.attached.node;
@@ -65,12 +71,19 @@ pub async fn map(peer: &Peer, request: MapRequest) -> Result<Response<Body>, Err
     // A large tailnet's first message takes a while to write down.
     let first = tokio::task::spawn_blocking(first).await;
     let (session, sent, bytes) = first.map_err(|error| Error::Setting(error.to_string()))??;
-    tokio::spawn(session.run(sent, bytes, pieces));
-    Ok(Response::new(Body::Pieces(receiver)))
+    tokio::spawn(session.run(sent, bytes, out));
+    Ok(Response::new(Body::Poll(pieces)))
 }
 
 fn gone() -> Error {
     Error::not_found("node not found; it has just been deleted")
+}
+
+fn busy() -> Error {
+    Error::refused(
+        StatusCode::TOO_MANY_REQUESTS,
+        "a netmap is under way to this machine already",
+    )
 }
 
 fn encode(message: &MapResponse, compression: Compression) -> Result<Bytes, Error> {
@@ -85,6 +98,8 @@ struct Session {
     attached: Attached,
     hub: Arc<Hub>,
     compression: Compression,
+    /// Ends the channel of the poll.
+    channel: CancellationToken,
 }
 
 impl Drop for Session {
@@ -106,20 +121,24 @@ enum End {
 }
 
 impl Session {
-    async fn run(self, mut sent: Sent, first: Bytes, pieces: mpsc::Sender<Bytes>) {
+    async fn run(self, mut sent: Sent, first: Bytes, out: Outlet) {
         let node = self.attached.node;
         tracing::debug!(%node, bytes = first.len(), "poll begun");
-        let end = match self.send(&pieces, first).await {
-            Ok(()) => self.follow(&mut sent, &pieces).await,
+        let end = match self.send(&out, first).await {
+            Ok(()) => self.follow(&mut sent, &out).await,
             Err(end) => end,
         };
         match end {
-            End::Slow => tracing::warn!(%node, "poll ended: the client does not read"),
+            End::Slow => {
+                tracing::warn!(%node, "poll and channel ended: the client does not read");
+                // What else is under way on it would not be read either.
+                self.channel.cancel();
+            }
             end => tracing::debug!(%node, ?end, "poll ended"),
         }
     }
 
-    async fn follow(&self, sent: &mut Sent, pieces: &mpsc::Sender<Bytes>) -> End {
+    async fn follow(&self, sent: &mut Sent, out: &Outlet) -> End {
         let mut snapshots = self.hub.snapshots();
         // What was published since the first message was made.
         snapshots.mark_changed();
@@ -127,7 +146,7 @@ impl Session {
         loop {
             let bytes = tokio::select! {
                 () = self.attached.cancelled.cancelled() => return End::Superseded,
-                () = pieces.closed() => return End::Disconnected,
+                () = out.closed() => return End::Disconnected,
                 changed = snapshots.changed() => match changed {
                     Ok(()) => {
                         let snapshot = snapshots.borrow_and_update().clone();
@@ -147,7 +166,7 @@ impl Session {
                     Err(_) => return End::Failed,
                 },
             };
-            if let Err(end) = self.send(pieces, bytes).await {
+            if let Err(end) = self.send(out, bytes).await {
                 return end;
             }
             silence_ends = Instant::now() + self.silence();
@@ -161,14 +180,13 @@ impl Session {
             .ok()
     }
 
-    async fn send(&self, pieces: &mpsc::Sender<Bytes>, bytes: Bytes) -> Result<(), End> {
+    async fn send(&self, out: &Outlet, bytes: Bytes) -> Result<(), End> {
         tokio::select! {
             () = self.attached.cancelled.cancelled() => Err(End::Superseded),
-            sent = tokio::time::timeout(self.hub.settings.timing.write_timeout, pieces.send(bytes)) => match sent {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(_)) => Err(End::Disconnected),
-                Err(_) => Err(End::Slow),
-            },
+            sent = out.send(bytes, self.hub.settings.timing.write_timeout) => sent.map_err(|unsent| match unsent {
+                Unsent::Gone => End::Disconnected,
+                Unsent::Slow => End::Slow,
+            }),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What administrators do to users and nodes.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use ipnet::IpNet;
 use lowroad_wire::control::{NodeId, UserId};
@@ -11,6 +11,7 @@ use crate::{
     Error,
     model::{Node, User},
     name,
+    text::parse_id,
 };
 
 /// How people name a node: its name (with or without the domain), ID, address, or node key.
@@ -34,7 +35,7 @@ impl State {
             .unwrap_or(text)
             .to_ascii_lowercase();
         let by_name = self.nodes().find(|node| node.name == label);
-        let by_id = || self.node(NodeId(i64::from_str(text).ok()?));
+        let by_id = || self.node(NodeId(parse_id(text)?));
         // Hosts choose what they are called, and none may stand in for another by calling itself "1".
         if let (Some(named), Some(numbered)) = (by_name, by_id())
             && named.id != numbered.id
@@ -70,7 +71,7 @@ impl State {
         // `alice@` is how policies write a user without a domain.
         by_name(wanted)
             .or_else(|| by_name(wanted.strip_suffix('@')?))
-            .or_else(|| self.users.get(&UserId(wanted.parse().ok()?)))
+            .or_else(|| self.users.get(&UserId(parse_id(wanted)?)))
     }
 
     pub fn existing_user(&self, wanted: &str) -> Result<&Arc<User>, Error> {

@@ -9,6 +9,7 @@ use super::State;
 use crate::{
     Error,
     model::{AuthKey, AuthKeyText, KeyId},
+    text::parse_id,
 };
 
 #[derive(Debug, Clone)]
@@ -63,7 +64,7 @@ impl State {
         now: OffsetDateTime,
     ) -> Result<Arc<AuthKey>, Error> {
         let prefix = AuthKeyText::parse(name).map_or_else(|| name.to_owned(), |text| text.prefix);
-        let id = name.parse().ok();
+        let id = parse_id(name);
         let found = self
             .auth_keys
             .values()

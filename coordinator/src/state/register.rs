@@ -11,16 +11,14 @@ use tokio::sync::watch;
 
 use super::{State, poll};
 use crate::{
-    Error, address,
+    Error, address, fair,
     model::{KeyId, Node, Owner},
     store::Setting,
     text,
 };
 
-/// Login pages that may be open at once: each holds a host info.
+/// Login pages that may be open at once: each holds a host info. Beyond it whoever has most of them loses the oldest.
 const MAX_PENDING: usize = 2000;
-/// Of one address, so that one hostile host does not keep all others from joining.
-const MAX_PENDING_OF_ONE: usize = 64;
 const FOREIGN_KEY: &str = "this node key belongs to another machine; log out, then log in again";
 
 /// Requests that may wait for one page: stock clients have one, and may leave some behind on channels that are dead.
@@ -64,6 +62,14 @@ pub(super) struct Pending {
     remote: IpAddr,
     /// Dropped, and so told, when it has been decided.
     decided: watch::Sender<()>,
+}
+
+/// Who asks to be let in.
+#[derive(Debug)]
+pub struct Waiting {
+    pub hostname: String,
+    pub os: String,
+    pub remote: IpAddr,
 }
 
 /// What a node brings along when it joins.
@@ -139,8 +145,15 @@ impl State {
         Ok(Some(pending.decided.subscribe()))
     }
 
-    pub fn is_pending(&self, id: &str) -> bool {
-        self.pending.contains_key(id)
+    /// Who waits at a login page, by its own account but for the address.
+    pub fn who_waits(&self, id: &str) -> Option<Waiting> {
+        let pending = self.pending.get(id)?;
+        let Hostinfo { hostname, os, .. } = &pending.request.hostinfo;
+        Some(Waiting {
+            hostname: hostname.clone(),
+            os: os.clone(),
+            remote: pending.remote,
+        })
     }
 
     pub fn check_pending(&self, id: &str) -> Result<(), Error> {
@@ -228,9 +241,13 @@ impl State {
             .old_key
             .and_then(|key| self.node_by_key(key))
             .filter(|old| old.machine == who.machine);
-        // A key that ends some day is renewed by logging in, which is what its end is for.
+        // A key that ends some day is renewed by logging in, which is what its end is for. One that never ends gains nothing by
+        // being replaced: the channel proves the machine, whose key lies beside the node's, and an administrator ends both alike.
         if let Some(old) = old.filter(|old| old.expiry.is_none()) {
-            let owner = old.owner.clone();
+            let owner = match old.owner {
+                Owner::User(user) => requested_owner(&join.hostinfo, user, who.may_tag)?,
+                Owner::Tags(_) => old.owner.clone(),
+            };
             let ephemeral = old.ephemeral;
             let auth_key = old.auth_key;
             return self
@@ -255,22 +272,14 @@ impl State {
             pending.request = join;
             return Ok(id.clone());
         }
-        let of_one: Vec<_> = self
-            .pending
-            .iter()
-            .filter(|(_, pending)| pending.remote == who.remote)
-            .collect();
-        if of_one.len() >= MAX_PENDING_OF_ONE {
-            let oldest = of_one
-                .iter()
-                .min_by_key(|(_, pending)| pending.since)
-                .map(|(id, _)| (*id).clone());
-            oldest.and_then(|id| self.pending.remove(&id));
-        } else if self.pending.len() >= MAX_PENDING {
-            return Err(Error::refused(
-                hyper::StatusCode::TOO_MANY_REQUESTS,
-                "too many machines wait for approval; try again in some minutes, or use an auth key",
-            ));
+        if self.pending.len() >= MAX_PENDING {
+            let crowd = self.pending.iter();
+            let since =
+                |(id, pending): (&String, &Pending)| (pending.remote, (pending.since, id.clone()));
+            for (_, id) in fair::who_goes(crowd.map(since), 1) {
+                tracing::debug!(%id, "too many login pages: one made way");
+                self.pending.remove(&id);
+            }
         }
         let id = hex::encode(who.random);
         let pending = Pending {
@@ -445,5 +454,61 @@ fn requested_owner(
         Some(tag) => Err(Error::bad_request(format!(
             "requested tag {tag:?} is not permitted; the policy's tagOwners say who may use which, or use an auth key with tags"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{state::Settings, store::Store};
+
+    fn ask(state: &mut State, number: u32, remote: IpAddr, began: Instant) -> String {
+        let mut bytes = [1; 32];
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        let mut random = [0; 16];
+        random[..4].copy_from_slice(&number.to_le_bytes());
+        let who = Stranger {
+            machine: MachinePublic::from_bytes(bytes),
+            remote,
+            random,
+            now: OffsetDateTime::UNIX_EPOCH,
+            instant: began + Duration::from_millis(number.into()),
+            may_tag: &|_, _| false,
+        };
+        let request = RegisterRequest {
+            node_key: Some(NodePublic::from_bytes(bytes)),
+            ..RegisterRequest::default()
+        };
+        match state.register(request, &who) {
+            Ok(Registered::Visit(id)) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_flood_of_login_pages_pushes_out_itself_and_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let began = Instant::now();
+        let settings = Arc::new(Settings::default());
+        let mut state = State::load(&store, settings, OffsetDateTime::UNIX_EPOCH, began).unwrap();
+        let home = "2001:db8:1::5".parse().unwrap();
+        let waiting = ask(&mut state, 0, home, began);
+        // One host with all addresses of a /48.
+        let flood = |number: u32| IpAddr::from([0x2001, 0xdb8, 2, number as u16, 0, 0, 0, 1]);
+        let pages: Vec<_> = (1..=MAX_PENDING as u32 + 100)
+            .map(|number| ask(&mut state, number, flood(number), began))
+            .collect();
+        assert_eq!(state.pending.len(), MAX_PENDING);
+        assert!(
+            state.who_waits(&waiting).is_some(),
+            "the flood pushed it out"
+        );
+        assert!(state.who_waits(&pages[0]).is_none());
+        let late = ask(&mut state, u32::MAX, "192.0.2.1".parse().unwrap(), began);
+        assert!(state.who_waits(&late).is_some(), "who comes late is let in");
+        assert_eq!(state.pending.len(), MAX_PENDING);
     }
 }

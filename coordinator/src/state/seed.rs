@@ -32,6 +32,7 @@ impl State {
     /// The caller has parsed and compiled it.
     pub fn set_policy(&mut self, text: String, policy: Policy) {
         self.policy_text = Some(text);
+        self.refused_policy = None;
         self.policy = Arc::new(policy);
         self.stale_policy = true;
         self.generation += 1;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use lowroad_coordinator::admin::api::{Ask, AuthKeyInfo};
-use lowroad_wire::control::RegisterResponse;
+use lowroad_wire::{control::RegisterResponse, key::NodePublic};
 use time::OffsetDateTime;
 
 use crate::{
@@ -242,6 +242,15 @@ async fn a_key_is_rotated_in_exchange_for_the_old_one() {
         (nodes.len(), nodes[0].node_key.clone()),
         (1, a.node.public().to_string())
     );
+
+    // It brings no tags along that its user may not give.
+    let mut greedy = request.clone();
+    greedy.old_node_key = Some(a.node.public());
+    greedy.node_key = Some(NodePublic::from_bytes([7; 32]));
+    let hostinfo = greedy.hostinfo.get_or_insert_default();
+    hostinfo.request_tags = vec!["tag:admin".to_owned()];
+    let (status, _) = a.send_register(&greedy).await.unwrap_err();
+    assert_eq!(status, StatusCode::BAD_REQUEST);
 
     // Somebody else's old key is worth nothing.
     let mut thief = Client::new(lab.address(), "thief").await;

@@ -289,3 +289,31 @@ fn a_policy_file_is_loaded_when_it_has_changed_and_a_bad_one_refuses_to_start() 
     assert_eq!(policy(), "{\"acls\": [],}\n");
     daemon.stop();
 }
+
+#[test]
+fn a_stored_policy_that_is_refused_is_replaced_by_a_policy_file_and_else_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let file = dir.path().join("p.hujson");
+    let seed = ["--policy", file.to_str().unwrap()];
+    std::fs::write(&file, "{\"acls\": []}\n").unwrap();
+    Daemon::start(&state, &seed).stop();
+    // As if an earlier version had taken it.
+    let database = rusqlite::Connection::open(state.join("coordinator.sqlite")).unwrap();
+    let changed = database.execute(
+        "UPDATE settings SET value = '{\"acls\": 5}' WHERE value LIKE '{%'",
+        [],
+    );
+    assert_eq!(changed.unwrap(), 1);
+    drop(database);
+    let text = failure(&serve(&state, &[]).output().unwrap());
+    assert!(
+        text.contains("stored policy") && text.contains("--policy"),
+        "{text}"
+    );
+    // Although the file is the one that was loaded last.
+    let daemon = Daemon::start(&state, &seed);
+    let policy = run(&state, &["policy", "get"]).stdout;
+    assert_eq!(String::from_utf8(policy).unwrap(), "{\"acls\": []}\n");
+    daemon.stop();
+}

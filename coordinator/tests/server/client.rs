@@ -2,14 +2,20 @@
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::atomic::{AtomicU32, Ordering},
+    task::{self, Context},
     time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, StatusCode, body::Incoming, client::conn::http2::SendRequest};
+use http_body_util::{BodyExt as _, Either, Full};
+use hyper::{
+    Request, StatusCode,
+    body::{Frame, Incoming},
+    client::conn::http2::SendRequest,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lowroad_wire::{
     control::{
@@ -40,13 +46,30 @@ fn seed() -> [u8; 32] {
     std::array::from_fn(|at| number[at % 4])
 }
 
+type Sent = Either<Full<Bytes>, Never>;
+
+/// A body that never comes.
+pub struct Never;
+
+impl hyper::body::Body for Never {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        task::Poll::Pending
+    }
+}
+
 pub struct Client {
     pub address: SocketAddr,
     pub machine: MachinePrivate,
     pub node: NodePrivate,
     pub disco: DiscoPrivate,
     pub hostinfo: Hostinfo,
-    http: SendRequest<Full<Bytes>>,
+    http: SendRequest<Sent>,
 }
 
 impl Client {
@@ -153,14 +176,44 @@ impl Client {
         }
     }
 
+    /// The answer's body is left where it is.
+    pub async fn post_unread(
+        &mut self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> hyper::Response<Incoming> {
+        self.send(path, serde_json::to_vec(body).unwrap()).await
+    }
+
+    /// Whether the channel still takes requests.
+    pub async fn is_open(&mut self) -> bool {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        !self.http.is_closed()
+    }
+
+    /// Begins a request whose body never comes. Goes on as long as what it returns is held.
+    pub async fn begin(mut self, path: &str) -> impl Sized + use<> {
+        let sent = self.send_body(path, Either::Right(Never)).await;
+        (self, sent)
+    }
+
     async fn send_later(
         &mut self,
         path: &str,
         body: Vec<u8>,
     ) -> impl Future<Output = hyper::Result<hyper::Response<Incoming>>> + use<> {
+        self.send_body(path, Either::Left(Full::new(Bytes::from(body))))
+            .await
+    }
+
+    async fn send_body(
+        &mut self,
+        path: &str,
+        body: Sent,
+    ) -> impl Future<Output = hyper::Result<hyper::Response<Incoming>>> + use<> {
         self.http.ready().await.unwrap();
         let request = Request::post(format!("https://control{path}"))
-            .body(Full::new(Bytes::from(body)))
+            .body(body)
             .unwrap();
         self.http.send_request(request)
     }
@@ -232,7 +285,7 @@ impl Client {
     }
 }
 
-async fn open(address: SocketAddr, machine: &MachinePrivate) -> SendRequest<Full<Bytes>> {
+async fn open(address: SocketAddr, machine: &MachinePrivate) -> SendRequest<Sent> {
     let key = get(address, "/key?v=130").await;
     let key: OverTlsPublicKey =
         serde_json::from_str(key.split("\r\n\r\n").nth(1).unwrap()).unwrap();
@@ -257,10 +310,12 @@ async fn open(address: SocketAddr, machine: &MachinePrivate) -> SendRequest<Full
     );
     let (stream, challenge) = NoiseStream::connect(stream, initiator, &[]).await.unwrap();
     assert!(challenge.is_some());
-    let (http, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
+    let (http, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        // That of the protocol; more would be taken without anybody reading.
+        .initial_stream_window_size(65_535)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
     tokio::spawn(connection);
     http
 }

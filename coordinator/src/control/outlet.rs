@@ -1,0 +1,234 @@
+//! The answer to a poll: one message after another, each held by us until its reader takes it.
+//!
+//! What HTTP/2 is given it keeps until the client opens its window, and a client need not. So it is given small pieces, and
+//! the rest of a message is let go of when the poll ends, whoever has not read it.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use tokio::{sync::Notify, time::timeout};
+
+/// So much is beyond recall when it has been given to HTTP/2: its frames are of this size by default.
+const PIECE: usize = 16 << 10;
+
+#[derive(Debug, Default)]
+struct Shared {
+    slot: Mutex<Slot>,
+    /// A piece has been taken, or the reader is gone.
+    stir: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    waiting: Bytes,
+    reader: Option<Waker>,
+    writer_gone: bool,
+    reader_gone: bool,
+}
+
+impl Shared {
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The poll's end. When it is dropped, what has not been taken goes, too.
+#[derive(Debug)]
+pub struct Outlet(Arc<Shared>);
+
+/// The end of the response's body.
+#[derive(Debug)]
+pub struct Pieces(Arc<Shared>);
+
+/// Why a message could not be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Unsent {
+    /// The reader is gone.
+    Gone,
+    /// The message before it is still there, and no piece of it was taken for too long.
+    Slow,
+}
+
+pub fn outlet() -> (Outlet, Pieces) {
+    let shared = Arc::new(Shared::default());
+    (Outlet(shared.clone()), Pieces(shared))
+}
+
+impl Outlet {
+    /// Waits until the message before has been taken, as long as each piece of it goes within `patience`.
+    pub async fn send(&self, message: Bytes, patience: Duration) -> Result<(), Unsent> {
+        loop {
+            {
+                let mut slot = self.0.slot();
+                if slot.reader_gone {
+                    return Err(Unsent::Gone);
+                }
+                if slot.waiting.is_empty() {
+                    slot.waiting = message;
+                    if let Some(reader) = slot.reader.take() {
+                        reader.wake();
+                    }
+                    return Ok(());
+                }
+            }
+            let stir = timeout(patience, self.0.stir.notified());
+            stir.await.map_err(|_| Unsent::Slow)?;
+        }
+    }
+
+    /// Waits until the reader is gone.
+    pub async fn closed(&self) {
+        while !self.0.slot().reader_gone {
+            self.0.stir.notified().await;
+        }
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        let mut slot = self.0.slot();
+        slot.waiting = Bytes::new();
+        slot.writer_gone = true;
+        if let Some(reader) = slot.reader.take() {
+            reader.wake();
+        }
+    }
+}
+
+impl Pieces {
+    pub fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut slot = self.0.slot();
+        if let Some(piece) = take_piece(&mut slot.waiting) {
+            self.0.stir.notify_one();
+            return Poll::Ready(Some(piece));
+        }
+        if slot.writer_gone {
+            return Poll::Ready(None);
+        }
+        slot.reader = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        self.0.slot().reader_gone = true;
+        self.0.stir.notify_one();
+    }
+}
+
+/// The next piece of `bytes`, which does not keep the rest in memory.
+pub fn take_piece(bytes: &mut Bytes) -> Option<Bytes> {
+    if bytes.len() <= PIECE {
+        return Some(std::mem::take(bytes)).filter(|last| !last.is_empty());
+    }
+    let piece = Bytes::copy_from_slice(&bytes[..PIECE]);
+    bytes.advance(PIECE);
+    Some(piece)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        pin::pin,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    async fn next(pieces: &mut Pieces) -> Option<Bytes> {
+        poll_fn(|context| Pin::new(&mut *pieces).poll_next(context)).await
+    }
+
+    /// Bytes that say when nobody holds them any more.
+    fn watched(length: usize) -> (Bytes, Arc<AtomicBool>) {
+        struct Watched(Vec<u8>, Arc<AtomicBool>);
+        impl AsRef<[u8]> for Watched {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        impl Drop for Watched {
+            fn drop(&mut self) {
+                self.1.store(true, Ordering::Relaxed);
+            }
+        }
+        let freed = Arc::new(AtomicBool::new(false));
+        let bytes = Bytes::from_owner(Watched(vec![7; length], freed.clone()));
+        (bytes, freed)
+    }
+
+    #[tokio::test]
+    async fn messages_arrive_whole_and_in_order() {
+        let (outlet, mut pieces) = outlet();
+        let messages = [vec![1; 3 * PIECE + 5], vec![2; 1], vec![3; PIECE]];
+        let wanted = messages.concat();
+        let writing = tokio::spawn(async move {
+            for message in messages {
+                outlet.send(message.into(), PATIENCE).await.unwrap();
+            }
+            outlet.closed().await;
+        });
+        let mut got = Vec::new();
+        while got.len() < wanted.len() {
+            got.extend_from_slice(&next(&mut pieces).await.unwrap());
+        }
+        assert_eq!(got, wanted);
+        drop(pieces);
+        writing.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_piece_after_piece_is_waited_for_and_who_does_not_is_slow() {
+        let (outlet, mut pieces) = outlet();
+        outlet
+            .send(vec![0; 4 * PIECE].into(), PATIENCE)
+            .await
+            .unwrap();
+        {
+            let mut second = pin!(outlet.send(vec![1; 1].into(), PATIENCE));
+            for _ in 0..4 {
+                let wait = timeout(PATIENCE * 2 / 3, second.as_mut());
+                assert!(wait.await.is_err(), "still waiting for the first to go");
+                next(&mut pieces).await.unwrap();
+            }
+            assert_eq!(second.await, Ok(()));
+        }
+        let third = outlet.send(vec![2; 1].into(), PATIENCE);
+        assert_eq!(third.await, Err(Unsent::Slow));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_has_read_goes_with_the_poll() {
+        let (outlet, mut pieces) = outlet();
+        let (message, freed) = watched(10 * PIECE);
+        outlet.send(message, PATIENCE).await.unwrap();
+        let piece = next(&mut pieces).await.unwrap();
+        assert!(!freed.load(Ordering::Relaxed));
+        drop(outlet);
+        assert!(
+            freed.load(Ordering::Relaxed),
+            "{} bytes pin it",
+            piece.len()
+        );
+        assert_eq!(next(&mut pieces).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_gone_is_noticed() {
+        let (outlet, pieces) = outlet();
+        outlet.send(vec![0; 1].into(), PATIENCE).await.unwrap();
+        drop(pieces);
+        outlet.closed().await;
+        let sent = outlet.send(vec![0; 1].into(), PATIENCE);
+        assert_eq!(sent.await, Err(Unsent::Gone));
+    }
+}
