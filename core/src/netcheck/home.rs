@@ -40,10 +40,11 @@ impl Homes {
     }
 
     pub fn choose(&mut self, now: Instant, map: &DerpMap, stable: u64) -> Option<RegionId> {
+        // A region without a relay to connect to would leave us unreachable.
         let eligible = |id: &RegionId| {
-            map.regions
-                .get(id)
-                .is_some_and(|region| !region.no_measure_no_home)
+            map.regions.get(id).is_some_and(|region| {
+                !region.no_measure_no_home && region.nodes.iter().any(|node| !node.stun_only)
+            })
         };
         let known = map.regions.len();
         self.frames.retain(|id, _| map.regions.contains_key(id));

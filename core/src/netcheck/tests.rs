@@ -237,6 +237,30 @@ fn where_nothing_answers_the_pick_is_stable_and_the_report_comes_in_time() {
 }
 
 #[test]
+fn a_region_without_a_relay_is_no_home() {
+    let nothing = Internet {
+        latency: &|_| None,
+        mapping: &easy,
+    };
+    let start = Instant::now();
+    let mut only_one = map(7);
+    for (id, region) in &mut only_one.regions {
+        match id.0 {
+            3 => {}
+            1 | 2 => region
+                .nodes
+                .iter_mut()
+                .for_each(|node| node.stun_only = true),
+            _ => region.nodes.clear(),
+        }
+    }
+    let mut netcheck = check();
+    netcheck.set_map(start, &only_one);
+    let (report, ..) = run(&mut netcheck, start, &nothing);
+    assert_eq!(report.preferred, Some(RegionId(3)));
+}
+
+#[test]
 fn without_a_map_there_is_a_report_at_once() {
     let mut netcheck = check();
     let start = Instant::now();
