@@ -3,6 +3,7 @@
 //! Decoding ignores unknown fields, takes `null` for the default and Go's zero time for none; encoding leaves out what
 //! Go's `omitempty` would. Strings are owned: Go escapes `&`, `<` and `>`, so nothing can be borrowed from the input.
 
+mod census;
 mod derpmap;
 mod dns;
 mod filter;

@@ -27,6 +27,12 @@ pub enum Error {
         limit: usize,
         got: usize,
     },
+    #[error("{what} has too many entries: {got} of at most {limit}")]
+    Many {
+        what: &'static str,
+        limit: usize,
+        got: usize,
+    },
     #[error("{what} is malformed: {why}")]
     Malformed {
         what: &'static str,

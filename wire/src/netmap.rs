@@ -16,7 +16,7 @@ const BASE: &str = "base";
 const ALL: &str = "*";
 
 /// Most peers, and most users, of a netmap. One message cannot hold many more; any number of differences can.
-const MAX_NODES: usize = 1 << 17;
+pub const MAX_NODES: usize = 1 << 17;
 /// Most named filters, and most messages for people.
 const MAX_NAMED: usize = 256;
 

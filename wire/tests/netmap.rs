@@ -462,3 +462,31 @@ fn ids(netmap: &NetMap) -> Vec<i64> {
 fn set(ids: &[i64]) -> BTreeSet<NodeId> {
     ids.iter().copied().map(NodeId).collect()
 }
+
+#[test]
+fn a_list_of_too_many_peers_is_refused_as_a_whole() {
+    let nodes = |count: usize| {
+        let node = |number| format!(r#"{{"ID":{number},"Key":"nodekey:{number:064x}"}}"#);
+        let nodes: Vec<_> = (1..=count).map(node).collect();
+        format!(r#"{{"Domain":"x","Peers":[{}]}}"#, nodes.join(","))
+    };
+    let most = lowroad_wire::netmap::MAX_NODES;
+    let (map, malformed) = MapResponse::parse(nodes(most).as_bytes()).unwrap();
+    assert_eq!((map.peers.len(), malformed.len()), (most, 0));
+    let error = MapResponse::parse(nodes(most + 1).as_bytes()).unwrap_err();
+    assert!(error.to_string().contains("peers"), "{error}");
+}
+
+#[test]
+fn a_peer_that_takes_too_much_room_is_skipped_and_a_text_that_does_is_refused() {
+    let node = |tags: usize| {
+        let tags = vec!["tag:x".repeat(100); tags];
+        json!({"ID": 1, "Key": format!("nodekey:{:064x}", 1), "Tags": tags})
+    };
+    let parse = |message: Value| MapResponse::parse(message.to_string().as_bytes());
+    let (map, malformed) = parse(json!({"PeersChanged": [node(10), node(200)]})).unwrap();
+    assert_eq!((map.peers_changed.len(), malformed.len()), (1, 1));
+    assert!(malformed[0].why.contains("bytes"), "{malformed:?}");
+    let error = parse(json!({"Domain": "x".repeat(1 << 20)})).unwrap_err();
+    assert!(error.to_string().contains("too long"), "{error}");
+}

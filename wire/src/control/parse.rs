@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use super::{FilterRule, MapResponse, Node, NodeId, go};
-use crate::Error;
+use super::{FilterRule, MapResponse, Node, NodeId, census, go};
+use crate::{Error, netmap::MAX_NODES};
 
 /// A piece of a netmap that was left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ impl fmt::Display for Malformed {
 
 /// At most this many are reported of one message: a hostile one must not fill the log.
 const MAX_REPORTED: usize = 32;
+/// Bytes of one node, of one change of a node, of one user. Netmaps keep very many of them; host infos, their largest part, are below 32 KiB.
+const MAX_ELEMENT: usize = 64 << 10;
 
 impl MapResponse {
     /// Reads one message, and says what of it was skipped.
@@ -38,8 +40,9 @@ impl MapResponse {
     /// counts as empty: it blocks all.
     ///
     /// # Errors
-    /// The bytes are not a JSON object.
+    /// The bytes are not a JSON object, or its lists have more elements than any tailnet's: then nothing of it is taken.
     pub fn parse(json: &[u8]) -> Result<(Self, Vec<Malformed>), Error> {
+        census::check(json)?;
         let fields: BTreeMap<String, Box<RawValue>> =
             serde_json::from_slice(json).map_err(|source| Error::Json {
                 what: "map response",
@@ -48,8 +51,16 @@ impl MapResponse {
         let mut reader = Reader {
             fields,
             malformed: Vec::new(),
+            too_many: None,
         };
         let response = reader.response();
+        if let Some(got) = reader.too_many {
+            return Err(Error::Many {
+                what: "the map's list of peers",
+                limit: MAX_NODES,
+                got,
+            });
+        }
         Ok((response, reader.malformed))
     }
 }
@@ -57,6 +68,8 @@ impl MapResponse {
 struct Reader {
     fields: BTreeMap<String, Box<RawValue>>,
     malformed: Vec<Malformed>,
+    /// The length of a list of nodes that is longer than may be.
+    too_many: Option<usize>,
 }
 
 impl Reader {
@@ -132,8 +145,15 @@ impl Reader {
             .flatten()
     }
 
-    fn elements(&mut self, field: &'static str, raw: &RawValue) -> Option<Vec<Box<RawValue>>> {
-        self.read(field, raw)
+    /// Borrowed: a hostile list of very many elements leaves no heap of small pieces behind.
+    fn elements<'a>(
+        &mut self,
+        field: &'static str,
+        raw: &'a RawValue,
+    ) -> Option<Vec<&'a RawValue>> {
+        serde_json::from_str(raw.get())
+            .inspect_err(|error| self.report(field, None, error.to_string()))
+            .ok()
     }
 
     fn list<T: DeserializeOwned>(&mut self, name: &'static str) -> Option<Vec<T>> {
@@ -142,15 +162,26 @@ impl Reader {
         Some(
             elements
                 .iter()
-                .filter_map(|element| self.read(name, element))
+                .filter_map(|element| match too_long(element) {
+                    Some(why) => {
+                        self.report(name, None, why);
+                        None
+                    }
+                    None => self.read(name, element),
+                })
                 .collect(),
         )
     }
 
     fn nodes(&mut self, name: &'static str) -> Vec<Node> {
-        let elements = self.take(name).and_then(|raw| self.elements(name, &raw));
+        let raw = self.take(name);
+        let elements = raw.as_deref().and_then(|raw| self.elements(name, raw));
+        let elements = elements.unwrap_or_default();
+        if elements.len() > MAX_NODES {
+            self.too_many = Some(elements.len());
+            return Vec::new();
+        }
         elements
-            .unwrap_or_default()
             .iter()
             .filter_map(|element| self.node(name, element))
             .collect()
@@ -161,6 +192,10 @@ impl Reader {
         struct Id {
             #[serde(rename = "ID")]
             id: NodeId,
+        }
+        if let Some(why) = too_long(raw) {
+            self.report(field, None, why);
+            return None;
         }
         let why = match serde_json::from_str::<Node>(raw.get()) {
             Err(error) => error.to_string(),
@@ -226,4 +261,9 @@ impl Reader {
         }
         self.read(field, raw)
     }
+}
+
+fn too_long(element: &RawValue) -> Option<String> {
+    let length = element.get().len();
+    (length > MAX_ELEMENT).then(|| format!("{length} bytes, of which there may be {MAX_ELEMENT}"))
 }
