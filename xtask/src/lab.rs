@@ -3,6 +3,7 @@
 mod bad_input;
 mod bpf;
 mod host;
+mod hostile;
 mod join;
 mod kernel;
 mod network;
@@ -140,6 +141,19 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         "bad-coordinator",
         bad_input::the_coordinator_says_what_is_wrong,
     ),
+    ("hostile-peer", hostile::peer::a_hostile_peer_harms_no_other),
+    (
+        "hostile-relay",
+        hostile::relay::a_hostile_relay_harms_no_path_but_its_own,
+    ),
+    (
+        "hostile-control",
+        hostile::control::a_hostile_control_server_stops_nothing_that_works,
+    ),
+    (
+        "hostile-client",
+        hostile::client::a_hostile_client_harms_no_other,
+    ),
 ];
 
 /// In the VM, whose kernel has WireGuard.
@@ -200,6 +214,9 @@ pub fn run(names: &[&str], tally: &mut Tally) -> Result<()> {
     }
     setup::lab()?;
     tailnet::build()?;
+    if chosen.iter().any(|(name, _)| name.starts_with("hostile")) {
+        hostile::build()?;
+    }
     for (name, scenario) in chosen {
         signals::check()?;
         one(name, *scenario, tally)?;
@@ -214,6 +231,12 @@ pub fn run_units(tally: &mut Tally) -> Result<()> {
         one(name, *scenario, tally)?;
     }
     Ok(())
+}
+
+/// All scenarios, wherever they run.
+pub fn names() -> Vec<&'static str> {
+    let all = SCENARIOS.iter().chain(IN_THE_VM).chain(UNITS);
+    all.map(|(name, _)| *name).collect()
 }
 
 fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {

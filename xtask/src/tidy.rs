@@ -30,6 +30,9 @@ const HOSTS: &[(&str, &str)] = &[
     ("registry.npmjs", ".org"),
 ];
 
+/// Each of its lines names its tests.
+const SECURITY: &str = "docs/security.md";
+
 const MACROS: &[(&str, &str)] = &[("todo", "!("), ("unimplemented", "!("), ("dbg", "!(")];
 
 pub fn main() -> Result<()> {
@@ -41,6 +44,7 @@ pub fn main() -> Result<()> {
         look(&path, &text, &mut findings);
     }
     dependencies(&mut findings)?;
+    named_tests(&mut findings)?;
     for finding in &findings {
         eprintln!("   {finding}");
     }
@@ -161,9 +165,77 @@ fn dependencies(findings: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// Every test that the security document names is there.
+fn named_tests(findings: &mut Vec<String>) -> Result<()> {
+    let document = fs::read_to_string(root().join(SECURITY)).context(SECURITY)?;
+    let mut sources = String::new();
+    for path in files()?.iter().filter(|path| path.ends_with(".rs")) {
+        sources.push_str(&fs::read_to_string(root().join(path)).unwrap_or_default());
+    }
+    let tests = tests_of(&sources);
+    let scenarios = crate::lab::names();
+    let named = names_of_tests(&document);
+    if named.is_empty() {
+        findings.push(format!("{SECURITY}: names no test"));
+    }
+    for name in named {
+        let exists = match name.strip_prefix("lab/") {
+            Some(scenario) => scenarios.contains(&scenario),
+            None => tests.contains(name),
+        };
+        if !exists {
+            findings.push(format!("{SECURITY}: there is no test {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// What stands between backquotes on lines that hold nothing else.
+fn names_of_tests(document: &str) -> Vec<&str> {
+    let lines = document.lines().map(str::trim);
+    lines
+        .filter(|line| line.starts_with('`') && line.ends_with('`'))
+        .flat_map(|line| line.split_whitespace())
+        .filter_map(|word| word.strip_prefix('`')?.strip_suffix('`'))
+        .collect()
+}
+
+/// Functions that are marked as tests by an attribute, and those that `on_both!` (of `agent/tests/root_kernel.rs`) makes tests of.
+fn tests_of(source: &str) -> BTreeSet<&str> {
+    let mut tests = BTreeSet::new();
+    let (mut marked, mut on_both) = (false, false);
+    for line in source.lines().map(str::trim) {
+        if line == "on_both! {" || (on_both && line == "}") {
+            on_both = !on_both;
+        } else if on_both {
+            tests.insert(line);
+        }
+        if line.starts_with("#[") {
+            marked |= line.contains("test") && !line.contains("cfg");
+            continue;
+        }
+        let line = line.strip_prefix("async ").unwrap_or(line);
+        if let Some(rest) = line.strip_prefix("fn ")
+            && marked
+        {
+            tests.extend(rest.split('(').next());
+        }
+        marked &= line.starts_with("//") || line.is_empty();
+    }
+    tests
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_are_found_by_their_mark_and_in_the_document() {
+        let source = "#[test]\nfn a() {}\n\nfn b() {}\n#[tokio::test]\n#[ignore]\nasync fn c() {}\n#[cfg(test)]\nfn d() {}\non_both! {\n    e\n}\nf";
+        assert_eq!(tests_of(source), BTreeSet::from(["a", "c", "e"]));
+        let document = "* It holds `x`.\n  `a` `lab/b`\n\n`in` a sentence\n";
+        assert_eq!(names_of_tests(document), ["a", "lab/b"]);
+    }
 
     #[test]
     fn only_code_that_names_a_kernel_crate_is_found() {

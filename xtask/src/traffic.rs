@@ -4,4 +4,4 @@ mod http;
 mod ping;
 
 pub use http::{Server, get, status};
-pub use ping::Pinger;
+pub use ping::{Pinger, Report};

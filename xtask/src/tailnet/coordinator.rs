@@ -22,33 +22,66 @@ const PORT: u16 = 8080;
 const START_LIMIT: Duration = Duration::from_secs(30);
 const CLI_LIMIT: Duration = Duration::from_secs(30);
 
+/// How it is started, this time and every other.
+#[derive(Debug)]
+struct Options {
+    level: &'static str,
+    flags: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            level: "info",
+            flags: Vec::new(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Coordinator {
     pub namespace: Namespace,
     folder: PathBuf,
     state: PathBuf,
-    level: String,
+    options: Options,
     daemon: Daemon,
 }
 
 impl Coordinator {
     /// On a host of its own in `net`, with this policy.
     pub fn start(net: &Net, policy: &str) -> Result<Self> {
-        Self::start_logging(net, policy, "info")
+        Self::launch(net, policy, Options::default())
     }
 
     /// With another level of logging.
-    pub fn start_logging(net: &Net, policy: &str, level: &str) -> Result<Self> {
+    pub fn start_logging(net: &Net, policy: &str, level: &'static str) -> Result<Self> {
+        let options = Options {
+            level,
+            ..Options::default()
+        };
+        Self::launch(net, policy, options)
+    }
+
+    /// With further flags of `serve`.
+    pub fn start_with(net: &Net, policy: &str, flags: &[&str]) -> Result<Self> {
+        let options = Options {
+            flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+            ..Options::default()
+        };
+        Self::launch(net, policy, options)
+    }
+
+    fn launch(net: &Net, policy: &str, options: Options) -> Result<Self> {
         let namespace = net.public("coordinator", COORDINATOR)?;
         let folder = net.folder().to_owned();
         let state = folder.join("coordinator");
         fs::write(folder.join("policy.hujson"), policy)?;
-        let daemon = serve(&namespace, &folder, &state, level)?;
+        let daemon = serve(&namespace, &folder, &state, &options)?;
         let mut coordinator = Self {
             namespace,
-            level: level.to_owned(),
             folder,
             state,
+            options,
             daemon,
         };
         coordinator.wait_until_ready()?;
@@ -85,7 +118,7 @@ impl Coordinator {
     /// Starts it again on the same state.
     pub fn start_again(&mut self) -> Result<()> {
         self.daemon.stop();
-        self.daemon = serve(&self.namespace, &self.folder, &self.state, &self.level)?;
+        self.daemon = serve(&self.namespace, &self.folder, &self.state, &self.options)?;
         self.wait_until_ready()
     }
 
@@ -93,7 +126,7 @@ impl Coordinator {
     pub fn start_as_another(&mut self) -> Result<()> {
         self.daemon.stop();
         self.state = self.folder.join("another-coordinator");
-        self.daemon = serve(&self.namespace, &self.folder, &self.state, &self.level)?;
+        self.daemon = serve(&self.namespace, &self.folder, &self.state, &self.options)?;
         self.wait_until_ready()
     }
 
@@ -159,16 +192,17 @@ impl Coordinator {
     }
 }
 
-fn serve(namespace: &Namespace, folder: &Path, state: &Path, level: &str) -> Result<Daemon> {
+fn serve(namespace: &Namespace, folder: &Path, state: &Path, options: &Options) -> Result<Daemon> {
     let mut command = namespace.command(binaries().join("lowroad-coordinator"));
     command
         .args(["serve", "--listen", "0.0.0.0:8080", "--url", URL])
         .args(["--stun", "0.0.0.0:3478", "--base-domain", "tail.lab"])
-        .env("LOWROAD_LOG", level)
+        .env("LOWROAD_LOG", options.level)
         .arg("--state-dir")
         .arg(state)
         .arg("--policy")
-        .arg(folder.join("policy.hujson"));
+        .arg(folder.join("policy.hujson"))
+        .args(&options.flags);
     Daemon::spawn(&mut command, &folder.join("coordinator.log"))
 }
 

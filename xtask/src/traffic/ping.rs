@@ -53,6 +53,8 @@ pub struct Report {
     /// The longest time between two answers.
     pub longest_silence: Duration,
     pub median: Option<Duration>,
+    /// Of a hundred answers, one took longer.
+    pub p99: Option<Duration>,
     /// Numbers of the packets without an answer, from 0.
     pub unanswered: Vec<u16>,
 }
@@ -171,6 +173,7 @@ impl Packets {
                 .max()
                 .unwrap_or_default(),
             median: times.get(times.len() / 2).copied(),
+            p99: times.get(times.len() * 99 / 100).copied(),
             unanswered: self
                 .seen
                 .iter()

@@ -1,0 +1,294 @@
+//! Peers, relays, control servers and clients that mean harm. What they throw is `xtask/hostile`'s; here is what must hold meanwhile:
+//! memory bounded, an innocent pair's pings answered, no panic and no error in the log, and all well again afterwards.
+
+pub mod client;
+pub mod control;
+pub mod peer;
+pub mod relay;
+
+use std::{fs, net::IpAddr, path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Lab, ms, secs};
+use crate::{
+    process::{self, Daemon},
+    shell::{cargo, step},
+    tailnet::{Node, binaries},
+    topology::Namespace,
+    traffic::{Pinger, Report},
+    wait,
+};
+
+/// Where the attacker is on the public segment.
+const EVIL: u8 = 66;
+const EVIL_ADDRESS: &str = "203.0.113.66";
+const PROGRAM: &str = "lowroad-hostile";
+/// Between two pings.
+const PACE: Duration = ms(20);
+const CALM: Duration = secs(1);
+/// How long one attack lasts.
+const ATTACK: Duration = ms(1000);
+/// For the longest attack, on a busy machine.
+const LIMIT: Duration = secs(60);
+/// How long a victim may take to give back what it took.
+const DIGESTION: Duration = secs(5);
+/// Of a hundred pings, so many may be lost under attack; a machine of two cores does other things as well.
+const MAX_LOST: usize = 5;
+/// The median of the pings may grow by this factor and this much: little where the machine is free, more where it is busy anyway.
+const MAX_FACTOR: u32 = 40;
+const MAX_DELAY: Duration = ms(50);
+
+/// Builds the attacker, unless somebody else did (`LOWROAD_BIN_DIR`).
+pub fn build() -> Result<()> {
+    if std::env::var_os("LOWROAD_BIN_DIR").is_some() {
+        ensure!(
+            binaries().join(PROGRAM).exists(),
+            "LOWROAD_BIN_DIR has no {PROGRAM}: cargo build -p lowroad-hostile"
+        );
+        return Ok(());
+    }
+    // With the others once more, so that all use the same builds of their dependencies.
+    step(
+        "building lowroad-hostile (release)",
+        cargo()
+            .args(["build", "--release", "--locked", "--quiet"])
+            .args(["--package", "lowroad-agent", "--package"])
+            .args(["lowroad-coordinator", "--package", PROGRAM]),
+    )
+}
+
+/// How much memory a victim may take, in MB: at the worst moment, and when the attack is over.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    pub peak: u64,
+    pub after: u64,
+}
+
+#[derive(Debug)]
+struct Victim {
+    name: String,
+    pid: u32,
+    /// MB before any attack.
+    calm: u64,
+}
+
+/// A pair whose pings go on, and the processes that are attacked.
+#[derive(Debug)]
+pub struct Siege<'a> {
+    lab: &'a Lab<'a>,
+    from: &'a Namespace,
+    to: IpAddr,
+    victims: Vec<Victim>,
+    calm: Report,
+    allowed: Memory,
+}
+
+impl<'a> Siege<'a> {
+    /// Measures while all is calm.
+    pub fn begin(
+        lab: &'a Lab<'a>,
+        (from, to): (&'a Namespace, IpAddr),
+        victims: &[(&str, Option<u32>)],
+        allowed: Memory,
+    ) -> Result<Self> {
+        let victims = victims
+            .iter()
+            .map(|(name, pid)| {
+                let pid = pid.context("a victim that does not run")?;
+                Ok(Victim {
+                    name: (*name).to_owned(),
+                    pid,
+                    calm: memory(pid, "VmRSS")?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let ping = Pinger::start(from, to, PACE)?;
+        ping.first_answer(secs(20))?;
+        drop(ping);
+        let ping = Pinger::start(from, to, PACE)?;
+        wait::pass(CALM)?;
+        let calm = ping.stop();
+        lab.note(&format!("calm: {}", times(&calm)));
+        Ok(Self {
+            lab,
+            from,
+            to,
+            victims,
+            calm,
+            allowed,
+        })
+    }
+
+    /// Attacks, and looks at the victims; what the attack did is part of the note.
+    pub fn under(&self, what: &str, attack: impl FnOnce() -> Result<String>) -> Result<()> {
+        for victim in &self.victims {
+            // Begins the peak anew.
+            fs::write(format!("/proc/{}/clear_refs", victim.pid), "5")?;
+        }
+        let ping = Pinger::start(self.from, self.to, PACE)?;
+        let done = attack().with_context(|| what.to_owned())?;
+        let report = ping.stop();
+        self.lab
+            .note(&format!("{what}: {done}; {}", times(&report)));
+        let held = self.victims.iter().map(|victim| self.held(victim));
+        let held = held.collect::<Result<Vec<_>>>();
+        let held = held.with_context(|| what.to_owned())?;
+        self.lab.note(&format!("   {}", held.join("; ")));
+        self.judge(&report).with_context(|| what.to_owned())
+    }
+
+    /// The victim's memory, once it has digested what it got.
+    fn held(&self, victim: &Victim) -> Result<String> {
+        let Victim { name, pid, calm } = victim;
+        let allowed = calm + self.allowed.after;
+        let mut now = 0;
+        // A failure is told below, with numbers.
+        let _ = wait::wait_for("memory given back", DIGESTION, || {
+            now = memory(*pid, "VmRSS")?;
+            Ok((now <= allowed).then_some(()))
+        });
+        let peak = memory(*pid, "VmHWM").with_context(|| format!("{name} is gone"))?;
+        let held = format!("{name} {calm} → {now} MB, at most {peak}");
+        ensure!(
+            now <= allowed && peak <= calm + self.allowed.peak,
+            "too much memory taken: {held}"
+        );
+        Ok(held)
+    }
+
+    fn judge(&self, report: &Report) -> Result<()> {
+        if self.lab.emulated {
+            return Ok(());
+        }
+        let lost = report.lost() * 100;
+        ensure!(lost <= MAX_LOST * report.sent + 100, "{report}");
+        let calm = self.calm.median.context("no ping was answered")?;
+        let median = report.median.context("no ping was answered")?;
+        ensure!(
+            median <= calm * MAX_FACTOR + MAX_DELAY,
+            "the innocent pair's pings took {median:?}, without attack {calm:?}"
+        );
+        Ok(())
+    }
+
+    /// Everybody is well: pings are answered as before, and no log has an error.
+    pub fn end(self) -> Result<()> {
+        let (report, time) = wait::wait_for("pings without loss", secs(20), || {
+            let ping = Pinger::start(self.from, self.to, PACE)?;
+            wait::pass(ms(500))?;
+            let report = ping.stop();
+            Ok((report.lost() == 0).then_some(report))
+        })?;
+        self.lab.note(&format!(
+            "afterwards: {} after {:.1} s",
+            times(&report),
+            time.as_secs_f32()
+        ));
+        for victim in &self.victims {
+            let exists = Path::new(&format!("/proc/{}/exe", victim.pid)).exists();
+            ensure!(exists, "{} is gone", victim.name);
+        }
+        no_errors(self.lab.net.folder())
+    }
+}
+
+fn times(report: &Report) -> String {
+    let ms = |time: Option<Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0);
+    format!(
+        "ping median {:.2} ms, p99 {:.2} ms, {} of {} lost",
+        ms(report.median),
+        ms(report.p99),
+        report.lost(),
+        report.sent
+    )
+}
+
+/// MB, as the kernel says it.
+fn memory(pid: u32, field: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(field));
+    let kb = line.and_then(|line| line.split_whitespace().nth(1));
+    let kb: u64 = kb.context("a process without memory has ended")?.parse()?;
+    Ok(kb / 1024)
+}
+
+/// A panic or an error in any log of the scenario is a bug, whatever the attack was.
+fn no_errors(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)?.flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "log") {
+            continue;
+        }
+        let log = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        let bad = |line: &&str| line.contains("ERROR") || line.contains("panicked");
+        if let Some(line) = log.lines().find(bad) {
+            bail!("{}: {line}", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// Waits until packets between the pair go directly.
+fn direct(from: &Node, to: &Node) -> Result<()> {
+    let _ping = Pinger::start(&from.namespace, to.ip(4)?, PACE)?;
+    from.wait_for_direct(&to.name, secs(20)).map(drop)
+}
+
+/// Runs the attacker to its end; its last line says what it has done.
+fn attacker(namespace: &Namespace, command: &str, arguments: &[String]) -> Result<String> {
+    let mut program = namespace.command(binaries().join(PROGRAM));
+    program.arg(command).args(arguments);
+    let finished = process::run(&mut program, "", LIMIT)?.ok(PROGRAM)?;
+    Ok(format!("{} sent", finished.stdout.trim()))
+}
+
+/// An attacker that stays, and is told by a file what to do.
+#[derive(Debug)]
+struct Standing {
+    _daemon: Daemon,
+    folder: std::path::PathBuf,
+}
+
+impl Standing {
+    fn start(
+        lab: &Lab,
+        namespace: &Namespace,
+        command: &str,
+        arguments: &[String],
+    ) -> Result<Self> {
+        // Not among the logs that are looked through.
+        let folder = lab.net.folder().join(format!("evil-{command}"));
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("mode"), "good")?;
+        let mut program = namespace.command(binaries().join(PROGRAM));
+        program.arg(command).args(arguments);
+        program.arg(format!("dir={}", folder.display()));
+        let daemon = Daemon::spawn(&mut program, &folder.join("output"))?;
+        Ok(Self {
+            _daemon: daemon,
+            folder,
+        })
+    }
+
+    fn set(&self, mode: &str) -> Result<()> {
+        // In one step: it reads at any time.
+        let new = self.folder.join("new-mode");
+        fs::write(&new, mode)?;
+        Ok(fs::rename(new, self.folder.join("mode"))?)
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        Ok(fs::read_to_string(self.folder.join(file))?)
+    }
+
+    /// What it says when it is ready.
+    fn pin(&self) -> Result<String> {
+        let pin = wait::wait_for("the hostile relay", secs(20), || self.read("pin").map(Some));
+        pin.map(|(text, _)| text)
+    }
+}
+
+fn argument(name: &str, value: impl std::fmt::Display) -> String {
+    format!("{name}={value}")
+}

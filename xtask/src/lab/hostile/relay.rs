@@ -1,0 +1,125 @@
+//! The home relay of a peer means harm: who wants to reach that peer has to connect to it.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+use serde_json::{Value, json};
+
+use super::{ATTACK, EVIL, EVIL_ADDRESS, Memory, Siege, Standing, argument, direct};
+use crate::{
+    lab::{ALLOW_ALL, Lab, ms, secs},
+    process::Daemon,
+    tailnet::{Coordinator, binaries},
+    topology::Namespace,
+    traffic::Pinger,
+    wait,
+};
+
+const PORT: u16 = 8443;
+const REGION: u16 = 66;
+/// Each is a relay of its own, and the last a good one.
+const MODES: &[&str] = &[
+    "close",
+    "silent",
+    "no-answer",
+    "endless-head",
+    "trickle",
+    "garbage",
+    "huge-length",
+    "unknown-keys",
+    "gone",
+    "pings",
+    "health",
+    "large-frames",
+    "good",
+];
+/// Connections that one victim may make during one attack: the pauses double from 50 ms on.
+const MAX_CONNECTIONS: u64 = 10;
+
+pub fn a_hostile_relay_harms_no_path_but_its_own(lab: &Lab) -> Result<()> {
+    let evil = lab.net.public("evil", EVIL)?;
+    let listen = argument("listen", format!("{EVIL_ADDRESS}:{PORT}"));
+    let modes = argument("modes", MODES.join(","));
+    let relay = Standing::start(lab, &evil, "relay", &[listen, modes])?;
+    let file = lab.net.folder().join("derp-map.json");
+    fs::write(&file, regions(&relay.pin()?).to_string())?;
+    let file = file.to_str().context("a path that is not UTF-8")?;
+    let coordinator = Coordinator::start_with(lab.net, ALLOW_ALL, &["--derp-map", file])?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.public_node("alpha", 30)?;
+    let bravo = lab.public_node("bravo", 31)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    direct(&alpha, &bravo)?;
+    let victims = [("alpha", alpha.agent_pid()), ("bravo", bravo.agent_pid())];
+    let allowed = Memory {
+        peak: 48,
+        after: 32,
+    };
+    let pair = (&alpha.namespace, bravo.ip(4)?);
+    let siege = Siege::begin(lab, pair, &victims, allowed)?;
+    for (number, mode) in (0..).zip(MODES) {
+        let name = format!("mallory{number}");
+        let _mallory = mallory(&evil, &relay, &key, number)?;
+        alpha.wait_for_peer(&name, secs(20))?;
+        let mallory = alpha.peer(&name)?.context("mallory has gone")?;
+        ensure!(mallory["Relay"] == *mode, "{mallory}");
+        let address = mallory["TailscaleIPs"][0].as_str().context("no address")?;
+        siege.under(mode, || {
+            // Nobody answers it.
+            let _wanted = Pinger::start(&alpha.namespace, address.parse()?, ms(100))?;
+            let accepted =
+                || -> Result<u64> { Ok(relay.read(&format!("accepted-{mode}"))?.trim().parse()?) };
+            wait::wait_for("alpha at the relay", secs(20), || {
+                Ok((accepted()? > 0).then_some(()))
+            })?;
+            wait::pass(ATTACK)?;
+            let connections = accepted()?;
+            ensure!(
+                connections <= MAX_CONNECTIONS,
+                "{connections} connections: no pause between them"
+            );
+            Ok(format!("{connections} connections"))
+        })?;
+    }
+    siege.end()
+}
+
+/// One region for each mode, named after it.
+fn regions(pin: &str) -> Value {
+    let regions: serde_json::Map<_, _> = (0..)
+        .zip(MODES)
+        .map(|(number, mode)| {
+            let region = REGION + number;
+            let node = json!({
+                "Name": format!("{region}a"), "RegionID": region, "HostName": EVIL_ADDRESS, "CertName": pin,
+                "IPv4": EVIL_ADDRESS, "IPv6": "none", "STUNPort": -1, "DERPPort": PORT + number,
+            });
+            let region_json = json!({
+                "RegionID": region, "RegionCode": mode, "RegionName": mode,
+                // Nobody else is to choose it.
+                "NoMeasureNoHome": true, "Nodes": [node],
+            });
+            (region.to_string(), region_json)
+        })
+        .collect();
+    json!({ "Regions": regions })
+}
+
+/// A member that can be reached by the relay of this number only.
+fn mallory(evil: &Namespace, relay: &Standing, key: &str, number: u16) -> Result<Daemon> {
+    let mut program = evil.command(binaries().join(super::PROGRAM));
+    program.arg("peer").args([
+        argument("server", "203.0.113.10:8080"),
+        argument("key", key),
+        argument("name", format!("mallory{number}")),
+        argument("seed", 0x60 + number),
+        argument("own", EVIL_ADDRESS),
+        argument("home", REGION + number),
+        argument("victim", "alpha"),
+        argument("attack", "nothing"),
+        argument("ms", 120_000),
+    ]);
+    Daemon::spawn(&mut program, &relay.folder.join("member"))
+}
