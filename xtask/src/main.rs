@@ -29,7 +29,8 @@ usage: cargo xtask <task>
   demo [--keep] [--vm]       a whole tailnet on this machine (or on Debian 13's kernel), shown and checked
   test [unit|ebpf|lab|vm]…   run the tests: all suites, or those named
   lab [name]…                run scenarios in network namespaces: all, or those whose name contains one of these
-  vm [command]               run a shell command, or a shell, on Debian 13's kernel in QEMU
+  vm [--kernel NAME] [command]
+                             run a shell command, or a shell, in QEMU on the kernel of Debian 13 (trixie) or 12 (bookworm)
   vm-units                   the service units under Debian 13's systemd, there
   tidy                       check the rules that a script can check
   ci                         formatting, clippy, tidy, test: what continuous integration runs
@@ -58,7 +59,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         ["test", suites @ ..] => return test::main(suites),
         ["lab", scenarios @ ..] => return lab::main(scenarios),
         ["vm", command @ ..] => return vm::main(command),
-        ["vm-suite"] => return vm::suite_inside(),
+        ["vm-suite", kernel, names @ ..] => return vm::suite_inside(kernel, names),
         ["vm-command"] => vm::command_of_systemd(),
         ["vm-units"] if std::env::var_os("LOWROAD_EMULATED").is_some() => {
             return vm::units_inside();

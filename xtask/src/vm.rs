@@ -1,4 +1,5 @@
-//! `cargo xtask vm [command]`: Debian 13's kernel in QEMU, with an initramfs made here and nothing shared with the host.
+//! `cargo xtask vm [--kernel trixie|bookworm] [command]`: a kernel of Debian's in QEMU, with an initramfs made here and nothing
+//! shared with the host.
 
 mod cpio;
 mod guest;
@@ -7,16 +8,23 @@ mod kernel;
 mod qemu;
 mod systemd;
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     apt, signals, tailnet,
     test::{Binary, Tally},
 };
 
+use kernel::Kernel;
+
 pub use guest::{command_of_systemd, is_init, main as init};
+pub use kernel::Debian;
+pub use qemu::Machine;
 
 /// What the host needs besides what every Debian has: (program, package).
 const PROGRAMS: &[(&str, &str)] = &[
@@ -28,21 +36,33 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nft", "nftables"),
 ];
 
-/// Far above what the demo or the suite take on a busy machine.
+/// Far above what the demo or a suite take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// Runs a shell command in the VM, or without one an interactive shell.
-pub fn main(command: &[&str]) -> Result<ExitCode> {
+/// Runs a shell command in the VM, or without one an interactive shell; `--kernel NAME` in front names the kernel.
+pub fn main(arguments: &[&str]) -> Result<ExitCode> {
     if let Some(why) = unavailable() {
         bail!("{why}");
     }
-    let machine = prepare(&[])?;
+    let (debian, command) = match arguments {
+        ["--kernel", name, command @ ..] => (named(name)?, command),
+        [option, command @ ..] if option.starts_with("--kernel=") => {
+            (named(&option["--kernel=".len()..])?, command)
+        }
+        command => (Debian::Trixie, command),
+    };
+    let machine = prepare(debian, &[])?;
     if command.is_empty() {
         return machine.shell();
     }
     signals::catch();
     let code = machine.run(&command.join(" "), LIMIT, &mut |line| println!("{line}"))?;
     Ok(ExitCode::from(code))
+}
+
+fn named(name: &str) -> Result<Debian> {
+    let all = Debian::ALL.map(Debian::suite).join(", ");
+    Debian::named(name).with_context(|| format!("no kernel `{name}`; there are {all}"))
 }
 
 /// Why there can be no VM here.
@@ -64,36 +84,41 @@ pub fn setup() -> Result<String> {
     apt::install_programs(PROGRAMS)?;
     qemu::ensure()?;
     systemd::ensure()?;
-    Ok(kernel::ensure()?.release)
+    let kernels: Vec<String> = kernels()?.into_iter().map(|k| k.release).collect();
+    Ok(kernels.join(", "))
 }
 
-/// Builds everything and packs it.
-fn prepare(tests: &[Binary]) -> Result<qemu::Machine> {
+fn kernels() -> Result<Vec<Kernel>> {
+    Debian::ALL.into_iter().map(kernel::ensure).collect()
+}
+
+/// Builds everything and packs it, for a machine with the kernel of this release.
+pub fn prepare(debian: Debian, tests: &[Binary]) -> Result<Machine> {
     setup()?;
     tailnet::build()?;
     let _lock = crate::workspace::lock_tools()?;
-    let kernel = kernel::ensure()?;
-    let initramfs = image::build(&kernel, tests, None)?;
-    Ok(qemu::Machine {
-        kernel: kernel.image,
+    let initramfs = image::build(&kernels()?, tests, None)?;
+    Ok(Machine {
+        kernel: kernel::ensure(debian)?.image,
         initramfs,
     })
 }
 
-/// As [`prepare`], with Debian's systemd as the guest's first process.
-fn prepare_systemd() -> Result<qemu::Machine> {
+/// As [`prepare`], with Debian 13's systemd as the guest's first process.
+fn prepare_systemd() -> Result<Machine> {
     setup()?;
     tailnet::build()?;
     let _lock = crate::workspace::lock_tools()?;
-    let kernel = kernel::ensure()?;
-    let initramfs = image::build(&kernel, &[], Some(&systemd::ensure()?))?;
-    Ok(qemu::Machine {
-        kernel: kernel.image,
+    let kernel = kernel::ensure(Debian::Trixie)?;
+    let image = kernel.image.clone();
+    let initramfs = image::build(&[kernel], &[], Some(&systemd::ensure()?))?;
+    Ok(Machine {
+        kernel: image,
         initramfs,
     })
 }
 
-/// `test vm`: the tests that want a whole kernel, and the VM's own scenarios.
+/// `test vm`: the tests that want a whole kernel, and the VM's own scenarios, on each kernel.
 pub fn suite(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
     if let Some(why) = unavailable() {
         tally.skip("vm", &why);
@@ -101,11 +126,21 @@ pub fn suite(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
     }
     let tests: Vec<Binary> = binaries
         .iter()
-        .filter(|binary| binary.wants_vm())
+        .filter(|binary| binary.goes_to_vm())
         .cloned()
         .collect();
-    inside(&prepare(&tests)?, "xtask vm-suite", tally)?;
-    inside(&prepare_systemd()?, "xtask vm-units", tally)
+    let mut machine = prepare(Debian::Trixie, &tests)?;
+    for debian in Debian::ALL {
+        machine.kernel = kernel::ensure(debian)?.image;
+        let suite = debian.suite();
+        inside(
+            &machine,
+            &format!("vm/{suite}"),
+            &format!("xtask vm-suite {suite}"),
+            tally,
+        )?;
+    }
+    inside(&prepare_systemd()?, "vm/units", "xtask vm-units", tally)
 }
 
 /// `vm-units`: the service units alone.
@@ -115,36 +150,55 @@ pub fn units() -> Result<ExitCode> {
     }
     signals::catch();
     let mut tally = Tally::default();
-    inside(&prepare_systemd()?, "xtask vm-units", &mut tally)?;
+    inside(
+        &prepare_systemd()?,
+        "vm/units",
+        "xtask vm-units",
+        &mut tally,
+    )?;
     Ok(tally.print())
 }
 
 /// Runs a suite in a fresh guest, and counts what it counted.
-fn inside(machine: &qemu::Machine, command: &str, tally: &mut Tally) -> Result<()> {
+fn inside(machine: &Machine, name: &str, command: &str, tally: &mut Tally) -> Result<()> {
+    let start = Instant::now();
     let mut inside = Tally::default();
     let code = machine.run(command, LIMIT, &mut |line| {
-        if !inside.read_line(line) {
+        if !inside.read_line(name, line) {
             eprintln!("   | {line}");
         }
     })?;
-    let (passed, failed, _) = inside.counts();
+    let (passed, failed, skipped) = inside.counts();
+    eprintln!(
+        "   {name}: {passed} passed, {failed} failed, {skipped} skipped in {:.0} s",
+        start.elapsed().as_secs_f32()
+    );
     if code != 0 && failed == 0 {
-        inside.fail("vm", &format!("the suite ended with {code}"));
+        inside.fail(name, &format!("the suite ended with {code}"));
     } else if code == 0 && passed == 0 {
-        inside.fail("vm", "the suite ran no test");
+        inside.fail(name, "the suite ran no test");
     }
     tally.add(inside);
     Ok(())
 }
 
-/// Inside the VM: the suite itself.
-pub fn suite_inside() -> Result<ExitCode> {
+/// Inside the VM: the suite itself, or of it the scenarios with these names.
+pub fn suite_inside(kernel: &str, names: &[&str]) -> Result<ExitCode> {
     signals::catch();
+    let debian = named(kernel)?;
     let mut tally = Tally::default();
-    for binary in image::tests_inside()? {
-        binary.run(&["--test-threads=1", "kernel::"], &mut tally)?;
+    if names.is_empty() {
+        for binary in image::tests_inside()? {
+            // The userspace device is the host's affair: there it runs without emulation.
+            let only: &[&str] = if binary.wants_vm() {
+                &["kernel::"]
+            } else {
+                &[]
+            };
+            binary.run(&[&["--test-threads=1"], only].concat(), &mut tally)?;
+        }
     }
-    crate::lab::run(&[], &mut tally)?;
+    crate::lab::run_in_vm(debian, names, &mut tally)?;
     tally.write_lines();
     Ok(tally.print())
 }
@@ -164,7 +218,7 @@ pub fn demo() -> Result<ExitCode> {
         bail!("{why}");
     }
     signals::catch();
-    let machine = prepare(&[])?;
+    let machine = prepare(Debian::Trixie, &[])?;
     let code = machine.run("xtask demo", LIMIT, &mut |line| println!("{line}"))?;
     Ok(ExitCode::from(code))
 }

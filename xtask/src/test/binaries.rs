@@ -90,6 +90,11 @@ impl Binary {
         self.target.starts_with("root_kernel")
     }
 
+    /// Runs in the VM, too: on kernels that this machine doesn't have.
+    pub fn goes_to_vm(&self) -> bool {
+        self.wants_vm() || self.is_ebpf()
+    }
+
     pub fn name(&self) -> String {
         format!("{}/{}", self.package, self.target)
     }

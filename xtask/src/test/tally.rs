@@ -51,15 +51,15 @@ impl Tally {
         }
     }
 
-    /// Takes one line of `write_lines`; says whether it was one.
-    pub fn read_line(&mut self, line: &str) -> bool {
+    /// Takes one line of `write_lines` from the guest `name`; says whether it was one.
+    pub fn read_line(&mut self, name: &str, line: &str) -> bool {
         let Some((kind, rest)) = line.strip_prefix("TALLY ").and_then(|l| l.split_once(' ')) else {
             return false;
         };
         match kind {
             "passed" => self.passed += rest.parse::<usize>().unwrap_or(0),
-            "failed" => self.failed.push(format!("vm: {rest}")),
-            _ => self.skipped.push(format!("vm: {rest}")),
+            "failed" => self.failed.push(format!("{name}: {rest}")),
+            _ => self.skipped.push(format!("{name}: {rest}")),
         }
         true
     }

@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::image::{MODULES, SAMPLES};
+
 /// Kernel parameter with the command; spaces are written as `+`.
 pub const COMMAND: &str = "lowroad.command";
 /// Printed when the guest is ready and the command begins.
@@ -73,7 +75,9 @@ fn run() -> Result<u8> {
             println!("init: mount {kind} on {folder}: {error}");
         }
     }
-    let list = fs::read_to_string("/modules/list").context("read /modules/list")?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let list = format!("{MODULES}/{}/list", kernel.trim());
+    let list = fs::read_to_string(&list).with_context(|| format!("read {list}"))?;
     for module in list.lines() {
         if let Err(error) = load_module(module) {
             println!("init: load {module}: {error}");
@@ -116,11 +120,12 @@ fn leave_rootfs() -> io::Result<()> {
 }
 
 fn command() -> Result<u8> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let kernel = kernel.trim();
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let seconds = uptime.split(' ').next().unwrap_or_default();
     // On a line of its own, whatever systemd has written to the console.
-    println!("\n{BEGINS} after {seconds} s, kernel {}", kernel.trim());
+    println!("\n{BEGINS} after {seconds} s, kernel {kernel}");
     let parameters = fs::read_to_string("/proc/cmdline")?;
     let command = parameters
         .split_whitespace()
@@ -141,6 +146,9 @@ fn command() -> Result<u8> {
         .env("RUST_BACKTRACE", "1")
         .env("LOWROAD_BIN_DIR", "/bin")
         .env("LOWROAD_EMULATED", "1")
+        .env("LOWROAD_SAMPLES", SAMPLES)
+        // Of the filter's random tests, which are run in full outside.
+        .env("LOWROAD_FILTER_CASES", "8")
         .current_dir("/root")
         .process_group(0);
     wait_for(shell.spawn().context("start the command")?.id())

@@ -15,16 +15,20 @@ use crate::{
     shell::{find_program, output},
     tailnet,
     test::Binary,
-    workspace::target,
+    workspace::{root, target},
 };
 
 const TESTS: &str = "/tests";
+/// Holds a folder for each kernel, named by its release.
+pub const MODULES: &str = "/modules";
+pub const SAMPLES: &str = "/samples";
+const VECTORS: &str = "vectors/filter.jsonl";
 
 /// Programs of the host that go along.
 const HOST_PROGRAMS: &[&str] = &["ip", "tc", "nft"];
 
-/// Packs it all, with Debian's systemd if there is one in `userland`; returns the archive's path.
-pub fn build(kernel: &Kernel, tests: &[Binary], userland: Option<&Path>) -> Result<PathBuf> {
+/// Packs it all, for any of these kernels, with Debian's systemd if there is one in `userland`; returns the archive's path.
+pub fn build(kernels: &[Kernel], tests: &[Binary], userland: Option<&Path>) -> Result<PathBuf> {
     let folder = target().join("vm");
     fs::create_dir_all(&folder)?;
     let path = folder.join(match userland {
@@ -54,7 +58,9 @@ pub fn build(kernel: &Kernel, tests: &[Binary], userland: Option<&Path>) -> Resu
         super::systemd::configure(&mut |path, content| image.archive.file(path, content))?;
     }
     image.base()?;
-    image.modules(kernel)?;
+    for kernel in kernels {
+        image.modules(kernel)?;
+    }
     for program in HOST_PROGRAMS {
         let found = find_program(program).with_context(|| format!("there is no {program}"))?;
         image.program(&format!("/bin/{program}"), &found)?;
@@ -69,13 +75,17 @@ pub fn build(kernel: &Kernel, tests: &[Binary], userland: Option<&Path>) -> Resu
         let name = format!("{TESTS}/{}--{}", test.package, test.target);
         image.program(&name, &test.executable)?;
     }
+    if !tests.is_empty() {
+        image.vectors()?;
+    }
     image.archive.finish()?.flush()?;
     ensure!(zstd.wait()?.success(), "zstd failed");
     let megabytes = fs::metadata(&path)?.len() / 1_000_000;
+    let releases: Vec<&str> = kernels.iter().map(|k| k.release.as_str()).collect();
     eprintln!(
-        "   {} ({megabytes} MB), kernel {}",
+        "   {} ({megabytes} MB), for the kernels {}",
         path.display(),
-        kernel.release
+        releases.join(", ")
     );
     Ok(path)
 }
@@ -182,14 +192,28 @@ impl<W: Write> Image<W> {
     }
 
     fn modules(&mut self, kernel: &Kernel) -> Result<()> {
+        let folder = format!("{MODULES}/{}", kernel.release);
         let mut list = String::new();
         for (name, content) in kernel.modules()? {
-            let path = format!("/modules/{name}.ko");
+            let path = format!("{folder}/{name}.ko");
             self.archive.file(&path, &content)?;
             list.push_str(&path);
             list.push('\n');
         }
-        self.archive.file("/modules/list", list.as_bytes())?;
+        self.archive
+            .file(&format!("{folder}/list"), list.as_bytes())?;
+        Ok(())
+    }
+
+    /// The stock filter's verdicts, where this machine has them: tests that want them say so where it hasn't.
+    fn vectors(&mut self) -> Result<()> {
+        let samples = std::env::var_os("LOWROAD_SAMPLES")
+            .map_or_else(|| root().join("../shared/samples"), PathBuf::from);
+        let Ok(content) = fs::read(samples.join(VECTORS)) else {
+            return Ok(());
+        };
+        self.archive
+            .file(&format!("{SAMPLES}/{VECTORS}"), &content)?;
         Ok(())
     }
 

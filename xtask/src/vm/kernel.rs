@@ -1,4 +1,4 @@
-//! Debian's kernel with its modules, unpacked beside our tools and installed nowhere.
+//! Kernels of Debian's releases with their modules, unpacked beside our tools and installed nowhere.
 
 use std::{
     fs,
@@ -10,7 +10,32 @@ use anyhow::{Context, Result};
 
 use crate::{apt::Suites, shell::output, workspace::tools};
 
-const SUITE: &str = "trixie";
+/// The releases whose kernels we boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Debian {
+    /// 13, with 6.12: filters hang on the device by TCX.
+    Trixie,
+    /// 12, with 6.1: filters hang on the device by clsact.
+    Bookworm,
+}
+
+impl Debian {
+    pub const ALL: [Self; 2] = [Self::Trixie, Self::Bookworm];
+
+    pub const fn suite(self) -> &'static str {
+        match self {
+            Self::Trixie => "trixie",
+            Self::Bookworm => "bookworm",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|release| release.suite() == name)
+    }
+}
+
 /// Depends on the current kernel package of the suite, whose name has the version in it.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
@@ -30,6 +55,8 @@ const MODULES: &[&str] = &[
     "sch_netem",
     "cls_bpf",
     "act_bpf",
+    "cls_matchall",
+    "act_gact",
 ];
 
 #[derive(Debug)]
@@ -39,15 +66,16 @@ pub struct Kernel {
     modules: PathBuf,
 }
 
-/// Finds or fetches it (34 MB).
-pub fn ensure() -> Result<Kernel> {
-    let folder = tools()?.join(format!("kernel-{SUITE}"));
+/// Finds or fetches it (25 to 34 MB).
+pub fn ensure(debian: Debian) -> Result<Kernel> {
+    let suite = debian.suite();
+    let folder = tools()?.join(format!("kernel-{suite}"));
     if let Ok(kernel) = Kernel::in_folder(&folder) {
         return Ok(kernel);
     }
-    eprintln!("=> fetching the kernel of Debian {SUITE} for the VM (34 MB)");
+    eprintln!("=> fetching the kernel of Debian {suite} for the VM");
     let downloads = tools()?.join("apt-kernel");
-    let suites = Suites::open(&downloads, &[SUITE])?;
+    let suites = Suites::open(&downloads, &[suite])?;
     let package = suites.dependency(META_PACKAGE, "linux-image-")?;
     let file = suites.download(&package)?;
     let _ = fs::remove_dir_all(&folder);
