@@ -12,6 +12,7 @@ mod policy;
 mod restart;
 mod secrets;
 mod traces;
+mod underlay;
 mod units;
 
 use std::{
@@ -110,6 +111,14 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         paths::after_a_partition_the_direct_path_comes_back,
     ),
     (
+        "underlay-ipv6",
+        underlay::without_ipv4_the_upgrade_to_a_direct_path_loses_nothing,
+    ),
+    (
+        "underlay-strict",
+        underlay::strict_filters_a_closed_firewall_and_a_small_mtu_change_nothing,
+    ),
+    (
         "restart-agent",
         restart::a_killed_agent_comes_back_without_up_and_its_peers_find_it,
     ),
@@ -178,6 +187,16 @@ const IN_THE_VM: &[(&str, bool, Scenario)] = &[
         "traces",
         false,
         traces::no_trace_is_left_by_the_kernels_wireguard,
+    ),
+    (
+        "underlay-ipv6",
+        false,
+        underlay::without_ipv4_the_upgrade_to_a_direct_path_loses_nothing,
+    ),
+    (
+        "underlay-strict",
+        true,
+        underlay::strict_filters_a_closed_firewall_and_a_small_mtu_change_nothing,
     ),
 ];
 

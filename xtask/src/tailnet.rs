@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Result;
 
-pub use coordinator::{Coordinator, URL};
+pub use coordinator::{Coordinator, URL, URL_V6};
 pub use node::{Node, PathKind, print_logs};
 
 use crate::{ebpf, shell::cargo, workspace::target};

@@ -133,6 +133,56 @@ impl Net {
         Ok(Router { namespace, last })
     }
 
+    /// A router without any IPv4, at 2001:db8::`last`, with the LAN 2001:db8:0:`last`::/64 behind it. It translates
+    /// nothing, and lets in only answers.
+    pub fn router_v6(&self, name: &str, last: u8) -> Result<Router> {
+        let namespace = self.namespace(name)?;
+        let port = port(last);
+        veth(&self.segment, &port, &namespace, "wan0")?;
+        self.segment.ip(&format!("link set {port} master br0"))?;
+        namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        namespace.ip(&format!(
+            "addr add 2001:db8::{last}/64 dev wan0 nodad\n\
+             route add default via 2001:db8::1\n\
+             link add lan0 type bridge\n\
+             link set lan0 up\n\
+             addr add 2001:db8:0:{last}::1/64 dev lan0 nodad"
+        ))?;
+        namespace.nft(&Nat::Easy.rules())?;
+        // The segment's own namespace routes between the LANs.
+        self.segment.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        self.segment.ip(&format!(
+            "addr replace 2001:db8::1/64 dev br0 nodad\n\
+             route add 2001:db8:0:{last}::/64 via 2001:db8::{last}"
+        ))?;
+        self.routers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(namespace.clone());
+        Ok(Router { namespace, last })
+    }
+
+    /// A host behind `router` that has IPv6 alone: 2001:db8:0:x::`host` on `eth0`.
+    pub fn behind_v6(&self, name: &str, router: &Router, host: u8) -> Result<Namespace> {
+        let lan = router.last;
+        let namespace = self.namespace(name)?;
+        let port = format!("h{host}");
+        veth(&router.namespace, &port, &namespace, "eth0")?;
+        router
+            .namespace
+            .ip(&format!("link set {port} master lan0"))?;
+        namespace.ip(&format!(
+            "addr add 2001:db8:0:{lan}::{host}/64 dev eth0 nodad\n\
+             route add default via 2001:db8:0:{lan}::1"
+        ))?;
+        Ok(namespace)
+    }
+
+    /// Lets a host of the public segment answer those behind IPv6 routers.
+    pub fn route_to_v6_lans(&self, host: &Namespace) -> Result<()> {
+        host.ip("route add 2001:db8::/32 via 2001:db8::1")
+    }
+
     /// A host behind `router`: 192.168.x.`host` on `eth0`.
     pub fn behind(&self, name: &str, router: &Router, host: u8) -> Result<Namespace> {
         let lan = router.last;

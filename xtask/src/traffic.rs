@@ -4,4 +4,4 @@ mod http;
 mod ping;
 
 pub use http::{Server, get, status};
-pub use ping::{Pinger, Report};
+pub use ping::{Pinger, Report, fits};

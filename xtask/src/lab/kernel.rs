@@ -14,6 +14,11 @@ use crate::{
 
 const WEB: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}"#;
 
+/// Moved over TCP, byte by byte compared.
+const DIRECT: usize = 100_000_000;
+/// As many take over a minute by the relay, on an emulated CPU.
+const RELAYED: usize = 10_000_000;
+
 pub fn nodes_join_and_talk_directly_and_over_the_relay(lab: &Lab) -> Result<()> {
     let coordinator = lab.coordinator(WEB)?;
     let key = coordinator.auth_key("ann", "")?;
@@ -48,10 +53,12 @@ pub fn nodes_join_and_talk_directly_and_over_the_relay(lab: &Lab) -> Result<()> 
         let _server = traffic::Server::start(&to.namespace, 80)?;
         let _closed = traffic::Server::start(&to.namespace, 81)?;
         let at = |port| Ok::<_, anyhow::Error>(SocketAddr::new(to.ip(4)?, port));
-        let fetched = traffic::get(&alpha.namespace, at(80)?, 1_000_000, secs(120))?;
+        let bytes = if direct { DIRECT } else { RELAYED };
+        let fetched = traffic::get(&alpha.namespace, at(80)?, bytes, secs(600))?;
         let path = alpha.path_to(&to.name)?;
         lab.note(&format!(
-            "{path:?}: {:.0} Mbit/s",
+            "{} MB byte-exact, {path:?}: {:.0} Mbit/s",
+            bytes / 1_000_000,
             fetched.megabits_per_second()
         ));
         ensure!(path.is_direct() == direct, "the path is {path:?}");

@@ -18,6 +18,8 @@ use crate::{
 };
 
 pub const URL: &str = "http://203.0.113.10:8080";
+/// For hosts that have no IPv4.
+pub const URL_V6: &str = "http://[2001:db8::10]:8080";
 const PORT: u16 = 8080;
 const START_LIMIT: Duration = Duration::from_secs(30);
 const CLI_LIMIT: Duration = Duration::from_secs(30);
@@ -26,6 +28,7 @@ const CLI_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Options {
     level: &'static str,
+    url: &'static str,
     flags: Vec<String>,
 }
 
@@ -33,6 +36,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             level: "info",
+            url: URL,
             flags: Vec::new(),
         }
     }
@@ -57,6 +61,15 @@ impl Coordinator {
     pub fn start_logging(net: &Net, policy: &str, level: &'static str) -> Result<Self> {
         let options = Options {
             level,
+            ..Options::default()
+        };
+        Self::launch(net, policy, options)
+    }
+
+    /// Reached by this URL, relay included.
+    pub fn start_at(net: &Net, policy: &str, url: &'static str) -> Result<Self> {
+        let options = Options {
+            url,
             ..Options::default()
         };
         Self::launch(net, policy, options)
@@ -194,9 +207,14 @@ impl Coordinator {
 
 fn serve(namespace: &Namespace, folder: &Path, state: &Path, options: &Options) -> Result<Daemon> {
     let mut command = namespace.command(binaries().join("lowroad-coordinator"));
+    let any = match options.url {
+        URL_V6 => "[::]",
+        _ => "0.0.0.0",
+    };
     command
-        .args(["serve", "--listen", "0.0.0.0:8080", "--url", URL])
-        .args(["--stun", "0.0.0.0:3478", "--base-domain", "tail.lab"])
+        .args(["serve", "--url", options.url, "--base-domain", "tail.lab"])
+        .args(["--listen", &format!("{any}:8080")])
+        .args(["--stun", &format!("{any}:3478")])
         .env("LOWROAD_LOG", options.level)
         .arg("--state-dir")
         .arg(state)

@@ -39,6 +39,8 @@ pub struct Node {
     options: Vec<String>,
     /// Run the agent with all of root's capabilities: it may mount a bpffs then. Else with those of its service unit.
     pub all_capabilities: bool,
+    /// Where `up` looks for the coordinator.
+    pub server: &'static str,
 }
 
 impl Node {
@@ -60,6 +62,7 @@ impl Node {
             agent: None,
             options: options.iter().map(|&option| option.to_owned()).collect(),
             all_capabilities: false,
+            server: URL,
         };
         std::fs::create_dir_all(&node.folder)?;
         node.start_agent()?;
@@ -163,7 +166,7 @@ impl Node {
 
     pub fn up_with(&self, auth_key: &str, flags: &[&str]) -> Result<Duration> {
         let start = Instant::now();
-        let server = format!("--login-server={URL}");
+        let server = format!("--login-server={}", self.server);
         let key = format!("--auth-key={auth_key}");
         let hostname = format!("--hostname={}", self.name);
         let mut arguments = vec!["up", &server, &key, &hostname, "--timeout=60s"];

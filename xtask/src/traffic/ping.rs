@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt, io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::{FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU16, Ordering},
@@ -21,6 +21,39 @@ static IDENTIFIERS: AtomicU16 = AtomicU16::new(1);
 
 /// How long an answer may be under way when the ping is stopped.
 const STRAGGLERS: Duration = Duration::from_secs(2);
+
+const PAYLOAD: usize = 48;
+/// Of the numbers of lost packets.
+const SHOWN: usize = 20;
+
+/// Whether a ping with this payload gets through in one piece; false if the own host says that it is too large.
+pub fn fits(namespace: &Namespace, to: IpAddr, payload: usize, limit: Duration) -> Result<bool> {
+    let identifier = identifier();
+    let socket = namespace
+        .enter(|| Socket::open(to))?
+        .with_context(|| format!("open a ping socket in {}", namespace.name()))?;
+    socket.forbid_fragments()?;
+    let what = format!("an answer to a ping of {payload} bytes from {to}");
+    let mut number = 0;
+    let answer = wait::wait_for(&what, limit, || {
+        number += 1;
+        match socket.send(identifier, number, payload) {
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => return Ok(Some(false)),
+            other => other?,
+        }
+        for _ in 0..20 {
+            if let Ok(Some(_)) = socket.receive(identifier) {
+                return Ok(Some(true));
+            }
+        }
+        Ok(None)
+    });
+    answer.map(|(fits, _)| fits)
+}
+
+fn identifier() -> u16 {
+    (std::process::id() as u16).wrapping_add(IDENTIFIERS.fetch_add(1, Ordering::Relaxed))
+}
 
 /// Runs until stopped or dropped.
 #[derive(Debug)]
@@ -69,7 +102,12 @@ impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         write!(out, "{} pings, {} lost", self.sent, self.lost())?;
         if self.lost() > 0 {
-            write!(out, " (numbers {:?})", self.unanswered)?;
+            let shown = &self.unanswered[..self.unanswered.len().min(SHOWN)];
+            write!(out, " (numbers {shown:?}")?;
+            if let Some(last) = self.unanswered.last().filter(|_| self.lost() > SHOWN) {
+                write!(out, " to {last}")?;
+            }
+            write!(out, ")")?;
         }
         write!(
             out,
@@ -81,8 +119,7 @@ impl fmt::Display for Report {
 
 impl Pinger {
     pub fn start(namespace: &Namespace, to: IpAddr, interval: Duration) -> Result<Self> {
-        let identifier =
-            (std::process::id() as u16).wrapping_add(IDENTIFIERS.fetch_add(1, Ordering::Relaxed));
+        let identifier = identifier();
         let socket = namespace
             .enter(|| Socket::open(to))?
             .with_context(|| format!("open a ping socket in {}", namespace.name()))?;
@@ -199,7 +236,7 @@ fn send_loop(socket: &Socket, shared: &Shared, identifier: u16, interval: Durati
         }
         // Noted first: the answer may be faster than the next line.
         shared.lock().seen.insert(number, (Instant::now(), None));
-        if socket.send(identifier, number).is_err() {
+        if socket.send(identifier, number, PAYLOAD).is_err() {
             // The packet never left (no route, for instance): to the user it is lost all the same.
             shared.lock().send_errors += 1;
         }
@@ -246,16 +283,52 @@ impl Socket {
         Ok(Self { handle, to })
     }
 
-    fn send(&self, identifier: u16, number: u16) -> io::Result<()> {
+    fn send(&self, identifier: u16, number: u16, payload: usize) -> io::Result<()> {
         let kind = if self.to.is_ipv6() { 128 } else { 8 };
         let mut packet = vec![kind, 0, 0, 0];
         packet.extend_from_slice(&identifier.to_be_bytes());
         packet.extend_from_slice(&number.to_be_bytes());
-        packet.extend_from_slice(&[0x5a; 48]);
+        packet.resize(packet.len() + payload, 0x5a);
         // For ICMPv6 the kernel overwrites this with the right one.
         let sum = checksum(&packet);
         packet[2..4].copy_from_slice(&sum.to_be_bytes());
         self.handle.send_to(&packet, self.to).map(drop)
+    }
+
+    /// What does not fit through is an error from now on, instead of being cut into pieces.
+    fn forbid_fragments(&self) -> io::Result<()> {
+        let options: &[(i32, i32, i32)] = if self.to.is_ipv6() {
+            &[
+                (
+                    libc::IPPROTO_IPV6,
+                    libc::IPV6_MTU_DISCOVER,
+                    libc::IPV6_PMTUDISC_DO,
+                ),
+                (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1),
+            ]
+        } else {
+            &[(
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                libc::IP_PMTUDISC_DO,
+            )]
+        };
+        for (level, name, value) in options {
+            // SAFETY: the value outlives the call, and its size is given.
+            let result = unsafe {
+                libc::setsockopt(
+                    self.handle.as_raw_fd(),
+                    *level,
+                    *name,
+                    std::ptr::from_ref(value).cast(),
+                    size_of::<i32>() as libc::socklen_t,
+                )
+            };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
     }
 
     /// The number of an answer to us, if the next packet is one.
