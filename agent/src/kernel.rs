@@ -11,6 +11,7 @@ mod linux;
 mod monitor;
 mod netlink;
 mod probe;
+mod redirects;
 mod route;
 mod sole;
 mod userspace;

@@ -17,6 +17,7 @@ use super::link::{self, Link};
 use super::monitor::{self, OwnIndex};
 use super::netlink::{Netlink, described, io_error};
 use super::probe::{self, Probed};
+use super::redirects::Redirects;
 use super::sole::{self, Sole};
 use super::userspace::Userspace;
 use super::wireguard::{Snapshot, WireGuard, is_wireguards};
@@ -391,10 +392,10 @@ impl LinuxKernel {
             });
         }
         let device = &self.options.device;
-        match link::set_up(&self.netlink.handle, index)
-            .await
-            .map_err(io_error)
-        {
+        let redirects = Redirects::read();
+        let result = link::set_up(&self.netlink.handle, index).await;
+        redirects.keep();
+        match result.map_err(io_error) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(KernelError::PortTaken {
                 port: self.options.port,
