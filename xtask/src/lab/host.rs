@@ -78,10 +78,8 @@ impl Footprint {
             .keys()
             .chain(after.0.keys().filter(|name| !self.0.contains_key(*name)));
         for name in names {
-            // The agent may have been running before and be dead now, or the other way round.
-            if name.starts_with("the agent's")
-                && !(self.0.contains_key(name) && after.0.contains_key(name))
-            {
+            // A dead one holds nothing.
+            if name.starts_with("the agent's") && !after.0.contains_key(name) {
                 continue;
             }
             let before = self.0.get(name).unwrap_or(&empty);

@@ -7,7 +7,7 @@ mod watcher;
 use std::{
     collections::BTreeMap,
     process::Command,
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -93,7 +93,7 @@ pub fn no_trace_is_left_by_the_kernels_wireguard(lab: &Lab) -> Result<()> {
 fn go_down(lab: &Lab, key: &str) -> Result<Steps> {
     let watcher = Watcher::new(lab, "alpha", 30, key)?;
     let node = &watcher.node;
-    let before = host::of(node, lab.emulated)?;
+    let before = &watcher.before;
     lab.note(&format!(
         "{} listings of the host compared",
         before.sections()
@@ -107,10 +107,10 @@ fn go_down(lab: &Lab, key: &str) -> Result<Steps> {
         );
     }
     node.cli(&["down"])?;
-    host::is_as_before(node, &before, lab.emulated, SETTLE).context("`down`")?;
+    host::is_as_before(node, before, lab.emulated, SETTLE).context("`down`")?;
     let found = watcher.guard()?;
     let steps = Steps::of(&watcher)?;
-    host::is_as_before(node, &before, lab.emulated, SETTLE).context("`down` again")?;
+    host::is_as_before(node, before, lab.emulated, SETTLE).context("`down` again")?;
     lab.note(&format!("up: {}", kinds(&steps.up)));
     lab.note(&format!("down: {}", kinds(&steps.down)));
     let found = found.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,7 +154,7 @@ fn refuse_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
     let steps = &steps.up;
     let start = Instant::now();
     let results = for_steps(lab, key, &chosen(lab, steps), |watcher, share| {
-        let before = host::of(&watcher.node, lab.emulated)?;
+        let before = Arc::clone(&watcher.before);
         let mut results = Vec::new();
         for &step in share {
             results.push(refuse(lab, watcher, Fault::Refused(step), &before)?);
@@ -176,7 +176,7 @@ fn refuse_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
         }
     }
     lab.note(&format!(
-        "{} of {} steps refused in {:.0} s: {failed} failed `up` and left nothing, {} it did without ({})",
+        "{} refusals at {} steps in {:.0} s: {failed} failed `up` and left nothing, {} it did without ({})",
         failed + went_on.len(),
         steps.len(),
         start.elapsed().as_secs_f32(),
@@ -254,7 +254,7 @@ fn kill_at_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
     let start = Instant::now();
     let results = for_steps(lab, key, &chosen(lab, steps), |watcher, share| {
         watcher.end();
-        let before = host::of(&watcher.node, lab.emulated)?;
+        let before = Arc::clone(&watcher.before);
         let killed = |step: &usize| kill(lab, watcher, *step, &before);
         share.iter().map(killed).collect()
     })?;
@@ -336,7 +336,7 @@ fn interrupt_down(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
     }
     let results = for_steps(lab, key, &tried, |watcher, share| {
         watcher.end();
-        let before = host::of(&watcher.node, lab.emulated)?;
+        let before = Arc::clone(&watcher.before);
         let mut failed = 0;
         for &step in share {
             watcher.start()?;

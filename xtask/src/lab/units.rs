@@ -82,6 +82,12 @@ fn scenario(lab: &Lab, ourselves: &Namespace) -> Result<()> {
         device: device_index()?,
     };
 
+    let redirects = fs::read_to_string("/proc/sys/net/ipv4/conf/all/send_redirects")?;
+    ensure!(
+        redirects.trim() == "1",
+        "the confined agent could not put back what WireGuard changed: {redirects}"
+    );
+
     systemd("systemctl", &["restart", AGENT])?;
     survivor.still_there("`systemctl restart`", true)?;
 

@@ -45,6 +45,9 @@ pub fn command_of_systemd() -> ! {
 
 fn end(code: u8) -> ! {
     println!("LOWROAD-VM command ended with {code}");
+    // The emulator ends at once, with what is still on its way through the serial line.
+    // SAFETY: no pointers; if this is no terminal, nothing happens.
+    unsafe { libc::tcdrain(libc::STDOUT_FILENO) };
     debug_exit(code);
     // SAFETY: no pointers. Reached only without the debug-exit device.
     unsafe { libc::reboot(libc::RB_POWER_OFF) };

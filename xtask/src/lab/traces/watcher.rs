@@ -11,7 +11,9 @@ use super::super::{ALLOW_ALL, Lab, host};
 use crate::{
     faults::{self, Account, Fault, Watched},
     process::Finished,
+    shell,
     tailnet::{Coordinator, Node, URL},
+    topology::Namespace,
 };
 
 /// A node whose agent is watched.
@@ -19,6 +21,8 @@ pub struct Watcher {
     pub node: Node,
     watched: Option<Watched>,
     key: String,
+    /// The host before the first `up` ever.
+    pub before: Arc<host::Footprint>,
 }
 
 impl Drop for Watcher {
@@ -30,18 +34,24 @@ impl Drop for Watcher {
 
 impl Watcher {
     pub fn new(lab: &Lab, name: &str, last: u8, key: &str) -> Result<Self> {
+        let is_known = lab.net.folder().join(name).exists();
         let mut node = lab.public_node(name, last)?;
         node.stop_agent();
+        furnish(&node.namespace)?;
         node.all_capabilities = lab.emulated;
+        let before = Arc::new(host::of(&node, lab.emulated)?);
         let mut watcher = Self {
             node,
             watched: None,
             key: key.to_owned(),
+            before,
         };
         watcher.start()?;
         // The first one makes a key and registers: later ones are alike.
-        watcher.up()?.ok("up")?;
-        watcher.node.cli(&["down"])?;
+        if !is_known {
+            watcher.up()?.ok("up")?;
+            watcher.node.cli(&["down"])?;
+        }
         Ok(watcher)
     }
 
@@ -99,6 +109,29 @@ impl Watcher {
         }));
         Ok(found)
     }
+}
+
+/// Things of others, where ours are: they must be there after each `down`, too.
+fn furnish(host: &Namespace) -> Result<()> {
+    for line in [
+        "ip rule add priority 5325 from 192.0.2.7 lookup 7052",
+        "ip -6 rule add priority 5325 from 2001:db8:7::7 lookup 7052",
+        "ip route add 192.0.2.0/24 dev wan0 table 7052",
+        "ip route add blackhole 198.18.0.0/15 table 7052",
+        "ip -6 route add 2001:db8:7::/64 dev wan0 table 7052",
+        "tc qdisc add dev wan0 clsact",
+    ] {
+        let mut words = line.split(' ');
+        let name = words.next().unwrap_or_default();
+        let program = shell::find_program(name).with_context(|| format!("there is no {name}"))?;
+        shell::output(host.command(program).args(words))?;
+    }
+    host.nft(
+        "table inet foreign {
+            chain arriving { type filter hook input priority 10; policy accept; }
+            chain leaving { type filter hook output priority 10; policy accept; }
+        }",
+    )
 }
 
 /// A server, and a node that is away: something to program for others.
