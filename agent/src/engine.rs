@@ -11,7 +11,7 @@ mod lifecycle;
 mod links;
 mod measures;
 mod net;
-mod node;
+pub mod node;
 mod pings;
 mod revive;
 mod session;

@@ -1,19 +1,43 @@
-//! `lowroad-bench`: what the datapath costs on this machine.
-//!
-//! `filter` runs packets through the kernel's own copy of the programs (`BPF_PROG_TEST_RUN`), for rule sets of several
-//! sizes, interleaved, and prints the median of the rounds: the claim is that a verdict's cost does not depend on the
-//! number of rules.
+//! `lowroad-bench`: what lowroad costs and carries, beside other WireGuards. `cargo xtask bench` builds and starts it; `bench/README.md`
+//! says how to add a scenario or a driver.
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
-
+mod agent;
+mod cpu;
+mod driver;
+mod figure;
 mod filter;
+mod machine;
+mod netmap;
+mod report;
+mod scenario;
+mod stats;
+mod traffic;
+mod tunnel;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    figure::{Figure, Results, ScenarioResults},
+    machine::Machine,
+    scenario::{Kind, Place, Scenario},
+};
+
+/// In front of the results on a console that carries other lines, too.
+const RESULTS: &str = "LOWROAD-BENCH-RESULTS ";
 
 #[derive(Debug, Parser)]
 #[command(
     name = "lowroad-bench",
     version,
-    about = "Measures lowroad's datapath on this machine (needs root)"
+    about = "Measures lowroad and other WireGuards on this machine (needs root)"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -22,12 +46,158 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Run scenarios: all that make sense here, or those whose name contains one of these
+    Run(Run),
     /// Nanoseconds per packet of the eBPF filter, by number of rules
     Filter(filter::Options),
+    /// Write the report of results
+    Report {
+        /// The results' JSON
+        results: PathBuf,
+        /// Folder of the report
+        #[arg(long)]
+        out: PathBuf,
+    },
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().what {
-        What::Filter(options) => filter::run(&options),
+#[derive(Debug, Args)]
+struct Run {
+    names: Vec<String>,
+    /// Say which scenarios there are, and run none
+    #[arg(long)]
+    list: bool,
+    /// Rounds, instead of what the scenarios say
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Few and short rounds, to see that it works
+    #[arg(long)]
+    quick: bool,
+    /// Folder of the report
+    #[arg(long, default_value = "docs/bench")]
+    out: PathBuf,
+    /// Print the results, marked, instead of writing a report
+    #[arg(long)]
+    to_console: bool,
+}
+
+/// How a run goes, beside what the scenarios say.
+#[derive(Debug)]
+pub struct Plan {
+    pub place: Place,
+    pub quick: bool,
+    rounds: Option<usize>,
+    folder: PathBuf,
+}
+
+impl Plan {
+    pub fn rounds(&self, normally: usize, quickly: usize) -> usize {
+        let chosen = if self.quick { quickly } else { normally };
+        self.rounds.unwrap_or(chosen).max(1)
     }
+
+    pub fn seconds(&self, normally: f64, quickly: f64) -> f64 {
+        if self.quick { quickly } else { normally }
+    }
+
+    /// Folder of the drivers' programs.
+    pub fn drivers(&self) -> PathBuf {
+        self.folder.join("drivers")
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().what {
+        What::Run(options) => run(&options),
+        What::Filter(options) => filter::run(&options).map(|()| ExitCode::SUCCESS),
+        What::Report { results, out } => {
+            let text = fs::read_to_string(&results)
+                .with_context(|| format!("read {}", results.display()))?;
+            report::write(&serde_json::from_str(&text)?, &out)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run(options: &Run) -> Result<ExitCode> {
+    let folder = env::var_os("LOWROAD_BENCH_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).to_owned(),
+        Into::into,
+    );
+    let all = scenario::all(&folder.join("scenarios"))?;
+    if options.list {
+        for scenario in &all {
+            println!("{:16} {}", scenario.name, scenario.title);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let plan = Plan {
+        place: machine::place(),
+        quick: options.quick,
+        rounds: options.rounds,
+        folder,
+    };
+    let chosen: Vec<&Scenario> = all.iter().filter(|one| is_chosen(one, options)).collect();
+    if chosen.is_empty() {
+        bail!("no scenario of this name; `--list` lists them");
+    }
+    xtask::signals::catch();
+    let machine = Machine::here();
+    let mut results = Results {
+        machine,
+        quick: options.quick,
+        scenarios: Vec::new(),
+    };
+    let mut code = ExitCode::SUCCESS;
+    for scenario in chosen {
+        if !scenario.places.contains(&plan.place) {
+            eprintln!("   {}: not here", scenario.name);
+            continue;
+        }
+        let one = measure(scenario, &plan)?;
+        if one.failed.is_some() {
+            code = ExitCode::FAILURE;
+        }
+        results.scenarios.push(one);
+    }
+    if options.to_console {
+        println!("{RESULTS}{}", serde_json::to_string(&results)?);
+    } else {
+        report::write(&results, &options.out)?;
+    }
+    Ok(code)
+}
+
+fn is_chosen(scenario: &Scenario, options: &Run) -> bool {
+    let names = &options.names;
+    names.is_empty() || names.iter().any(|part| scenario.name.contains(part))
+}
+
+/// A scenario that fails is reported as that; the others go on.
+fn measure(scenario: &Scenario, plan: &Plan) -> Result<ScenarioResults> {
+    eprintln!("=> {}: {}", scenario.name, scenario.title);
+    let start = Instant::now();
+    let figures: Result<Vec<Figure>> = match &scenario.kind {
+        Kind::Tunnel(tunnel) => tunnel::run(tunnel, plan),
+        Kind::Netmap(netmap) => netmap::run(netmap, plan),
+        Kind::Agent(agent) => agent::run(agent, plan),
+    };
+    xtask::signals::check()?;
+    let (mut figures, failed) = match figures {
+        Ok(figures) => (figures, None),
+        Err(error) => {
+            eprintln!("   FAILED: {error:#}");
+            (Vec::new(), Some(format!("{error:#}")))
+        }
+    };
+    for figure in &mut figures {
+        figure.judge(&scenario.aims, plan.place);
+    }
+    eprintln!("   {:.0} s", start.elapsed().as_secs_f64());
+    Ok(ScenarioResults {
+        name: scenario.name.clone(),
+        title: scenario.title.clone(),
+        about: scenario.about.clone(),
+        figures,
+        failed,
+    })
 }

@@ -1,25 +1,8 @@
-//! `cargo xtask …`: everything around the build. One file per task; each task first makes what it depends on.
-
-mod apt;
-mod ci;
-mod demo;
-mod ebpf;
-mod faults;
-mod lab;
-mod process;
-mod setup;
-mod shell;
-mod signals;
-mod tailnet;
-mod test;
-mod tidy;
-mod topology;
-mod traffic;
-mod vm;
-mod wait;
-mod workspace;
+//! `cargo xtask …`: the command line.
 
 use std::process::ExitCode;
+
+use xtask::{bench, ci, demo, ebpf, lab, setup, test, tidy, vm};
 
 const USAGE: &str = "\
 usage: cargo xtask <task>
@@ -32,6 +15,7 @@ usage: cargo xtask <task>
   vm [--kernel NAME] [command]
                              run a shell command, or a shell, in QEMU on the kernel of Debian 13 (trixie) or 12 (bookworm)
   vm-units                   the service units under Debian 13's systemd, there
+  bench [--vm] [name]…       measure: all scenarios, or those named (bench/README.md; --list, --quick, --rounds N)
   tidy                       check the rules that a script can check
   ci                         formatting, clippy, tidy, test: what continuous integration runs
 ";
@@ -65,6 +49,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
             return vm::units_inside();
         }
         ["vm-units"] => return vm::units(),
+        ["bench", options @ ..] => return bench::main(options),
         ["tidy"] => tidy::main()?,
         ["ci"] => return ci::main(),
         [] | ["help" | "--help" | "-h", ..] => print!("{USAGE}"),

@@ -9,6 +9,7 @@ mod qemu;
 mod systemd;
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -94,10 +95,15 @@ fn kernels() -> Result<Vec<Kernel>> {
 
 /// Builds everything and packs it, for a machine with the kernel of this release.
 pub fn prepare(debian: Debian, tests: &[Binary]) -> Result<Machine> {
+    prepare_with(debian, tests, &[])
+}
+
+/// With more files in the image: (path inside, path here).
+fn prepare_with(debian: Debian, tests: &[Binary], files: &[(String, PathBuf)]) -> Result<Machine> {
     setup()?;
     tailnet::build()?;
     let _lock = crate::workspace::lock_tools()?;
-    let initramfs = image::build(&kernels()?, tests, None)?;
+    let initramfs = image::build(&kernels()?, tests, files, None)?;
     Ok(Machine {
         kernel: kernel::ensure(debian)?.image,
         initramfs,
@@ -111,7 +117,7 @@ fn prepare_systemd() -> Result<Machine> {
     let _lock = crate::workspace::lock_tools()?;
     let kernel = kernel::ensure(Debian::Trixie)?;
     let image = kernel.image.clone();
-    let initramfs = image::build(&[kernel], &[], Some(&systemd::ensure()?))?;
+    let initramfs = image::build(&[kernel], &[], &[], Some(&systemd::ensure()?))?;
     Ok(Machine {
         kernel: image,
         initramfs,
@@ -210,6 +216,18 @@ pub fn units_inside() -> Result<ExitCode> {
     crate::lab::run_units(&mut tally)?;
     tally.write_lines();
     Ok(tally.print())
+}
+
+/// `bench --vm`: a command, with more files in the image.
+pub fn bench(
+    command: &str,
+    files: &[(String, PathBuf)],
+    on_line: &mut dyn FnMut(&str),
+) -> Result<u8> {
+    if let Some(why) = unavailable() {
+        bail!("{why}");
+    }
+    prepare_with(Debian::Trixie, &[], files)?.run(command, LIMIT, on_line)
 }
 
 /// `demo --vm`.

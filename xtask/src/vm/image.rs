@@ -28,7 +28,12 @@ const VECTORS: &str = "vectors/filter.jsonl";
 const HOST_PROGRAMS: &[&str] = &["ip", "tc", "nft"];
 
 /// Packs it all, for any of these kernels, with Debian's systemd if there is one in `userland`; returns the archive's path.
-pub fn build(kernels: &[Kernel], tests: &[Binary], userland: Option<&Path>) -> Result<PathBuf> {
+pub fn build(
+    kernels: &[Kernel],
+    tests: &[Binary],
+    files: &[(String, PathBuf)],
+    userland: Option<&Path>,
+) -> Result<PathBuf> {
     let folder = target().join("vm");
     fs::create_dir_all(&folder)?;
     let path = folder.join(match userland {
@@ -77,6 +82,9 @@ pub fn build(kernels: &[Kernel], tests: &[Binary], userland: Option<&Path>) -> R
     }
     if !tests.is_empty() {
         image.vectors()?;
+    }
+    for (inside, path) in files {
+        image.program(inside, path)?;
     }
     image.archive.finish()?.flush()?;
     ensure!(zstd.wait()?.success(), "zstd failed");
