@@ -231,6 +231,8 @@ impl<W: Write> Image<W> {
             .args(["--strip-debug", "-o"])
             .arg(&self.stripped)
             .arg(from)
+            // A script is no object, and stays as it is.
+            .stderr(Stdio::null())
             .status();
         let small = strip.is_ok_and(|status| status.success());
         let source = if small { self.stripped.as_path() } else { from };
