@@ -12,6 +12,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -142,11 +143,7 @@ impl Place {
         let mut command = self.namespace.command(program);
         command
             .arg("up")
-            // Userspace devices have their sockets in a folder of the whole host: names must differ.
-            .env(
-                "BENCH_DEVICE",
-                format!("b{}n{}", std::process::id() % 100_000, self.number),
-            )
+            .env("BENCH_DEVICE", device_name())
             .env("BENCH_ADDRESS", format!("{}/24", self.address()))
             .env("BENCH_UNDERLAY", self.underlay.to_string())
             .env("BENCH_PORT", PORT.to_string())
@@ -156,6 +153,13 @@ impl Place {
             .env("BENCH_FOLDER", &self.folder);
         Daemon::spawn(&mut command, &self.folder.join("log"))
     }
+}
+
+/// Userspace devices have their sockets in a folder of the whole host, whatever namespace they are in: names must differ everywhere.
+fn device_name() -> String {
+    static DEVICES: AtomicU32 = AtomicU32::new(0);
+    let device = DEVICES.fetch_add(1, Ordering::Relaxed);
+    format!("b{}n{device}", std::process::id() % 1_000_000)
 }
 
 fn programs(program: &Path, tunnel: &Tunnel, peers: usize) -> Result<World> {
