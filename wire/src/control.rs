@@ -13,6 +13,7 @@ mod map;
 mod node;
 mod notice;
 mod parse;
+mod parts;
 mod register;
 mod user;
 
@@ -29,6 +30,7 @@ pub use notice::{
     DisplayMessageAction, PingRequest, PingResponse, TkaInfo,
 };
 pub use parse::Malformed;
+pub use parts::{MAX_REQUEST_PARTS, check_parts};
 pub use register::{OverTlsPublicKey, RegisterAuth, RegisterRequest, RegisterResponse};
 use serde::{Deserialize, Deserializer, Serialize, de};
 pub use user::{Login, User, UserProfile};

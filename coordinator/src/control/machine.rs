@@ -4,7 +4,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use lowroad_wire::{
-    control::{MapRequest, RegisterRequest},
+    control::{MAX_REQUEST_PARTS, MapRequest, RegisterRequest, check_parts},
     key::MachinePublic,
 };
 use serde::de::DeserializeOwned;
@@ -75,8 +75,11 @@ impl Peer {
             Sender::Stranger(&self.reading)
         };
         let bytes = self.site.readers.read(request.into_body(), sender).await?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| Error::bad_request(format!("the request is malformed: {error}")))
+        let malformed = |why: &dyn std::fmt::Display| {
+            Error::bad_request(format!("the request is malformed: {why}"))
+        };
+        check_parts("request", &bytes, MAX_REQUEST_PARTS).map_err(|error| malformed(&error))?;
+        serde_json::from_slice(&bytes).map_err(|error| malformed(&error))
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Display, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::Value;
-use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339, macros::datetime};
 
 use super::RegionId;
 
@@ -125,10 +125,11 @@ pub mod timestamp {
             Some(text) => {
                 let time = OffsetDateTime::parse(&text, &Rfc3339).map_err(de::Error::custom)?;
                 // The last hours of the year 9999 may lie beyond it by universal time, where nobody can write them down.
-                if time.checked_to_offset(UtcOffset::UTC).is_none() {
+                let Some(universal) = time.checked_to_offset(UtcOffset::UTC) else {
                     return Err(de::Error::custom("a time after the year 9999"));
-                }
-                Ok(Some(time))
+                };
+                // The zero time can be written in many ways: with an offset, a fraction, another separator.
+                Ok(Some(time).filter(|_| universal != datetime!(0001-01-01 0:00 UTC)))
             }
         }
     }
@@ -164,5 +165,19 @@ mod tests {
         assert!(serde_json::from_str::<At>(&format!("{text:?}")).is_err());
         let At(time) = serde_json::from_str(r#""9999-12-31T23:59:59Z""#).unwrap();
         assert_eq!(time.unwrap().year(), 9999);
+    }
+
+    #[test]
+    fn the_zero_time_is_none_however_it_is_written() {
+        for zero in [
+            "",
+            "0001-01-01T00:00:00Z",
+            "0001-01-01t00:00:00.000z",
+            "0001-01-01T00:00:00+00:00",
+            "0001-01-01T01:00:00+01:00",
+        ] {
+            let At(time) = serde_json::from_str(&format!("{zero:?}")).unwrap();
+            assert_eq!(time, None, "{zero}");
+        }
     }
 }
