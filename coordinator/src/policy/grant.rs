@@ -12,12 +12,14 @@ use super::syntax::{Names, Rule};
 
 const FIELDS: [&str; 6] = ["src", "dst", "ip", "app", "via", "srcPosture"];
 
-/// Reads one entry of `grants` and appends one rule per distinct protocol, in order of appearance.
+/// Reads one entry of `grants` and appends one rule per distinct protocol, in order of appearance. `room` is how many
+/// sources and pairs of destination and port all grants may still stand for.
 pub(crate) fn read(
     text: &Text,
     value: &Value,
     names: &Names,
     rules: &mut Vec<Rule>,
+    room: &mut usize,
 ) -> Result<(), PolicyError> {
     let fields = text.fields(value, "a grant", &FIELDS)?;
     for name in ["app", "via", "srcPosture"] {
@@ -47,6 +49,7 @@ pub(crate) fn read(
         let message = "this grant grants nothing; add \"ip\", for example [\"*\"] or [\"tcp:443\"]";
         return Err(PolicyError::invalid(fields.place, message));
     }
+    let granted = access.len();
     let mut by_protocol: Vec<(Option<u8>, Vec<PortRange>)> = Vec::new();
     for entry in access {
         let (protocol, ports) = read_access(entry)?;
@@ -55,6 +58,14 @@ pub(crate) fn read(
             None => by_protocol.push((protocol, vec![ports])),
         }
     }
+    let parts = destinations.len() * granted + sources.len() * by_protocol.len();
+    *room = room.checked_sub(parts).ok_or_else(|| {
+        let message = format!(
+            "too many: this grant stands for {} pairs of destination and port; use groups, prefixes or port ranges",
+            destinations.len() * granted
+        );
+        PolicyError::invalid(fields.place, message)
+    })?;
     for (protocol, ports) in by_protocol {
         let rule = Rule {
             sources: sources.clone(),

@@ -6,14 +6,19 @@ use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions};
 
 use super::error::{At, Place, PolicyError};
 
-/// Larger files are refused unread. Policies in the field stay far below a megabyte.
-const MAX_BYTES: usize = 4 << 20;
+/// Larger files are refused unread. Policies in the field stay far below it; parsed, a hostile one takes 80 times its size.
+const MAX_BYTES: usize = 512 << 10;
+
+/// Characters are counted once for each block of so many bytes, so that a place costs the same however long its line is.
+const BLOCK: usize = 256;
 
 /// The text with its line starts, to say where a value stands.
 #[derive(Debug)]
 pub(crate) struct Text<'a> {
     text: &'a str,
     line_starts: Vec<usize>,
+    /// How many characters begin before each block.
+    characters: Vec<u32>,
 }
 
 /// The properties of an object, with names that differ in case only taken as the same (as Go's JSON does).
@@ -49,6 +54,15 @@ impl<'a> Text<'a> {
         Self {
             text,
             line_starts: std::iter::once(0).chain(breaks).collect(),
+            characters: text
+                .as_bytes()
+                .chunks(BLOCK)
+                .scan(0, |before, block| {
+                    let here = *before;
+                    *before += beginnings(block);
+                    Some(here)
+                })
+                .collect(),
         }
     }
 
@@ -94,11 +108,17 @@ impl<'a> Text<'a> {
     fn place(&self, offset: usize) -> Place {
         let line = self.line_starts.partition_point(|&start| start <= offset);
         let start = self.line_starts[line.saturating_sub(1)];
-        let before = self.text.get(start..offset).unwrap_or_default();
         Place {
             line: u32::try_from(line).unwrap_or(u32::MAX),
-            column: u32::try_from(before.chars().count() + 1).unwrap_or(u32::MAX),
+            column: self.characters_before(offset) - self.characters_before(start) + 1,
         }
+    }
+
+    fn characters_before(&self, offset: usize) -> u32 {
+        let offset = offset.min(self.text.len());
+        let block = (offset / BLOCK).min(self.characters.len().saturating_sub(1));
+        let counted = self.characters.get(block).copied().unwrap_or_default();
+        counted + beginnings(&self.text.as_bytes()[block * BLOCK..offset])
     }
 
     pub(crate) fn at(&self, range: Range) -> Place {
@@ -199,5 +219,34 @@ impl<'a> Text<'a> {
             .iter()
             .map(|element| self.string(element, &format!("each entry of {what}")))
             .collect()
+    }
+}
+
+/// How many characters begin in these bytes of UTF-8.
+fn beginnings(bytes: &[u8]) -> u32 {
+    let count = bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_counted_in_characters_however_long_its_line_is() {
+        let line = "{\"é€😀\": 1, ".repeat(200);
+        let text = format!("// ü\n{line}\n{line}x");
+        let texts = Text::new(&text);
+        for (offset, _) in text.char_indices() {
+            let before = &text[..offset];
+            let start = before.rfind('\n').map_or(0, |at| at + 1);
+            let place = texts.place(offset);
+            assert_eq!(place.line as usize, before.matches('\n').count() + 1);
+            assert_eq!(
+                place.column as usize,
+                text[start..offset].chars().count() + 1
+            );
+        }
+        assert_eq!(Text::new("").place(0), Place { line: 1, column: 1 });
     }
 }

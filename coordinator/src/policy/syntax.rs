@@ -81,6 +81,9 @@ pub(crate) struct Test {
     pub(crate) deny: Vec<At<String>>,
 }
 
+/// A grant stands for each of its destinations at each of its ports: so many in all grants. Nodes take half a million in all.
+const MAX_RULE_PARTS: usize = 1 << 18;
+
 impl Document {
     pub(crate) fn parse(hujson: &str) -> Result<Self, PolicyError> {
         let text = Text::new(hujson);
@@ -199,10 +202,11 @@ impl Document {
 
     fn read_rules(&mut self, text: &Text, fields: &Fields) -> Result<(), PolicyError> {
         let mut rules = None;
+        let mut room = MAX_RULE_PARTS;
         if let Some(grants) = fields.written("grants") {
             let rules = rules.get_or_insert_with(Vec::new);
             for value in text.list(grants, "grants")? {
-                grant::read(text, value, &self.names, rules)?;
+                grant::read(text, value, &self.names, rules, &mut room)?;
             }
         }
         if let Some(acls) = fields.written("acls") {
