@@ -193,8 +193,8 @@ impl State {
         }
     }
 
-    /// What the file says, and whether it said everything.
-    fn parse(
+    /// What the file says, and whether it said everything. Errors name `path`, and quote nothing of what they found.
+    pub fn parse(
         text: &[u8],
         path: &Path,
         random: &mut impl FnMut(&mut [u8]),
@@ -211,7 +211,11 @@ impl State {
         if version.version != VERSION {
             return Err(StateError::OtherVersion {
                 path: path.to_owned(),
-                found: version.version.to_string(),
+                // Anything but a number could be anything, a key as well.
+                found: version
+                    .version
+                    .as_u64()
+                    .map_or_else(|| "unknown".to_owned(), |number| number.to_string()),
             });
         }
         let stored: Stored = serde_json::from_slice(text).map_err(at)?;
@@ -453,6 +457,11 @@ mod tests {
             .to_string();
         assert!(error.contains("has version 2"), "{error}");
         assert_eq!(fs::read(&file).unwrap(), br#"{"version": 2, "id": []}"#);
+        fs::write(&file, r#"{"version": "privkey:00"}"#).unwrap();
+        let error = StateDir::open(parent.path(), counting())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("has version unknown"), "{error}");
     }
 
     #[test]
