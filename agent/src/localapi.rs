@@ -209,7 +209,8 @@ impl Server {
         }
     }
 
-    async fn connection(self, stream: UnixStream) {
+    /// Serves one client until either side ends it.
+    pub async fn connection(self, stream: UnixStream) {
         let Ok(may_write) = self.rights.of(&stream) else {
             return;
         };

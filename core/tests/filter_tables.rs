@@ -2,17 +2,16 @@
 
 #[path = "support/generate.rs"]
 mod generate;
+#[path = "support/lookup.rs"]
+mod lookup;
 #[path = "support/packets.rs"]
 #[expect(dead_code, reason = "the tests of `agent` use the rest")]
 mod packets;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-};
+use std::collections::BTreeMap;
 
-use lowroad_abi::{Address, Class, NO_RULE, PairKey, PortKey, Service, Side};
-use lowroad_core::filter::{Action, Compiled, DropReason, Evaluator, Pass, compile};
+use lookup::Lookup;
+use lowroad_core::filter::{Action, DropReason, Evaluator, Pass, compile};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 const CASES: u64 = 300;
@@ -37,7 +36,7 @@ fn tables_admit_by_the_rule_that_the_reference_names() {
                 _ => continue,
             };
             let found = lookup.rule(&packet);
-            let wanted = verdict.rule.map_or(NO_RULE, |id| lookup.key(id.0));
+            let wanted = lookup.key(verdict.rule);
             assert_eq!(found, wanted, "seed {seed}: {packet:02x?}\n{input:#?}");
             *compared.entry(outcome).or_default() += 1;
         }
@@ -47,113 +46,4 @@ fn tables_admit_by_the_rule_that_the_reference_names() {
         compared["rule"] > 500 && compared["refused"] > 500,
         "{compared:?}"
     );
-}
-
-struct Lookup<'a> {
-    compiled: &'a Compiled,
-    hosts: HashMap<Address, Class>,
-    prefixes: HashMap<(u32, Address), Class>,
-    ports: HashMap<(u32, PortKey), Service>,
-    pairs: HashMap<PairKey, u64>,
-}
-
-impl<'a> Lookup<'a> {
-    fn new(compiled: &'a Compiled) -> Self {
-        let tables = &compiled.tables;
-        Self {
-            compiled,
-            hosts: tables.hosts.iter().copied().collect(),
-            prefixes: tables
-                .prefixes
-                .iter()
-                .map(|(n, a, c)| ((*n, *a), *c))
-                .collect(),
-            ports: tables
-                .ports
-                .iter()
-                .map(|(n, k, s)| ((*n, *k), *s))
-                .collect(),
-            pairs: tables.pairs.iter().copied().collect(),
-        }
-    }
-
-    fn key(&self, id: u32) -> u64 {
-        let rule = self.compiled.rules.iter().find(|r| r.id.0 == id);
-        rule.expect("a rule in force").key
-    }
-
-    fn class(&self, side: Side, address: IpAddr) -> Class {
-        let (family, bits, bytes) = match address {
-            IpAddr::V4(a) => (4, 32, u128::from(u32::from(a)) << 96),
-            IpAddr::V6(a) => (6, 128, u128::from(a)),
-        };
-        let exact = Address::new(side, family, bytes.to_be_bytes());
-        let within = |length: u32| {
-            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-            let address = Address::new(side, family, (bytes & mask).to_be_bytes());
-            self.prefixes.get(&(Address::TAG_BITS + length, address))
-        };
-        let longest = || (0..=bits).rev().find_map(within);
-        self.hosts
-            .get(&exact)
-            .or_else(longest)
-            .copied()
-            .unwrap_or_default()
-    }
-
-    /// Key of the rule that admits a whole inbound packet.
-    fn rule(&self, packet: &[u8]) -> u64 {
-        let header = Header::of(packet);
-        let destination = self.class(Side::Destination, header.destination);
-        let service = (0..=16u32).rev().find_map(|bits| {
-            let port = header.port & u16::MAX.checked_shl(16 - bits).unwrap_or(0);
-            let key = PortKey::new(destination.number(), header.protocol, port.to_be_bytes());
-            self.ports.get(&(PortKey::ANY_PORT_BITS + bits, key))
-        });
-        match service {
-            None => NO_RULE,
-            Some(service) if service.any() != NO_RULE => service.any(),
-            Some(service) => {
-                let source = self.class(Side::Source, header.source);
-                let pair = PairKey::new(source.number(), service.number());
-                self.pairs.get(&pair).copied().unwrap_or(NO_RULE)
-            }
-        }
-    }
-}
-
-/// Of packets that the reference found whole.
-struct Header {
-    source: IpAddr,
-    destination: IpAddr,
-    protocol: u8,
-    port: u16,
-}
-
-impl Header {
-    fn of(packet: &[u8]) -> Self {
-        let v4 = |at: usize| -> IpAddr {
-            let octets: [u8; 4] = packet[at..at + 4].try_into().expect("four bytes");
-            octets.into()
-        };
-        let v6 = |at: usize| -> IpAddr {
-            let octets: [u8; 16] = packet[at..at + 16].try_into().expect("sixteen bytes");
-            octets.into()
-        };
-        let (source, destination, protocol, transport) = match packet[0] >> 4 {
-            4 => (v4(12), v4(16), packet[9], usize::from(packet[0] & 15) * 4),
-            _ if packet[6] == 44 => (v6(8), v6(24), packet[40], 48),
-            _ => (v6(8), v6(24), packet[6], 40),
-        };
-        let port = match protocol {
-            6 | 17 | 132 => u16::from_be_bytes([packet[transport + 2], packet[transport + 3]]),
-            _ => 0,
-        };
-        Self {
-            source,
-            destination,
-            protocol,
-            port,
-        }
-    }
 }

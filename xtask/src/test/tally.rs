@@ -108,6 +108,8 @@ impl Tally {
                     let why = if why.is_empty() { "ignored" } else { why };
                     self.skip(&format!("{binary} {name}"), why);
                 }
+            } else if let Some(report) = line.strip_prefix("REPORT: ") {
+                eprintln!("   {report}");
             } else if let Some(name) = shown_test(line) {
                 showing = name;
             } else if let Some(why) = line.trim().strip_prefix("SKIPPED: ")

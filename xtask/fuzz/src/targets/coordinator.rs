@@ -1,0 +1,372 @@
+//! What clients and administrators ask of the coordinator, and its files.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use lowroad_coordinator::{
+    admin,
+    args::Serve,
+    config::Config,
+    delta::Sent,
+    hub::Hub,
+    model::AuthKeyText,
+    policy::{CompiledTailnet, recompile},
+    relay_map,
+    state::{NewAuthKey, NodeRef, Settings, State, Stranger},
+    store::Store,
+    view::{Common, Snapshot},
+};
+use lowroad_wire::{
+    control::{MapRequest, MapResponse, NodeId},
+    key::MachinePublic,
+    netmap::NetMap,
+};
+use time::OffsetDateTime;
+use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::UnixStream};
+
+/// A folder of this thread, on a file system without a disk.
+fn folder(name: &str) -> PathBuf {
+    let folder = PathBuf::from(format!(
+        "/dev/shm/lowroad-fuzz-{}-{:?}/{name}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    fs::create_dir_all(&folder).expect("/dev/shm can be written to");
+    folder
+}
+
+/// `--config` and the relay map it names: a text, a zero byte, another text.
+pub fn coordinator_config(input: &[u8]) {
+    let folder = folder("config");
+    let (config, map) = input.split_at(
+        input
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(input.len()),
+    );
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        fs::write(&path, bytes).expect("the folder is ours");
+        Some(path)
+    };
+    let flags = Serve {
+        config: write("config", config),
+        derp_map: write("map", map.get(1..).unwrap_or_default()).filter(|_| !map.is_empty()),
+        // What the text names could be any file of this machine.
+        policy: write("policy", b"{}"),
+        ..Serve::default()
+    };
+    let without_map = Serve {
+        derp_map: write("empty", b"{}"),
+        config: flags.config.clone(),
+        policy: flags.policy.clone(),
+        ..Serve::default()
+    };
+    for flags in [flags, without_map] {
+        if flags.derp_map.is_some()
+            && let Ok(config) = Config::load(&folder, &flags)
+        {
+            let _ = relay_map::build(&config, None, Some(3478));
+        }
+    }
+}
+
+pub fn coordinator_config_seeds() -> Vec<Vec<u8>> {
+    let config = r#"{"listen": "127.0.0.1:8080", "url": "https://hs.example:8443/", "stun": "off", "base_domain": "tail.internal", "relay_ipv4": "198.51.100.1",
+        "nameservers": ["1.1.1.1"], "override_local_dns": true, "extra_records": [{"Name": "a.tail.internal", "Type": "A", "Value": "100.64.0.1"}], "ephemeral_timeout": "1h30m", // comment
+        }"#;
+    let map = super::netmaps::DERP_MAP;
+    [config.to_owned(), format!("{config}\0{map}"), r#"{"url": "http://[::1]:1"}"#.to_owned(), format!("{{\"url\":\"http://a\"}}\0{map}"), r#"{"url": "http://192.0.2.1", "stun": "0.0.0.0:3478", "ephemeral_timeout": "99999999999h"}"#.to_owned(), "[".repeat(3000)]
+        .map(String::into_bytes)
+        .to_vec()
+}
+
+/// Hands of an administrator's socket: each line is the body of a request; after a line `raw`, the rest is written as it is.
+pub fn admin_socket(input: &[u8]) {
+    let folder = folder("admin");
+    let _ = fs::remove_dir_all(&folder);
+    let hub = Hub::open(&folder, Settings::default(), None).expect("an empty folder");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let listener = admin::socket::listen(&folder).expect("the folder is ours");
+        let path = admin::socket::path(&folder);
+        let server = tokio::spawn(admin::server::serve(listener, hub.clone()));
+        let publisher = tokio::spawn(hub.clone().publish());
+        for line in input.split(|byte| *byte == b'\n').take(20) {
+            let head = format!(
+                "POST /v1 HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                line.len()
+            );
+            let request = match line.strip_prefix(b"raw ") {
+                Some(raw) => [raw, b"\r\n\r\n"].concat(),
+                None => [head.as_bytes(), line].concat(),
+            };
+            let mut stream = UnixStream::connect(&path).await.expect("it listens");
+            let _ = stream.write_all(&request).await;
+            // Who hangs up before the answer gets none.
+            if line.starts_with(b"raw ") {
+                let _ = stream.shutdown().await;
+            }
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            assert!(
+                answer.is_empty() || answer.starts_with(b"HTTP/1."),
+                "what answers isn't HTTP"
+            );
+            assert!(
+                !answer.is_empty() || line.starts_with(b"raw "),
+                "no answer: a task panicked?"
+            );
+        }
+        publisher.abort();
+        server.abort();
+    });
+    hub.close();
+}
+
+pub fn admin_socket_seeds() -> Vec<Vec<u8>> {
+    let lines = [
+        r#"{"command":"users-create","name":"ann","display_name":"Ann"}"#,
+        r#"{"command":"auth-keys-create","user":"ann","reusable":true,"ephemeral":false,"expiry_seconds":18446744073709551615,"tags":["tag:a"]}"#,
+        r#"{"command":"auth-keys-list","user":null}"#,
+        r#"{"command":"auth-keys-expire","key":"1"}"#,
+        r#"{"command":"nodes-list","user":"ann"}"#,
+        r#"{"command":"nodes-approve-routes","node":"1","routes":["10.0.0.0/8"]}"#,
+        r#"{"command":"nodes-approve","registration":"x","user":"ann"}"#,
+        r#"{"command":"nodes-rename","node":"1","name":"x"}"#,
+        r#"{"command":"policy-set","text":"{\"acls\":[]}"}"#,
+        r#"{"command":"policy-get"}"#,
+        r#"{"command":"users-delete","user":"1"}"#,
+        "raw GET / HTTP/1.1",
+        "raw POST /v1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+    ];
+    let mut seeds: Vec<Vec<u8>> = lines.map(|line| line.as_bytes().to_vec()).to_vec();
+    seeds.push(lines.join("\n").into_bytes());
+    seeds
+}
+
+struct Tailnet {
+    state: State,
+    compiled: Arc<CompiledTailnet>,
+    /// What the first node was told, and what it makes of it.
+    told: Option<(Sent, NetMap)>,
+    generation: u64,
+    now: OffsetDateTime,
+    instant: Instant,
+}
+
+/// Machines that register, report and poll, in lines: a letter for what, a digit for the machine, then the JSON.
+///
+/// Whatever they say of themselves, what others are sent of it can be read, and differences add up to the whole.
+pub fn coordinator_requests(input: &[u8]) {
+    let settings = Arc::new(Settings {
+        base_domain: "tail.internal".to_owned(),
+        ..Settings::default()
+    });
+    let (now, instant) = (
+        OffsetDateTime::UNIX_EPOCH + Duration::from_secs(1 << 30),
+        Instant::now(),
+    );
+    // Nothing is ever written to it, so that one is enough.
+    thread_local!(static EMPTY: Store = Store::open(&folder("state")).expect("the folder is ours"));
+    let mut state = EMPTY
+        .with(|store| State::load(store, settings, now, instant))
+        .expect("an empty store");
+    let user = state.create_user("ann", "", now).expect("a good name").id;
+    let text = AuthKeyText::from_random([5; 30]);
+    let new = NewAuthKey {
+        user,
+        reusable: true,
+        ephemeral: false,
+        lifetime: Duration::from_secs(1 << 20),
+        tags: Vec::new(),
+    };
+    state.create_auth_key(new, &text, now);
+    let compiled = Arc::new(recompile(state.policy(), &state.world()));
+    let mut tailnet = Tailnet {
+        state,
+        compiled,
+        told: None,
+        generation: 0,
+        now,
+        instant,
+    };
+    for line in input.split(|byte| *byte == b'\n').take(40) {
+        if let [what, machine, json @ ..] = line {
+            let json = String::from_utf8_lossy(json).replace("AUTHKEY", &text.reveal());
+            tailnet.act(*what, machine & 3, &json);
+            tailnet.publish();
+        }
+    }
+}
+
+impl Tailnet {
+    fn act(&mut self, what: u8, machine: u8, json: &str) {
+        let machine = MachinePublic::from_bytes([machine + 1; 32]);
+        match what {
+            b'R' => {
+                let Ok(request) = serde_json::from_str(json) else {
+                    return;
+                };
+                let may_tag = |_, tag: &str| tag == "tag:a";
+                let who = Stranger {
+                    machine,
+                    remote: [198, 51, 100, 1].into(),
+                    random: [machine.as_bytes()[0]; 16],
+                    now: self.now,
+                    instant: self.instant,
+                    may_tag: &may_tag,
+                };
+                let _ = self.state.register(request, &who);
+            }
+            b'M' => {
+                let Ok(request) = serde_json::from_str::<MapRequest>(json) else {
+                    return;
+                };
+                let stream = request.stream;
+                if let Ok(node) = self.state.update(machine, request, self.now)
+                    && stream
+                {
+                    self.state.attach(node, self.now);
+                }
+            }
+            b'T' => {
+                let later = Duration::from_secs(u64::from(machine.as_bytes()[0]) * 700);
+                self.now += later;
+                self.instant += later;
+                self.state.tick(self.now, self.instant);
+            }
+            b'A' => {
+                let routes = serde_json::from_str(json).unwrap_or_default();
+                self.state
+                    .approve_routes(NodeId(machine.as_bytes()[0].into()), routes, self.now);
+            }
+            b'N' => {
+                if let Ok(node) = self
+                    .state
+                    .find_node(&NodeRef(json.to_owned()))
+                    .map(|node| node.id)
+                {
+                    self.state.expire_node(node, self.now);
+                }
+            }
+            b'D' => self.state.delete_node(NodeId(machine.as_bytes()[0].into())),
+            _ => {}
+        }
+    }
+
+    fn publish(&mut self) {
+        let taken = self.state.take_changes();
+        if let Some((policy, world)) = &taken.compile {
+            self.compiled = Arc::new(recompile(policy, world));
+        }
+        let snapshot = Snapshot {
+            generation: taken.generation,
+            previous: std::mem::replace(&mut self.generation, taken.generation),
+            changed: taken.changed,
+            nodes: taken.nodes,
+            users: taken.users,
+            compiled: self.compiled.clone(),
+        };
+        self.tell(&snapshot);
+        self.state.take_rows();
+    }
+
+    fn tell(&mut self, snapshot: &Snapshot) {
+        let watcher = match &self.told {
+            Some((_, map)) => map.self_node.as_ref().map(|node| node.id),
+            None => snapshot.nodes.keys().next().copied(),
+        };
+        let Some((sent, message)) =
+            watcher.and_then(|id| Sent::first(id, snapshot, &Common::default(), self.now))
+        else {
+            self.told = None;
+            return;
+        };
+        let mut whole = NetMap::default();
+        whole.apply(carried(&message), self.now);
+        let (sent, map) = match self.told.take() {
+            None => (sent, whole),
+            Some((mut sent, mut map)) => {
+                if let Ok(Some(difference)) = sent.difference(snapshot, self.now) {
+                    map.apply(carried(&difference), self.now);
+                }
+                assert_eq!(map.peers, whole.peers, "differences add up to the whole");
+                assert_eq!(
+                    map.self_node, whole.self_node,
+                    "differences add up to the whole"
+                );
+                assert!(
+                    map.filter_rules().eq(whole.filter_rules()),
+                    "differences add up to the whole"
+                );
+                (sent, map)
+            }
+        };
+        self.told = Some((sent, map));
+    }
+}
+
+/// As it arrives at a client, which must understand all of it.
+fn carried(message: &MapResponse) -> MapResponse {
+    let text = serde_json::to_vec(message).expect("messages can be written");
+    let (message, malformed) = MapResponse::parse(&text).expect("messages are JSON");
+    assert_eq!(malformed, [], "a client cannot read what it is sent");
+    message
+}
+
+pub fn coordinator_requests_seeds() -> Vec<Vec<u8>> {
+    let register = |machine: u8, more: &str| {
+        let key = format!("{:02x}", machine + 16).repeat(32);
+        format!(
+            r#"R{machine}{{"Version":130,"NodeKey":"nodekey:{key}","Auth":{{"AuthKey":"AUTHKEY"}},"Hostinfo":{{"Hostname":"n{machine}","OS":"linux","RoutableIPs":["10.0.0.0/8","0.0.0.0/0"]{more}}}}}"#
+        )
+    };
+    let map = |machine: u8, more: &str| {
+        let key = format!("{:02x}", machine + 16).repeat(32);
+        format!(
+            r#"M{machine}{{"Version":130,"NodeKey":"nodekey:{key}","DiscoKey":"discokey:{key}","Endpoints":["198.51.100.1:5"],"EndpointTypes":[2]{more}}}"#
+        )
+    };
+    let script = [
+        register(0, ""),
+        register(1, r#","RequestTags":["tag:a"]"#),
+        map(0, r#","Stream":true"#),
+        map(
+            1,
+            r#","Hostinfo":{"Hostname":"other","NetInfo":{"PreferredDERP":2,"DERPLatency":{"2-v4":0.5}}}"#,
+        ),
+        r#"A1["10.0.0.0/8"]"#.to_owned(),
+        "T1".to_owned(),
+        register(
+            2,
+            r#","Location":{"City":"x"},"Services":[{"Proto":"tcp","Port":1}]"#,
+        ),
+        "N0n1".to_owned(),
+        "D1".to_owned(),
+        "T3".to_owned(),
+    ];
+    let mut seeds: Vec<Vec<u8>> = script
+        .iter()
+        .map(|line| line.clone().into_bytes())
+        .collect();
+    seeds.push(script.join("\n").into_bytes());
+    seeds.push(
+        [
+            register(0, ""),
+            register(1, ""),
+            map(1, r#","Stream":true"#),
+            "D0".to_owned(),
+        ]
+        .join("\n")
+        .into_bytes(),
+    );
+    seeds
+}

@@ -1,0 +1,71 @@
+//! Every target on its corpus and on changed inputs, within its limits of memory and time.
+
+#[path = "support/run.rs"]
+mod support;
+
+macro_rules! targets {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            support::run(stringify!($name));
+        })*
+
+        const TESTED: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+targets![
+    control_json,
+    netmap,
+    map_stream,
+    noise_server,
+    noise_client,
+    noise_records,
+    noise_early,
+    derp_frames,
+    derp_relay,
+    disco_message,
+    disco_box,
+    stun,
+    geneve_tsmp,
+    netcheck,
+    paths,
+    first_contact,
+    policy,
+    coordinator_config,
+    coordinator_requests,
+    admin_socket,
+    local_api,
+    prefs,
+    state_file,
+    filter_rules,
+    packets,
+];
+
+#[test]
+fn every_target_is_run_by_a_test() {
+    let mut listed: Vec<&str> = lowroad_fuzz::TARGETS
+        .iter()
+        .filter(|target| !target.needs_root)
+        .map(|target| target.name)
+        .collect();
+    let mut tested = TESTED.to_vec();
+    listed.sort_unstable();
+    tested.sort_unstable();
+    assert_eq!(listed, tested);
+}
+
+#[test]
+fn the_corpus_stays_small() {
+    const MOST: u64 = 3 << 20;
+    let folders = std::fs::read_dir(lowroad_fuzz::folder()).expect("the corpus is committed");
+    let files = folders
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+        .flat_map(|entry| std::fs::read_dir(entry.path()).expect("it is a folder"));
+    let bytes: u64 = files
+        .flatten()
+        .map(|file| file.metadata().expect("it is there").len())
+        .sum();
+    assert!(bytes < MOST, "{bytes} bytes");
+}
