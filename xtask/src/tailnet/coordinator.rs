@@ -152,7 +152,7 @@ impl Coordinator {
              tcp dport 8080 @ih,0,32 { 0x47455420, 0x504f5354 } drop; }; }",
         )?;
         self.daemon.stop();
-        self.daemon = serve(&self.namespace, &self.folder, &self.state, &self.level)?;
+        self.daemon = serve(&self.namespace, &self.folder, &self.state, &self.options)?;
         let address = SocketAddr::from(([203, 0, 113, COORDINATOR], PORT));
         wait::wait_for("the relay's port", START_LIMIT, || {
             let connected = self
