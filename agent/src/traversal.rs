@@ -6,5 +6,6 @@ pub mod endpoints;
 mod packet;
 pub mod port;
 pub mod relay;
+pub mod shortcut;
 pub mod stun;
 mod sys;

@@ -7,9 +7,7 @@ use std::{
 
 use lowroad_wire::key::NodePublic;
 
-const FIRST: u32 = u32::from_be_bytes([127, 128, 0, 0]);
-/// Addresses of the range. The last one is the loopback network's broadcast address.
-const COUNT: u32 = (1 << 23) - 1;
+use crate::traversal::relay::{ADDRESSES, FIRST_ADDRESS, relay_address};
 
 /// Which peer has which address. A peer's address follows from its key, unless another one has it or the kernel says otherwise, so that endpoints
 /// survive a restart.
@@ -36,9 +34,9 @@ impl RelayAddresses {
             return *address;
         }
         let [a, b, c, d, ..] = *peer.as_bytes();
-        let start = u32::from_be_bytes([a, b, c, d]) % COUNT;
-        let free = (0..COUNT)
-            .map(|step| Ipv4Addr::from(FIRST + (start + step) % COUNT))
+        let start = u32::from_be_bytes([a, b, c, d]) % ADDRESSES;
+        let free = (0..ADDRESSES)
+            .map(|step| Ipv4Addr::from(FIRST_ADDRESS + (start + step) % ADDRESSES))
             .find(|address| !self.taken.contains(address));
         let address = free.expect("a netmap message cannot hold eight million peers");
         self.taken.insert(address);
@@ -51,16 +49,6 @@ impl RelayAddresses {
         let taken = &mut self.taken;
         self.by_peer
             .retain(|peer, address| kept.contains(peer) || !taken.remove(address));
-    }
-}
-
-/// The address, if this endpoint is one of the relay door's.
-pub fn relay_address(endpoint: SocketAddr) -> Option<Ipv4Addr> {
-    match endpoint {
-        SocketAddr::V4(v4) if (FIRST..FIRST + COUNT).contains(&u32::from(*v4.ip())) => {
-            Some(*v4.ip())
-        }
-        _ => None,
     }
 }
 

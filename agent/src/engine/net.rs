@@ -84,6 +84,9 @@ impl Net {
         };
         let (derp, packets) = DerpPool::start(node, tls, options.mark.value);
         let (door, relay) = open_door(options.port, options.mark.value, &derp).await?;
+        if let Some(shortcut) = port.shortcut() {
+            door.take(shortcut);
+        }
         let (prober, probed) = Prober::start(port, config, options.device.clone());
         let (events, derp_events) = mpsc::channel(QUEUE);
         let pump = tokio::spawn(pump(packets, door.inlet(), events)).abort_handle();

@@ -71,7 +71,7 @@ pub async fn start(dataplane: Dataplane) -> std::io::Result<(Started, FakeHandle
     };
     let started = Started {
         kernel: Box::new(FakeKernel { state }),
-        port: Port::shared(socket, None),
+        port: Port::shared(socket, None, None),
         datagrams,
         filter_events,
         changes,

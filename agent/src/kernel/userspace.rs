@@ -28,6 +28,7 @@ use self::udp::{Factory, Sockets};
 use super::KernelError;
 use super::wireguard::Snapshot;
 use crate::traversal::port::{Datagram, Port};
+use crate::traversal::shortcut::Shortcut;
 
 /// How long the sockets of the device before may take to close, on a busy machine.
 const LAST_SOCKETS: Duration = Duration::from_millis(500);
@@ -73,8 +74,9 @@ impl Userspace {
     ) -> Result<(Self, Port, mpsc::Receiver<Datagram>), KernelError> {
         let sockets = bind_when_free(port, mark).await?;
         let (sender, datagrams) = mpsc::channel(udp::DATAGRAMS);
-        let factory = Factory::new(sockets.clone(), sender);
-        let shared = Port::shared(sockets.v4.clone(), sockets.v6.clone());
+        let (shortcut, injected) = Shortcut::new();
+        let factory = Factory::new(sockets.clone(), sender, shortcut.clone(), injected);
+        let shared = Port::shared(sockets.v4.clone(), sockets.v6.clone(), Some(shortcut));
         let userspace = Self {
             sockets,
             factory,

@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     packet::{self, Start},
+    shortcut::Shortcut,
     sys,
 };
 
@@ -42,6 +43,7 @@ enum Kind {
     Shared {
         v4: Arc<UdpSocket>,
         v6: Option<Arc<UdpSocket>>,
+        shortcut: Option<Shortcut>,
     },
 }
 
@@ -88,8 +90,20 @@ impl Port {
     }
 
     /// The sockets of the userspace device, whose transport hands over disco and STUN itself.
-    pub fn shared(v4: Arc<UdpSocket>, v6: Option<Arc<UdpSocket>>) -> Self {
-        Self(Arc::new(Kind::Shared { v4, v6 }))
+    pub fn shared(
+        v4: Arc<UdpSocket>,
+        v6: Option<Arc<UdpSocket>>,
+        shortcut: Option<Shortcut>,
+    ) -> Self {
+        Self(Arc::new(Kind::Shared { v4, v6, shortcut }))
+    }
+
+    /// Where relayed packets needn't cross the kernel.
+    pub fn shortcut(&self) -> Option<&Shortcut> {
+        match &*self.0 {
+            Kind::Raw(_) => None,
+            Kind::Shared { shortcut, .. } => shortcut.as_ref(),
+        }
     }
 
     /// Sends at once or not at all: discovery repeats what is lost.

@@ -7,10 +7,10 @@
 
 use std::{
     collections::HashMap,
-    io,
+    fmt, io,
     net::{Ipv4Addr, SocketAddr},
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket, sync::mpsc, task::AbortHandle};
 
 use self::injector::Injector;
-use super::sys::{self, ReceiveBatch, Received};
+use super::{
+    shortcut::Shortcut,
+    sys::{self, ReceiveBatch},
+};
 
 mod injector;
 
@@ -31,6 +34,23 @@ const QUEUE: usize = 1024;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// [`RelayEvent::Outgoing`] and [`RelayEvent::Incoming`] of one peer come at most this often.
 const EVENT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Of the range of relay addresses, 127.128.0.0/9.
+pub const FIRST_ADDRESS: u32 = u32::from_be_bytes([127, 128, 0, 0]);
+/// The last address of the range is the loopback network's broadcast address.
+pub const ADDRESSES: u32 = (1 << 23) - 1;
+
+/// The address, if this endpoint is one of the relay door's.
+pub fn relay_address(endpoint: SocketAddr) -> Option<Ipv4Addr> {
+    match endpoint {
+        SocketAddr::V4(v4)
+            if (FIRST_ADDRESS..FIRST_ADDRESS + ADDRESSES).contains(&u32::from(*v4.ip())) =>
+        {
+            Some(*v4.ip())
+        }
+        _ => None,
+    }
+}
 
 /// How one peer is relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +92,25 @@ pub struct FromRelay {
 pub struct RelayDoor {
     inner: Arc<Inner>,
     reader: AbortHandle,
+    send: Outlet,
+}
+
+/// What takes a packet for a peer, by a region.
+#[derive(Clone)]
+struct Outlet(Arc<dyn Fn(RegionId, NodePublic, Bytes) + Send + Sync>);
+
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Outlet")
+    }
 }
 
 #[derive(Debug)]
 struct Inner {
     table: RwLock<Table>,
     injector: Injector,
+    /// Instead of the injector, where WireGuard is in this process.
+    shortcut: OnceLock<Shortcut>,
     held: Mutex<FirstContact>,
     incoming: Mutex<Pauses>,
     events: mpsc::Sender<RelayEvent>,
@@ -102,19 +135,36 @@ impl RelayDoor {
         port: u16,
         wireguard_port: u16,
         mark: u32,
-        send: impl Fn(RegionId, NodePublic, Bytes) + Send + 'static,
+        send: impl Fn(RegionId, NodePublic, Bytes) + Send + Sync + 'static,
     ) -> io::Result<(Self, mpsc::Receiver<RelayEvent>)> {
         let socket = UdpSocket::from_std(open(port)?.into())?;
         let (events, receiver) = mpsc::channel(QUEUE);
         let inner = Arc::new(Inner {
             table: RwLock::default(),
             injector: Injector::open(wireguard_port, mark)?,
+            shortcut: OnceLock::new(),
             held: Mutex::default(),
             incoming: Mutex::default(),
             events,
         });
-        let reader = tokio::spawn(read(inner.clone(), socket, wireguard_port, send)).abort_handle();
-        Ok((Self { inner, reader }, receiver))
+        let send = Outlet(Arc::new(send));
+        let reader = read(inner.clone(), socket, wireguard_port, send.clone());
+        let door = Self {
+            inner,
+            reader: tokio::spawn(reader).abort_handle(),
+            send,
+        };
+        Ok((door, receiver))
+    }
+
+    /// From here on packets go this way, and not over `lo`.
+    pub fn take(&self, shortcut: &Shortcut) {
+        let (inner, send) = (self.inner.clone(), self.send.clone());
+        let outgoing = Mutex::<Pauses>::default();
+        shortcut.open(Box::new(move |packets| {
+            pass(&inner, packets.drain(..), &mut lock(&outgoing), &send);
+        }));
+        let _ = self.inner.shortcut.set(shortcut.clone());
     }
 
     /// Replaces the table. Call it after WireGuard has the peers: a handshake that waited for one of them is
@@ -157,6 +207,9 @@ impl RelayDoor {
 impl Drop for RelayDoor {
     fn drop(&mut self) {
         self.reader.abort();
+        if let Some(shortcut) = self.inner.shortcut.get() {
+            shortcut.close();
+        }
     }
 }
 
@@ -187,7 +240,7 @@ impl Inner {
                     });
                 }
                 (Kind::WireGuard, Some(entry)) => {
-                    known.push((entry.endpoint, &packet.bytes[..]));
+                    known.push((entry.endpoint, packet.bytes.clone()));
                     if entry.region.is_none() {
                         homeless = Some((packet.from, packet.region));
                     }
@@ -206,7 +259,14 @@ impl Inner {
         if let Some((key, region)) = homeless {
             self.answer_by(key, region);
         }
-        self.injector.inject(&known);
+        self.inject(known);
+    }
+
+    fn inject(&self, packets: Vec<(SocketAddr, Bytes)>) {
+        match self.shortcut.get() {
+            Some(shortcut) => shortcut.inject(packets.into_iter()),
+            None => self.injector.inject(&packets),
+        }
     }
 
     /// The netmap has no home of this peer: the region that it speaks by will do.
@@ -227,14 +287,10 @@ impl Inner {
         let keys: Vec<_> = keys.collect();
         let released: Vec<_> = keys
             .into_iter()
-            .filter_map(|(key, endpoint)| Some((endpoint, held.take(now, &key)?)))
+            .filter_map(|(key, endpoint)| Some((endpoint, held.take(now, &key)?.into())))
             .collect();
         drop((table, held));
-        let released: Vec<_> = released
-            .iter()
-            .map(|(endpoint, packet)| (*endpoint, &packet[..]))
-            .collect();
-        self.injector.inject(&released);
+        self.inject(released);
     }
 
     /// False if the engine is too far behind.
@@ -271,12 +327,7 @@ impl Pauses {
 }
 
 /// Passes what WireGuard sends to relayed peers.
-async fn read(
-    inner: Arc<Inner>,
-    socket: UdpSocket,
-    wireguard_port: u16,
-    send: impl Fn(RegionId, NodePublic, Bytes),
-) {
+async fn read(inner: Arc<Inner>, socket: UdpSocket, wireguard_port: u16, send: Outlet) {
     let mut batch = ReceiveBatch::new();
     let mut received = Vec::with_capacity(sys::BATCH);
     let mut outgoing = Pauses::default();
@@ -292,28 +343,29 @@ async fn read(
         }
         // Only WireGuard can hold this source port: nobody else on this host speaks for it.
         received.retain(|packet| packet.from.port() == wireguard_port);
-        pass(&inner, &mut received, &mut outgoing, &send);
+        let packets = received.drain(..).map(|packet| (packet.to, packet.bytes));
+        pass(&inner, packets, &mut outgoing, &send);
         tokio::task::yield_now().await;
     }
 }
 
 fn pass(
     inner: &Inner,
-    received: &mut Vec<Received>,
+    packets: impl Iterator<Item = (Ipv4Addr, Bytes)>,
     outgoing: &mut Pauses,
-    send: &impl Fn(RegionId, NodePublic, Bytes),
+    send: &Outlet,
 ) {
     let now = Instant::now();
     let table = inner.read();
-    for packet in received.drain(..) {
-        let Some(key) = table.by_address.get(&packet.to) else {
+    for (address, bytes) in packets {
+        let Some(key) = table.by_address.get(&address) else {
             continue;
         };
         if outgoing.is_over(*key, now) && inner.tell(RelayEvent::Outgoing { peer: *key }) {
             outgoing.start(*key, now);
         }
         if let Some(region) = table.by_key.get(key).and_then(|entry| entry.region) {
-            send(region, *key, packet.bytes);
+            (send.0)(region, *key, bytes);
         }
     }
 }

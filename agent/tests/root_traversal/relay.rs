@@ -6,7 +6,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use lowroad_agent::traversal::relay::{FromRelay, RelayDoor, RelayEntry, RelayEvent, RelayTable};
+use lowroad_agent::traversal::{
+    relay::{FromRelay, RelayDoor, RelayEntry, RelayEvent, RelayTable},
+    shortcut::Shortcut,
+};
 
 use super::*;
 
@@ -125,6 +128,38 @@ fn peers_are_told_apart_by_their_loopback_address_and_only_wireguard_is_heard() 
             told,
             [1, 2, 3].map(|peer| RelayEvent::Outgoing { peer: key(peer) })
         );
+    });
+}
+
+#[test]
+fn with_a_shortcut_relayed_packets_pass_both_ways_without_the_kernel() {
+    in_fresh_netns(|| async {
+        let (v4, _v6) = wireguard().await;
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let sink = sent.clone();
+        let (door, _events) =
+            RelayDoor::start(RELAY_PORT, PORT, MARK, move |region, key, bytes| {
+                sink.lock().unwrap().push((region, key, bytes));
+            })
+            .unwrap();
+        let (shortcut, mut injected) = Shortcut::new();
+        door.take(&shortcut);
+        let endpoint: SocketAddr = "203.0.113.9:4000".parse().unwrap();
+        door.set_table(RelayTable::from([(
+            key(1),
+            entry(1, Some(REGION), endpoint),
+        )]));
+        let data: Bytes = a_data_packet(1300).into();
+        door.deliver(&[from_relay(1, &data)]);
+        assert_eq!(injected.try_recv().unwrap(), (endpoint, data.clone()));
+        assert!(v4.try_recv(&mut [0; 2000]).is_err(), "also over lo");
+
+        let of = |number| (address(number), data.clone());
+        shortcut.send(&mut vec![of(1), of(9)]);
+        assert_eq!(*sent.lock().unwrap(), [(REGION, key(1), data.clone())]);
+        drop(door);
+        shortcut.send(&mut vec![of(1)]);
+        assert_eq!(sent.lock().unwrap().len(), 1, "the door is closed");
     });
 }
 

@@ -10,18 +10,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use gotatun::packet::{Packet, PacketBufPool};
 use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
 use lowroad_wire::{Kind, classify};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 
 use super::super::KernelError;
 use super::mmsg::{self, BATCH, Received};
 use crate::traversal::port::Datagram;
+use crate::traversal::relay::relay_address;
+use crate::traversal::shortcut::{Inward, Shortcut};
 
 /// Room for bursts; the kernel's default holds some 150 full packets.
 const BUFFER: usize = 4 << 20;
@@ -147,6 +149,8 @@ fn force_buffer(socket: &Socket, option: libc::c_int) -> io::Result<()> {
 struct Reader {
     sockets: Sockets,
     datagrams: mpsc::Sender<Datagram>,
+    /// What relays brought. One reader at a time reads at all.
+    injected: Arc<Mutex<mpsc::Receiver<Inward>>>,
 }
 
 impl Reader {
@@ -158,8 +162,15 @@ impl Reader {
         keep: &mut Vec<(Packet, SocketAddr)>,
     ) {
         let before = keep.len();
+        let mut injected = self.injected.lock().await;
         while keep.len() == before {
-            self.sockets.readable().await;
+            tokio::select! {
+                () = self.sockets.readable() => {}
+                _ = injected.recv_many(&mut slots.injected, BATCH) => {
+                    slots.take_injected(pool, keep);
+                    continue;
+                }
+            }
             for socket in self.sockets.each() {
                 if !self.read_ready(socket, slots, pool, keep) {
                     tokio::time::sleep(ERROR_PAUSE).await;
@@ -215,6 +226,7 @@ impl Reader {
 pub(super) struct Slots {
     buffers: Vec<Slot>,
     received: Vec<Option<Received>>,
+    injected: Vec<Inward>,
     limit: usize,
 }
 
@@ -229,7 +241,20 @@ impl Slots {
         Self {
             buffers: Vec::new(),
             received: Vec::new(),
+            injected: Vec::new(),
             limit,
+        }
+    }
+
+    /// A packet that fits into no buffer would have fitted into no tunnel.
+    fn take_injected(&mut self, pool: &PacketBufPool, keep: &mut Vec<(Packet, SocketAddr)>) {
+        for (from, bytes) in self.injected.drain(..) {
+            let mut packet = pool.get();
+            if let Some(start) = packet.get_mut(..bytes.len()) {
+                start.copy_from_slice(&bytes);
+                packet.truncate(bytes.len());
+                keep.push((packet, from));
+            }
         }
     }
 
@@ -252,23 +277,38 @@ impl AsMut<[u8]> for Slot {
 /// Gives every gotatun device the same sockets.
 pub(super) struct Factory {
     reader: Reader,
+    shortcut: Shortcut,
     /// How many receivers WireGuard holds; the idle reader reads while it is none.
     users: watch::Sender<usize>,
 }
 
 impl Factory {
     /// Starts the idle reader, which ends with the factory.
-    pub fn new(sockets: Sockets, datagrams: mpsc::Sender<Datagram>) -> Self {
-        let reader = Reader { sockets, datagrams };
+    pub fn new(
+        sockets: Sockets,
+        datagrams: mpsc::Sender<Datagram>,
+        shortcut: Shortcut,
+        injected: mpsc::Receiver<Inward>,
+    ) -> Self {
+        let reader = Reader {
+            sockets,
+            datagrams,
+            injected: Arc::new(Mutex::new(injected)),
+        };
         let (users, watched) = watch::channel(0);
         tokio::spawn(read_while_idle(reader.clone(), watched));
-        Self { reader, users }
+        Self {
+            reader,
+            shortcut,
+            users,
+        }
     }
 
     /// Another handle on the same sockets.
     pub fn share(&self) -> Self {
         Self {
             reader: self.reader.clone(),
+            shortcut: self.shortcut.clone(),
             users: self.users.clone(),
         }
     }
@@ -296,7 +336,7 @@ impl UdpTransportFactory for Factory {
         if let Some(mark) = params.fwmark {
             self.reader.sockets.set_mark(mark)?;
         }
-        let sender = Sender::new(self.reader.sockets.clone());
+        let sender = Sender::new(self.reader.sockets.clone(), self.shortcut.clone());
         self.users.send_modify(|users| *users += 1);
         let receiver = Receiver {
             reader: self.reader.clone(),
@@ -310,16 +350,41 @@ impl UdpTransportFactory for Factory {
 #[derive(Clone)]
 pub(super) struct Sender {
     sockets: Sockets,
+    shortcut: Shortcut,
     /// Off for good once a device turned out to be unable.
     segmentation: Arc<AtomicBool>,
 }
 
 impl Sender {
-    fn new(sockets: Sockets) -> Self {
+    fn new(sockets: Sockets, shortcut: Shortcut) -> Self {
         Self {
             sockets,
+            shortcut,
             segmentation: Arc::new(AtomicBool::new(true)),
         }
+    }
+
+    /// Takes out what goes to relayed peers. True if there was any.
+    fn relay(&self, packets: &mut Vec<(Packet, SocketAddr)>) -> bool {
+        let mut size = 0;
+        for (packet, to) in packets.iter() {
+            size += relay_address(*to).map_or(0, |_| packet.len());
+        }
+        if size == 0 {
+            return false;
+        }
+        let mut arena = BytesMut::with_capacity(size);
+        let mut relayed = Vec::with_capacity(packets.len());
+        packets.retain(|(packet, to)| {
+            let Some(address) = relay_address(*to) else {
+                return true;
+            };
+            arena.extend_from_slice(packet);
+            relayed.push((address, arena.split().freeze()));
+            false
+        });
+        self.shortcut.send(&mut relayed);
+        true
     }
 
     /// What to try next after an error: `true` if the same once more, one by one.
@@ -342,6 +407,11 @@ impl UdpSend for Sender {
     type SendManyBuf = ();
 
     async fn send_to(&self, packet: Packet, destination: SocketAddr) -> io::Result<()> {
+        if let Some(address) = relay_address(destination) {
+            let bytes = Bytes::copy_from_slice(&packet);
+            self.shortcut.send(&mut vec![(address, bytes)]);
+            return Ok(());
+        }
         let socket = self.sockets.for_target(destination)?;
         socket.send_to(&packet, destination).await.map(drop)
     }
@@ -356,6 +426,10 @@ impl UdpSend for Sender {
         (): &mut (),
         packets: &mut Vec<(Packet, SocketAddr)>,
     ) -> io::Result<()> {
+        if self.relay(packets) {
+            // What has been handed over is sent by other tasks, and must not pile up before they get to run.
+            tokio::task::yield_now().await;
+        }
         let Some((_, first)) = packets.first() else {
             return Ok(());
         };
@@ -434,3 +508,6 @@ impl UdpRecv for Receiver {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

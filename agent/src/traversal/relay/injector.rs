@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::traversal::{packet::InjectedHeader, sys};
@@ -52,13 +53,13 @@ impl Injector {
     }
 
     /// Injects packets in order, each with its source. What cannot be sent is lost, as on any network.
-    pub fn inject(&self, packets: &[(SocketAddr, &[u8])]) {
+    pub fn inject(&self, packets: &[(SocketAddr, Bytes)]) {
         let now = Instant::now();
         for batch in packets.chunks(sys::BATCH) {
             let headers = batch.iter().filter_map(|(source, payload)| {
                 let to = self.target(source, now);
                 let header = InjectedHeader::new(*source, SocketAddr::new(to, self.port), payload)?;
-                Some((to, header, *payload))
+                Some((to, header, &payload[..]))
             });
             let headers: Vec<_> = headers.collect();
             for run in headers.chunk_by(|a, b| a.0 == b.0) {
