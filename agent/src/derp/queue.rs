@@ -18,8 +18,8 @@ use lowroad_wire::{
 use tokio::sync::Notify;
 use tokio_util::codec::Encoder as _;
 
-/// Packets of either sort that may wait: about 20 ms of 100 Mbit/s. Longer, and they come too late anyhow.
-const LIMIT: usize = 256;
+/// Packets of either sort that may wait: about 20 ms of 500 Mbit/s. Longer, and they come too late anyhow.
+const LIMIT: usize = 1024;
 /// What has waited longer for a connection comes too late. A WireGuard handshake is repeated only after 5 s, so not sooner.
 const MAX_AGE: Duration = Duration::from_secs(3);
 /// Frames of our own (pongs, home notes) that may wait.
