@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bpf;
+mod foreign;
 mod host;
 mod hostile;
 mod join;
@@ -197,6 +198,11 @@ const IN_THE_VM: &[(&str, bool, Scenario)] = &[
         "underlay-strict",
         true,
         underlay::strict_filters_a_closed_firewall_and_a_small_mtu_change_nothing,
+    ),
+    (
+        "kernel-foreign",
+        false,
+        foreign::what_others_put_on_the_device_and_into_the_tables_stays,
     ),
 ];
 

@@ -1,0 +1,109 @@
+//! What others put on our device and into the tables.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{ALLOW_ALL, Lab, ms, secs};
+use crate::{process, shell::find_program, topology::Namespace, traffic::Pinger, wait};
+
+const LIMIT: std::time::Duration = secs(60);
+
+/// Others' filters, queues, routes and rules on our device and with our numbers, while agents die, adopt and change the policy.
+pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Result<()> {
+    let coordinator = lab.coordinator(ALLOW_ALL)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let mut alpha = lab.public_node("alpha", 30)?;
+    let bravo = lab.public_node("bravo", 31)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    let host = alpha.namespace.clone();
+    // On kernels without TCX our own filters hang on a clsact already.
+    if !tc(&host, "qdisc show dev lowroad0")?.contains("clsact") {
+        tc(&host, "qdisc add dev lowroad0 clsact")?;
+    }
+    for command in [
+        "qdisc add dev lowroad0 root handle 77: pfifo limit 500",
+        "filter add dev lowroad0 ingress prio 7 handle 7 matchall action continue",
+        "filter add dev lowroad0 egress prio 7 handle 7 matchall action continue",
+    ] {
+        tc(&host, command)?;
+    }
+    host.ip("route add 198.51.100.0/24 dev lowroad0 proto 99\n\
+         route add 198.51.100.0/24 dev lowroad0 table 7052 proto 99\n\
+         route add throw 198.51.101.0/24 table 52\n\
+         rule add pref 5310 fwmark 0x77 lookup 7052 protocol 99\n\
+         rule add pref 5210 fwmark 0x78 lookup 52 protocol 99")?;
+    let before = theirs(&host)?;
+    let ping = Pinger::start(&bravo.namespace, alpha.ip(4)?, ms(50))?;
+    for way in ["ingress", "egress"] {
+        wait::wait_for(&format!("packets at their {way} filter"), LIMIT, || {
+            Ok((seen_by_them(&host, way)? > 20).then_some(()))
+        })?;
+    }
+    alpha.kill_9();
+    alpha.start_agent()?;
+    alpha.wait_until_running(LIMIT)?;
+    coordinator.set_policy(&ALLOW_ALL.replace("*:*", "*:80"))?;
+    let answered = ping.answered();
+    wait::wait_for("answers", LIMIT, || {
+        Ok((ping.answered() > answered + 40).then_some(()))
+    })?;
+    let after = theirs(&host)?;
+    ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+    for way in ["ingress", "egress"] {
+        let seen = seen_by_them(&host, way)?;
+        wait::wait_for(&format!("packets at their {way} filter"), LIMIT, || {
+            Ok((seen_by_them(&host, way)? > seen).then_some(()))
+        })?;
+    }
+    let report = ping.stop();
+    lab.note(&report.to_string());
+    ensure!(report.lost() == 0, "{report}");
+    alpha.cli(&["down"])?;
+    let left = theirs(&host)?;
+    for stays in ["throw 198.51.101.0/24", "5310:", "5210:"] {
+        ensure!(left.contains(stays), "`down` took {stays} with it:\n{left}");
+    }
+    Ok(())
+}
+
+/// All that is not ours among queues, filters, routes and rules.
+fn theirs(host: &Namespace) -> Result<String> {
+    let mut all = String::new();
+    for (program, arguments, mark) in [
+        ("tc", "qdisc show", "77:"),
+        ("tc", "filter show dev lowroad0 ingress pref 7", ""),
+        ("tc", "filter show dev lowroad0 egress pref 7", ""),
+        ("ip", "-N route show table all", "proto 99"),
+        ("ip", "route show table 52", ""),
+        ("ip", "-N rule", "proto 99"),
+    ] {
+        let text = run(host, program, arguments).unwrap_or_default();
+        for line in text.lines().filter(|line| line.contains(mark)) {
+            all.push_str(line);
+            all.push('\n');
+        }
+    }
+    Ok(all)
+}
+
+/// How many packets their filter has counted.
+fn seen_by_them(host: &Namespace, way: &str) -> Result<u64> {
+    let text = tc(host, &format!("-s filter show dev lowroad0 {way} pref 7"))?;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let Some(at) = words.iter().position(|word| *word == "pkt") else {
+        bail!("no counter in {text}");
+    };
+    Ok(words[at - 1].parse()?)
+}
+
+fn tc(host: &Namespace, arguments: &str) -> Result<String> {
+    run(host, "tc", arguments)
+}
+
+fn run(host: &Namespace, program: &str, arguments: &str) -> Result<String> {
+    let path = find_program(program).with_context(|| format!("there is no {program}"))?;
+    let mut command = host.command(path);
+    command.args(arguments.split_whitespace());
+    let finished = process::run(&mut command, "", secs(30))?;
+    Ok(finished.ok(&format!("{program} {arguments}"))?.stdout)
+}
