@@ -13,12 +13,12 @@ mod map;
 mod node;
 mod notice;
 mod parse;
-mod parts;
 mod register;
 mod user;
 
 use std::{fmt, str::FromStr};
 
+pub use census::check_request;
 pub use derpmap::{DerpMap, DerpMapUpdate, DerpNode, DerpRegion, HomeParams};
 pub use dns::{DnsConfig, DnsRecord, Resolver};
 pub use filter::{CapGrant, FilterRule, NetPortRange, PortRange};
@@ -30,7 +30,6 @@ pub use notice::{
     DisplayMessageAction, PingRequest, PingResponse, TkaInfo,
 };
 pub use parse::Malformed;
-pub use parts::{MAX_REQUEST_PARTS, check_parts};
 pub use register::{OverTlsPublicKey, RegisterAuth, RegisterRequest, RegisterResponse};
 use serde::{Deserialize, Deserializer, Serialize, de};
 pub use user::{Login, User, UserProfile};

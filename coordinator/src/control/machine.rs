@@ -4,7 +4,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use lowroad_wire::{
-    control::{MAX_REQUEST_PARTS, MapRequest, RegisterRequest, check_parts},
+    control::{MapRequest, RegisterRequest, check_request},
     key::MachinePublic,
 };
 use serde::de::DeserializeOwned;
@@ -78,7 +78,7 @@ impl Peer {
         let malformed = |why: &dyn std::fmt::Display| {
             Error::bad_request(format!("the request is malformed: {why}"))
         };
-        check_parts("request", &bytes, MAX_REQUEST_PARTS).map_err(|error| malformed(&error))?;
+        check_request(&bytes).map_err(|error| malformed(&error))?;
         serde_json::from_slice(&bytes).map_err(|error| malformed(&error))
     }
 }

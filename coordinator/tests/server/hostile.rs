@@ -40,7 +40,7 @@ async fn malformed_bodies_are_refused_and_the_channel_goes_on() {
 async fn a_body_of_too_many_parts_is_refused_before_it_is_read() {
     let lab = Lab::new().await;
     let mut a = Client::new(lab.address(), "a").await;
-    let parts = vec!["{\"\":0}"; 100_000].join(",");
+    let parts = vec!["{\"\":0}"; 6_000].join(",");
     for path in ["/machine/register", "/machine/map"] {
         let body = format!(r#"{{"Version":130,"Hostinfo":{{"TPM":[{parts}]}}}}"#);
         let (status, answer) = a.post_bytes(path, body.into_bytes()).await;

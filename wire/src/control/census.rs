@@ -1,5 +1,5 @@
-//! Counting before reading: in memory a list takes up to a hundred times what it takes as text, so how many elements all lists of a
-//! message have together is bounded, beside its length. So is each text, because netmaps keep texts for as long as they last.
+//! Counting before reading: in memory `{}` and `[]` take a hundred times what they take as text, so how many of them and how many
+//! elements a message has is bounded, beside its length. So is each text of a netmap, which is kept for as long as that lasts.
 
 use crate::Error;
 
@@ -9,57 +9,99 @@ pub const MAX_ELEMENTS: usize = 1 << 20;
 pub const MAX_STRING: usize = 64 << 10;
 /// So deep is no message; the reader would refuse it as well, at a similar depth.
 const MAX_DEPTH: usize = 128;
+/// Most objects and lists of a client's request; stock clients send 20 to 60.
+pub const MAX_REQUEST_PARTS: usize = 1 << 12;
+/// Values that a request may have for each object or list that it may.
+const VALUES: usize = 16;
 
-/// Refuses a message whose lists have more elements than [`MAX_ELEMENTS`] in all, or a string longer than [`MAX_STRING`]. Other mistakes
-/// are left to the reader.
+/// What a message has. Mistakes in its JSON are left to the reader.
+#[derive(Debug, Default)]
+struct Census {
+    /// Objects and lists.
+    parts: usize,
+    commas: usize,
+    /// Elements of all lists together; an empty one counts as one.
+    elements: usize,
+    /// Bytes of the longest string, as it is written.
+    longest: usize,
+    deepest: usize,
+}
+
+/// Refuses a map response whose lists have more elements than [`MAX_ELEMENTS`] in all, or a string longer than [`MAX_STRING`].
 pub fn check(json: &[u8]) -> Result<(), Error> {
-    // In the lowest bit whether the innermost thing that is open is a list.
-    let mut open: u128 = 0;
-    let mut depth = 0;
-    let mut elements = 0;
-    let mut at = 0;
-    while let Some(&byte) = json.get(at) {
-        at += 1;
-        match byte {
-            b'"' => {
-                let end = string_end(json, at);
-                if end - at > MAX_STRING {
-                    return Err(Error::Long {
-                        what: "a text of a map response",
-                        limit: MAX_STRING,
-                        got: end - at,
-                    });
-                }
-                at = end;
-            }
-            b'[' | b'{' => {
-                depth += 1;
-                if depth > MAX_DEPTH {
-                    return Err(Error::Malformed {
-                        what: "map response",
-                        why: "its values are nested too deeply",
-                    });
-                }
-                let is_list = byte == b'[';
-                open = open << 1 | u128::from(is_list);
-                elements += usize::from(is_list);
-            }
-            b']' | b'}' => {
-                depth = depth.saturating_sub(1);
-                open >>= 1;
-            }
-            b',' => elements += (open & 1) as usize,
-            _ => {}
-        }
+    let census = Census::take(json);
+    if census.longest > MAX_STRING {
+        return Err(Error::Long {
+            what: "a text of a map response",
+            limit: MAX_STRING,
+            got: census.longest,
+        });
     }
-    if elements > MAX_ELEMENTS {
+    if census.deepest > MAX_DEPTH {
+        return Err(Error::Malformed {
+            what: "map response",
+            why: "its values are nested too deeply",
+        });
+    }
+    if census.elements > MAX_ELEMENTS {
         return Err(Error::Many {
             what: "a map response",
             limit: MAX_ELEMENTS,
-            got: elements,
+            got: census.elements,
         });
     }
     Ok(())
+}
+
+/// Refuses a client's request of more than [`MAX_REQUEST_PARTS`] objects and lists, or of more than 16 times as many values.
+pub fn check_request(json: &[u8]) -> Result<(), Error> {
+    let census = Census::take(json);
+    if census.parts > MAX_REQUEST_PARTS || census.commas > MAX_REQUEST_PARTS * VALUES {
+        return Err(Error::Malformed {
+            what: "request",
+            why: "it has more parts than any that is meant well",
+        });
+    }
+    Ok(())
+}
+
+impl Census {
+    /// Reads each byte once.
+    fn take(json: &[u8]) -> Self {
+        let mut census = Self::default();
+        // In the lowest bit whether the innermost thing that is open is a list.
+        let mut open: u128 = 0;
+        let mut depth: usize = 0;
+        let mut at = 0;
+        while let Some(&byte) = json.get(at) {
+            at += 1;
+            match byte {
+                b'"' => {
+                    let end = string_end(json, at);
+                    census.longest = census.longest.max(end - at);
+                    at = end;
+                }
+                b'[' | b'{' => {
+                    depth += 1;
+                    census.deepest = census.deepest.max(depth);
+                    let is_list = byte == b'[';
+                    open = open << 1 | u128::from(is_list);
+                    census.parts += 1;
+                    census.elements += usize::from(is_list);
+                }
+                b']' | b'}' => {
+                    depth = depth.saturating_sub(1);
+                    open >>= 1;
+                }
+                b',' => {
+                    census.commas += 1;
+                    census.elements += (open & 1) as usize;
+                }
+                _ => {}
+            }
+        }
+        census
+    }
 }
 
 /// Behind the closing quote of a string whose text begins at `at`.
@@ -115,5 +157,18 @@ mod tests {
         for end in 0..=text.len() {
             assert!(check(&text[..end]).is_ok());
         }
+    }
+
+    #[test]
+    fn parts_of_a_request_are_counted_outside_of_strings() {
+        let census = Census::take(br#"{"a{[\"{[,": [1, {"b": "[\\"}]}"#);
+        assert_eq!((census.parts, census.commas), (3, 1));
+        let lists = |count: usize| format!("{}{}", "[".repeat(count), "]".repeat(count));
+        assert!(check_request(lists(MAX_REQUEST_PARTS).as_bytes()).is_ok());
+        assert!(check_request(lists(MAX_REQUEST_PARTS + 1).as_bytes()).is_err());
+        let values = |count: usize| format!("[{}0]", "0,".repeat(count));
+        assert!(check_request(values(MAX_REQUEST_PARTS * VALUES).as_bytes()).is_ok());
+        assert!(check_request(values(MAX_REQUEST_PARTS * VALUES + 1).as_bytes()).is_err());
+        assert!(check_request(b"\"\\").is_ok());
     }
 }
