@@ -28,8 +28,8 @@ pub use error::{PolicyError, PolicyErrorKind};
 pub use view::{CompiledTailnet, PeerView};
 pub use world::{NodeFacts, UserFacts, World};
 
-/// Bytes of a policy file. The largest that we know of have some hundred KiB; the text is kept in memory and in the database.
-pub const MAX_POLICY: usize = 4 << 20;
+/// Bytes of a policy file. The largest that we know of have some hundred KiB; parsed, a hostile one takes 84 times its size.
+pub const MAX_POLICY: usize = 512 << 10;
 
 /// Whether a policy file is short enough, before anything else is done with it.
 pub fn check_length(hujson: &str) -> Result<(), String> {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lowroad_coordinator::policy::{Policy, PolicyErrorKind};
+use lowroad_coordinator::policy::{MAX_POLICY, Policy, PolicyErrorKind};
 
 #[test]
 fn a_grant_that_stands_for_millions_of_pairs_is_refused() {
@@ -57,7 +57,7 @@ fn a_policy_in_one_line_costs_no_more_than_one_in_many() {
 
 #[test]
 fn a_large_file_is_refused_unread() {
-    let text = format!("{{{}}}", " ".repeat(512 << 10));
+    let text = format!("{{{}}}", " ".repeat(MAX_POLICY));
     let error = Policy::parse(&text).expect_err("too large");
-    assert!(error.message.contains("larger than"), "{error}");
+    assert!(error.message.contains("longer than"), "{error}");
 }

@@ -6,9 +6,6 @@ use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions};
 
 use super::error::{At, Place, PolicyError};
 
-/// Larger files are refused unread. Policies in the field stay far below it; parsed, a hostile one takes 80 times its size.
-const MAX_BYTES: usize = 512 << 10;
-
 /// Characters are counted once for each block of so many bytes, so that a place costs the same however long its line is.
 const BLOCK: usize = 256;
 
@@ -68,8 +65,8 @@ impl<'a> Text<'a> {
 
     /// Parses the whole text into one value.
     pub(crate) fn parse(&self) -> Result<Value<'a>, PolicyError> {
-        if self.text.len() > MAX_BYTES {
-            let message = format!("the policy is larger than {MAX_BYTES} bytes; make it smaller");
+        if let Err(why) = super::check_length(self.text) {
+            let message = format!("{why}; make it smaller");
             return Err(PolicyError::syntax(self.start(), message));
         }
         let collect = CollectOptions {
