@@ -8,6 +8,7 @@ pub mod ci;
 pub mod demo;
 pub mod ebpf;
 pub mod faults;
+pub mod fuzz;
 pub mod lab;
 pub mod process;
 pub mod setup;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use xtask::{bench, ci, demo, ebpf, lab, setup, test, tidy, vm};
+use xtask::{bench, ci, demo, ebpf, fuzz, lab, setup, test, tidy, vm};
 
 const USAGE: &str = "\
 usage: cargo xtask <task>
@@ -16,6 +16,8 @@ usage: cargo xtask <task>
                              run a shell command, or a shell, in QEMU on the kernel of Debian 13 (trixie) or 12 (bookworm)
   vm-units                   the service units under Debian 13's systemd, there
   bench [--vm] [name]…       measure: all scenarios, or those named (bench/README.md; --list, --quick, --rounds N)
+  fuzz [--list] [target]… [--minutes N]
+                             libFuzzer on all targets, or those named, N minutes in all (10); fuzz TARGET FILE: one input
   tidy                       check the rules that a script can check
   ci                         formatting, clippy, tidy, test: what continuous integration runs
 ";
@@ -50,6 +52,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         }
         ["vm-units"] => return vm::units(),
         ["bench", options @ ..] => return bench::main(options),
+        ["fuzz", options @ ..] => return fuzz::main(options),
         ["tidy"] => tidy::main()?,
         ["ci"] => return ci::main(),
         [] | ["help" | "--help" | "-h", ..] => print!("{USAGE}"),

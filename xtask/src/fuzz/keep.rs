@@ -1,0 +1,79 @@
+//! The committed corpus: `xtask/fuzz/corpus/TARGET/`, bounded.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::workspace::root;
+
+/// Of one target; 3 MiB for all is what a test allows.
+const MOST_BYTES: u64 = 90 << 10;
+const MOST_INPUTS: usize = 160;
+
+/// What stayed.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Kept {
+    pub inputs: usize,
+    pub bytes: u64,
+}
+
+pub fn folder(name: &str) -> Result<PathBuf> {
+    let folder = root().join("xtask/fuzz/corpus").join(name);
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// libFuzzer names inputs by their hash, and seeds are numbered. What has another name was put there by a person, and tells of a bug that was mended.
+fn is_named(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_hash = name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    !is_hash && !name.starts_with("seed-")
+}
+
+fn files(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        files.push((entry.metadata()?.len(), entry.path()));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Inputs with names go into a new corpus first.
+pub fn copy_named(name: &str, into: &Path) -> Result<()> {
+    for (_, path) in files(&folder(name)?)? {
+        if is_named(&path) {
+            fs::copy(&path, into.join(path.file_name().unwrap_or_default()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the corpus equal to `merged`, as far as the bound allows: short inputs before long ones.
+pub fn replace(name: &str, merged: &Path) -> Result<Kept> {
+    let folder = folder(name)?;
+    let mut kept = Kept::default();
+    let (named, found): (Vec<_>, Vec<_>) = files(merged)?
+        .into_iter()
+        .partition(|(_, path)| is_named(path));
+    for (_, old) in files(&folder)? {
+        fs::remove_file(&old).with_context(|| format!("remove {}", old.display()))?;
+    }
+    let room =
+        |kept: &Kept, bytes: u64| kept.inputs < MOST_INPUTS && kept.bytes + bytes <= MOST_BYTES;
+    for (always, files) in [(true, named), (false, found)] {
+        for (bytes, path) in files {
+            if always || room(&kept, bytes) {
+                fs::copy(&path, folder.join(path.file_name().unwrap_or_default()))?;
+                kept.inputs += 1;
+                kept.bytes += bytes;
+            }
+        }
+    }
+    Ok(kept)
+}
