@@ -22,6 +22,8 @@ const TESTS: &str = "/tests";
 /// Holds a folder for each kernel, named by its release.
 pub const MODULES: &str = "/modules";
 pub const SAMPLES: &str = "/samples";
+/// Below the folder that a test's package has: in the VM, that is root's home.
+const CORPUS: &str = "corpus/ebpf";
 const VECTORS: &str = "vectors/filter.jsonl";
 
 /// Programs of the host that go along.
@@ -81,7 +83,7 @@ pub fn build(
         image.program(&name, &test.executable)?;
     }
     if !tests.is_empty() {
-        image.vectors()?;
+        image.fixtures()?;
     }
     for (inside, path) in files {
         image.program(inside, path)?;
@@ -213,8 +215,13 @@ impl<W: Write> Image<W> {
         Ok(())
     }
 
-    /// The stock filter's verdicts, where this machine has them: tests that want them say so where it hasn't.
-    fn vectors(&mut self) -> Result<()> {
+    /// What tests read: the inputs kept for fuzzing the programs, and the stock filter's verdicts where this machine has
+    /// them (tests that want them say so where it hasn't).
+    fn fixtures(&mut self) -> Result<()> {
+        self.tree(
+            &root().join("xtask/fuzz").join(CORPUS),
+            &format!("/root/{CORPUS}"),
+        )?;
         let samples = std::env::var_os("LOWROAD_SAMPLES")
             .map_or_else(|| root().join("../shared/samples"), PathBuf::from);
         let Ok(content) = fs::read(samples.join(VECTORS)) else {
