@@ -71,6 +71,9 @@ pub struct Lowroad {
     pub waiting_for: String,
     /// Peers of the last netmap that could not be understood and were left out.
     pub malformed_peers: Vec<String>,
+    /// Packets of WireGuard's that went over relays since the agent began to run.
+    pub relayed_tx_packets: u64,
+    pub relayed_rx_packets: u64,
     /// When the netmap in use was kept, while the server has not sent one since the agent started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached_netmap: Option<String>,

@@ -23,7 +23,7 @@ use crate::{
     tls::TlsConfig,
     traversal::{
         port::{Datagram, Port},
-        relay::{FromRelay, Inlet, RelayDoor, RelayEvent, RelayTable},
+        relay::{FromRelay, Inlet, RelayDoor, RelayEvent, RelayTable, Relayed},
         stun::{Probed, Prober},
     },
 };
@@ -128,6 +128,10 @@ impl Net {
             // Nobody to ask: local addresses are all there is.
             self.prober.refresh();
         }
+    }
+
+    pub fn relayed(&self) -> Relayed {
+        self.door.relayed()
     }
 
     /// To be called after WireGuard has the peers.

@@ -17,7 +17,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use super::{Engine, session::Session};
+use super::{Engine, net::Net, session::Session};
 use crate::{
     localapi::{Ask, Who},
     prefs::Change,
@@ -181,7 +181,11 @@ impl Engine {
 
     fn lowroad(&self) -> Lowroad {
         let session = self.session.as_ref();
+        let net = session.and_then(|session| session.net.as_ref());
+        let relayed = net.map(Net::relayed).unwrap_or_default();
         Lowroad {
+            relayed_tx_packets: relayed.sent,
+            relayed_rx_packets: relayed.received,
             version: VERSION.to_owned(),
             dataplane: session
                 .map(|session| session.dataplane.name().to_owned())

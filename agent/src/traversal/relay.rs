@@ -10,7 +10,10 @@ use std::{
     fmt, io,
     net::{Ipv4Addr, SocketAddr},
     os::fd::AsFd,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -114,6 +117,15 @@ struct Inner {
     held: Mutex<FirstContact>,
     incoming: Mutex<Pauses>,
     events: mpsc::Sender<RelayEvent>,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+/// How many of WireGuard's packets went through the door.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relayed {
+    pub sent: u64,
+    pub received: u64,
 }
 
 #[derive(Debug, Default)]
@@ -146,6 +158,8 @@ impl RelayDoor {
             held: Mutex::default(),
             incoming: Mutex::default(),
             events,
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
         });
         let send = Outlet(Arc::new(send));
         let reader = read(inner.clone(), socket, wireguard_port, send.clone());
@@ -196,6 +210,14 @@ impl RelayDoor {
     /// of unknown keys wait for [`Self::set_table`], the rest is dropped.
     pub fn deliver(&self, packets: &[FromRelay]) {
         self.inner.deliver(packets);
+    }
+
+    /// Since the door was opened.
+    pub fn relayed(&self) -> Relayed {
+        Relayed {
+            sent: self.inner.sent.load(Ordering::Relaxed),
+            received: self.inner.received.load(Ordering::Relaxed),
+        }
     }
 
     /// A handle that only delivers, for the task that reads the relays' events.
@@ -263,6 +285,8 @@ impl Inner {
     }
 
     fn inject(&self, packets: Vec<(SocketAddr, Bytes)>) {
+        let count = packets.len() as u64;
+        self.received.fetch_add(count, Ordering::Relaxed);
         match self.shortcut.get() {
             Some(shortcut) => shortcut.inject(packets.into_iter()),
             None => self.injector.inject(&packets),
@@ -357,6 +381,7 @@ fn pass(
 ) {
     let now = Instant::now();
     let table = inner.read();
+    let mut sent = 0;
     for (address, bytes) in packets {
         let Some(key) = table.by_address.get(&address) else {
             continue;
@@ -366,8 +391,10 @@ fn pass(
         }
         if let Some(region) = table.by_key.get(key).and_then(|entry| entry.region) {
             (send.0)(region, *key, bytes);
+            sent += 1;
         }
     }
+    inner.sent.fetch_add(sent, Ordering::Relaxed);
 }
 
 fn open(port: u16) -> io::Result<Socket> {

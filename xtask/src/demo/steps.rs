@@ -127,11 +127,10 @@ impl World {
         show.step("first ping, over the relay", || {
             let pongs = self.office.cli(&["ping", "server"])?;
             shown("office", "lowroad ping server", &pongs);
-            // The loopback device carries nothing but what WireGuard and the agent exchange for the relay.
-            let before = self.office.namespace.received_packets("lo")?;
+            let before = self.office.relayed_packets()?;
             let running = Pinger::start(&self.office.namespace, self.home.ip(4)?, ms(20))?;
             let first = running.first_answer(PATIENCE)?;
-            let relayed = self.office.namespace.received_packets("lo")? - before;
+            let relayed = self.office.relayed_packets()? - before;
             ping = Some(running);
             ensure!(relayed > 0, "nothing went over the relay");
             let what = "ping office → home answered after";

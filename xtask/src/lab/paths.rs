@@ -114,6 +114,12 @@ fn stays_on_relay(lab: &Lab, pair: &Pair) -> Result<()> {
     ensure!(matches!(path, PathKind::Relay(_)), "the path is {path:?}");
     let report = ping.stop();
     ensure!(report.lost() == 0, "{report}");
+    // Each ping and its answer.
+    let (relayed, pings) = (alpha.relayed_packets()?, 2 * report.sent as u64);
+    ensure!(
+        relayed >= pings,
+        "{relayed} packets relayed, for {pings} pings and answers"
+    );
     Ok(())
 }
 

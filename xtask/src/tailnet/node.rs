@@ -189,6 +189,15 @@ impl Node {
             .to_owned())
     }
 
+    /// How many packets the agent has passed to relays and got from them.
+    pub fn relayed_packets(&self) -> Result<u64> {
+        let status = self.status()?;
+        let count = |key: &str| status["Lowroad"][key].as_u64();
+        let both = count("RelayedTxPackets").zip(count("RelayedRxPackets"));
+        let (sent, received) = both.context("the status does not count relayed packets")?;
+        Ok(sent + received)
+    }
+
     pub fn ip(&self, family: u8) -> Result<IpAddr> {
         let text = self.cli(&["ip", &format!("-{family}")])?;
         let first = text.split_whitespace().next().unwrap_or_default();

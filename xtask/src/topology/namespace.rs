@@ -112,19 +112,6 @@ impl Namespace {
             .with_context(|| format!("write {}", path.display()))
     }
 
-    /// How many packets a device has received.
-    pub fn received_packets(&self, device: &str) -> Result<u64> {
-        let table = self.enter(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
-        let fields = table
-            .lines()
-            .find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'))
-            .with_context(|| format!("there is no {device} in {}", self.name()))?;
-        let packets = fields.split_whitespace().nth(1);
-        packets
-            .and_then(|number| number.parse().ok())
-            .with_context(|| format!("the counters of {device} are {fields}"))
-    }
-
     /// Whether a network device of this name exists inside.
     pub fn has_device(&self, device: &str) -> Result<bool> {
         let name = std::ffi::CString::new(device)?;

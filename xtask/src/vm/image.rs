@@ -218,10 +218,13 @@ impl<W: Write> Image<W> {
     /// What tests read: the inputs kept for fuzzing the programs, and the stock filter's verdicts where this machine has
     /// them (tests that want them say so where it hasn't).
     fn fixtures(&mut self) -> Result<()> {
-        self.tree(
-            &root().join("xtask/fuzz").join(CORPUS),
-            &format!("/root/{CORPUS}"),
-        )?;
+        let corpus = root().join("xtask/fuzz").join(CORPUS);
+        for entry in fs::read_dir(&corpus).with_context(|| format!("read {}", corpus.display()))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            self.archive
+                .file(&format!("/root/{CORPUS}/{name}"), &fs::read(&path)?)?;
+        }
         let samples = std::env::var_os("LOWROAD_SAMPLES")
             .map_or_else(|| root().join("../shared/samples"), PathBuf::from);
         let Ok(content) = fs::read(samples.join(VECTORS)) else {
