@@ -25,7 +25,7 @@ use crate::node::{
     PORT, assert_settled, desired, options, own_addresses, peer, private, reconcile, route, up,
 };
 use crate::traffic::{
-    a_peer_behind_a_loopback_address_is_reached_from_the_wireguard_port,
+    a_peer_behind_a_loopback_address_is_reached_through_the_relay_door,
     disco_and_stun_come_out_before_and_while_wireguard_runs,
     two_nodes_talk_over_both_families_and_a_new_endpoint_keeps_the_session,
 };
@@ -60,7 +60,7 @@ on_both! {
     a_device_that_was_deleted_comes_back_with_the_next_plan
     two_nodes_talk_over_both_families_and_a_new_endpoint_keeps_the_session
     disco_and_stun_come_out_before_and_while_wireguard_runs
-    a_peer_behind_a_loopback_address_is_reached_from_the_wireguard_port
+    a_peer_behind_a_loopback_address_is_reached_through_the_relay_door
     a_second_agent_on_the_device_adopts_it_or_is_told_why_not
     a_machine_without_ipv6_settles_without_it
 }

@@ -1,11 +1,14 @@
 //! Packets: two nodes with each other, disco and STUN beside WireGuard, and the way relays are reached.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use lowroad_agent::kernel::{DataplaneChoice, start};
-use lowroad_core::desired::PeerStats;
-use tokio::net::UdpSocket;
+use bytes::Bytes;
+use lowroad_agent::kernel::{Dataplane, DataplaneChoice, start};
+use lowroad_agent::traversal::relay::{RelayDoor, RelayEntry};
+use lowroad_core::desired::{DEFAULT_MARK, PeerStats};
+use lowroad_wire::{control::RegionId, key::NodePublic};
+use tokio::{net::UdpSocket, sync::mpsc};
 
 use crate::netns::Netns;
 use crate::node::{
@@ -148,32 +151,47 @@ pub fn disco_and_stun_come_out_before_and_while_wireguard_runs(dataplane: Datapl
     });
 }
 
-/// How relays are reached: the peer's endpoint is a loopback address of its own.
-pub fn a_peer_behind_a_loopback_address_is_reached_from_the_wireguard_port(
+/// How relays are reached: the peer's endpoint is a loopback address of its own, whose packets the door takes, over `lo` or inside the process.
+pub fn a_peer_behind_a_loopback_address_is_reached_through_the_relay_door(
     dataplane: DataplaneChoice,
 ) {
     let netns = Netns::new();
     netns.block_on(async {
-        let door = UdpSocket::bind("127.128.0.5:41642").await.unwrap();
+        let address = Ipv4Addr::new(127, 128, 0, 5);
+        let endpoint = SocketAddr::from((address, PORT + 1));
         let mut wants = desired(1);
-        wants
-            .wireguard
-            .peers
-            .extend([peer(2, Some(door.local_addr().unwrap()))]);
+        wants.wireguard.peers.extend([peer(2, Some(endpoint))]);
         let mut started = up(options(dataplane, "loopback"), &wants).await;
+        let (sender, mut relayed) = mpsc::unbounded_channel();
+        let send = move |region, key, bytes| drop(sender.send((region, key, bytes)));
+        let (door, _events) = RelayDoor::start(PORT + 1, PORT, DEFAULT_MARK.value, send).unwrap();
+        let shortcut = started.port.shortcut();
+        assert_eq!(
+            shortcut.is_some(),
+            started.dataplane == Dataplane::Userspace
+        );
+        shortcut
+            .into_iter()
+            .for_each(|shortcut| door.take(shortcut));
+        let entry = RelayEntry {
+            address,
+            region: Some(RegionId(1)),
+            endpoint,
+        };
+        door.set_table([(private(2).public(), entry)].into());
         let socket = UdpSocket::bind((own_addresses(1)[0], 0)).await.unwrap();
         socket
             .send_to(b"hello", (own_addresses(2)[0], 7))
             .await
             .unwrap();
-        let mut packet = [0; 2000];
-        let (length, from) =
-            tokio::time::timeout(Duration::from_secs(5), door.recv_from(&mut packet))
+        let (region, key, packet): (RegionId, NodePublic, Bytes) =
+            tokio::time::timeout(Duration::from_secs(5), relayed.recv())
                 .await
                 .expect("a handshake initiation")
                 .unwrap();
-        assert_eq!((length, packet[0], from.port()), (148, 1, PORT));
-        assert!(from.ip().is_loopback(), "{from}");
+        assert_eq!((region, key), (RegionId(1), private(2).public()));
+        assert_eq!((packet.len(), packet[0]), (148, 1));
+        assert_eq!(door.relayed().sent, 1);
         started.kernel.teardown().await.unwrap();
     });
 }
