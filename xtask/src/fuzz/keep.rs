@@ -11,7 +11,7 @@ use crate::workspace::root;
 
 /// Of one target; 3 MiB for all is what a test allows.
 const MOST_BYTES: u64 = 90 << 10;
-const MOST_INPUTS: usize = 160;
+const MOST_INPUTS: usize = 100;
 
 /// What stayed.
 #[derive(Debug, Default, Clone, Copy)]
@@ -26,11 +26,10 @@ pub fn folder(name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// libFuzzer names inputs by their hash, and seeds are numbered. What has another name was put there by a person, and tells of a bug that was mended.
+/// libFuzzer names inputs by their hash. What has another name is a seed, or was put there by a person and tells of a bug that was mended.
 fn is_named(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let is_hash = name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    !is_hash && !name.starts_with("seed-")
+    !(name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn files(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
@@ -54,7 +53,7 @@ pub fn copy_named(name: &str, into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the corpus equal to `merged`, as far as the bound allows: short inputs before long ones.
+/// Makes the corpus equal to `merged`, as far as the bound allows: of more than that, inputs of all lengths.
 pub fn replace(name: &str, merged: &Path) -> Result<Kept> {
     let folder = folder(name)?;
     let mut kept = Kept::default();
@@ -66,8 +65,11 @@ pub fn replace(name: &str, merged: &Path) -> Result<Kept> {
     }
     let room =
         |kept: &Kept, bytes: u64| kept.inputs < MOST_INPUTS && kept.bytes + bytes <= MOST_BYTES;
-    for (always, files) in [(true, named), (false, found)] {
-        for (bytes, path) in files {
+    let every = found
+        .len()
+        .div_ceil(MOST_INPUTS.saturating_sub(named.len()).max(1));
+    for (always, every, files) in [(true, 1, named), (false, every.max(1), found)] {
+        for (bytes, path) in files.into_iter().step_by(every) {
             if always || room(&kept, bytes) {
                 fs::copy(&path, folder.join(path.file_name().unwrap_or_default()))?;
                 kept.inputs += 1;
