@@ -25,17 +25,18 @@ use lowroad_wire::{
     key::MachinePublic,
     netmap::NetMap,
 };
+use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::UnixStream};
 
-/// A folder of this thread, on a file system without a disk.
+/// A folder of this thread, on a file system without a disk; it goes when the thread does.
 fn folder(name: &str) -> PathBuf {
-    let folder = PathBuf::from(format!(
-        "/dev/shm/lowroad-fuzz-{}-{:?}/{name}",
-        std::process::id(),
-        std::thread::current().id()
-    ));
-    fs::create_dir_all(&folder).expect("/dev/shm can be written to");
+    thread_local!(static OWN: TempDir = tempfile::Builder::new()
+        .prefix("lowroad-fuzz-")
+        .tempdir_in("/dev/shm")
+        .expect("/dev/shm can be written to"));
+    let folder = OWN.with(|own| own.path().join(name));
+    fs::create_dir_all(&folder).expect("the folder is ours");
     folder
 }
 
