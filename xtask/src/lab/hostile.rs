@@ -36,7 +36,7 @@ const DIGESTION: Duration = secs(5);
 /// Of a hundred pings, so many may be lost under attack; a machine of two cores does other things as well.
 const MAX_LOST: usize = 5;
 /// The median of the pings may grow by this factor and this much: little where the machine is free, more where it is busy anyway.
-const MAX_FACTOR: u32 = 40;
+const MAX_FACTOR: u32 = 10;
 const MAX_DELAY: Duration = ms(50);
 
 /// Builds the attacker, unless somebody else did (`LOWROAD_BIN_DIR`).
