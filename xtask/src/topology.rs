@@ -162,15 +162,21 @@ impl Net {
         Ok(Router { namespace, last })
     }
 
-    /// A host behind `router` that has IPv6 alone: 2001:db8:0:x::`host` on `eth0`.
-    pub fn behind_v6(&self, name: &str, router: &Router, host: u8) -> Result<Namespace> {
-        let lan = router.last;
+    /// A host with `eth0` on the router's LAN, and no address yet.
+    fn on_lan(&self, name: &str, router: &Router, host: u8) -> Result<Namespace> {
         let namespace = self.namespace(name)?;
         let port = format!("h{host}");
         veth(&router.namespace, &port, &namespace, "eth0")?;
         router
             .namespace
             .ip(&format!("link set {port} master lan0"))?;
+        Ok(namespace)
+    }
+
+    /// A host behind `router` that has IPv6 alone: 2001:db8:0:x::`host` on `eth0`.
+    pub fn behind_v6(&self, name: &str, router: &Router, host: u8) -> Result<Namespace> {
+        let lan = router.last;
+        let namespace = self.on_lan(name, router, host)?;
         namespace.ip(&format!(
             "addr add 2001:db8:0:{lan}::{host}/64 dev eth0 nodad\n\
              route add default via 2001:db8:0:{lan}::1"
@@ -186,12 +192,7 @@ impl Net {
     /// A host behind `router`: 192.168.x.`host` on `eth0`.
     pub fn behind(&self, name: &str, router: &Router, host: u8) -> Result<Namespace> {
         let lan = router.last;
-        let namespace = self.namespace(name)?;
-        let port = format!("h{host}");
-        veth(&router.namespace, &port, &namespace, "eth0")?;
-        router
-            .namespace
-            .ip(&format!("link set {port} master lan0"))?;
+        let namespace = self.on_lan(name, router, host)?;
         namespace.ip(&format!(
             "addr add 192.168.{lan}.{host}/24 dev eth0\n\
              route add default via 192.168.{lan}.1"
