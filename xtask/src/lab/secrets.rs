@@ -302,18 +302,24 @@ fn while_up_waits(lab: &Lab, secrets: &Secrets, key: &str) -> Result<()> {
     Ok(())
 }
 
+/// Neither of the limits lets the process dump core.
+pub fn no_core_dump(pid: impl std::fmt::Display) -> Result<()> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let core: Vec<&str> = core.unwrap_or_default().split_whitespace().collect();
+    ensure!(
+        core.get(4..6) == Some(&["0", "0"][..]),
+        "core dumps of {pid} are limited to {core:?}"
+    );
+    Ok(())
+}
+
 fn daemons(agent: &Node, coordinator: &Coordinator, secrets: &Secrets) -> Result<()> {
     for pid in [agent.agent_pid().context("no agent")?, coordinator.pid()] {
         secrets.search("the process list", &visible(pid)?)?;
-        let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
-        let core = limits
-            .lines()
-            .find(|line| line.starts_with("Max core file size"));
-        let core: Vec<&str> = core.unwrap_or_default().split_whitespace().collect();
-        ensure!(
-            core.get(4..6) == Some(&["0", "0"][..]),
-            "core dumps are limited to {core:?}"
-        );
+        no_core_dump(pid)?;
     }
     Ok(())
 }

@@ -180,15 +180,7 @@ fn confinement(lab: &Lab) -> Result<()> {
         );
         ensure!(field("NoNewPrivs")? == "1", "{unit} may gain privileges");
         ensure!(field("Seccomp")? == "2", "{unit} may make any system call");
-        let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
-        let core = limits
-            .lines()
-            .find(|line| line.starts_with("Max core file size"));
-        let core: Vec<&str> = core.unwrap_or_default().split_whitespace().collect();
-        ensure!(
-            core.get(4..6) == Some(&["0", "0"][..]),
-            "{unit} may dump core: {core:?}"
-        );
+        super::secrets::no_core_dump(&pid).context(unit)?;
     }
     for (unit, most) in MAX_EXPOSURE {
         let report = systemd("systemd-analyze", &["security", "--no-pager", unit])?;
