@@ -259,7 +259,7 @@ pub static TARGETS: &[Target] = &[
     .limits(MIB, 256, 100, 50),
     target(
         "filter_rules",
-        "filter rules, compiled and judged by",
+        "filter rules, compiled, and what they say of packets",
         filters::filter_rules,
         filters::filter_rules_seeds,
     )

@@ -92,11 +92,7 @@ pub fn packets(input: &[u8]) {
     let compiled = compile(&world);
     let lookup = Lookup::new(&compiled);
     while !script.is_empty() {
-        let direction = if script.flag() {
-            Direction::In
-        } else {
-            Direction::Out
-        };
+        let direction = direction(&mut script);
         let packet = script.bytes(120);
         let verdict = evaluator.judge(direction, packet);
         if direction == Direction::In
@@ -177,11 +173,7 @@ pub fn ebpf(input: &[u8]) {
     let mut evaluator = Evaluator::new(&world);
     let mut before = filter.counters().expect("counters");
     while !script.is_empty() {
-        let direction = if script.flag() {
-            Direction::In
-        } else {
-            Direction::Out
-        };
+        let direction = direction(&mut script);
         let packet = script.bytes(120);
         if !fits_a_test_run(packet) {
             continue;
@@ -232,4 +224,12 @@ fn changed(before: &FilterCounters, after: &FilterCounters) -> Vec<(Direction, u
             (old..new).map(move |_| (direction, outcome))
         })
         .collect()
+}
+
+fn direction(script: &mut Script) -> Direction {
+    if script.flag() {
+        Direction::In
+    } else {
+        Direction::Out
+    }
 }
