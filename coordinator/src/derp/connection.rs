@@ -251,10 +251,10 @@ fn deliver(
     packet: Bytes,
     is_disco: bool,
 ) {
-    let dropped_oldest = queue.is_none_or(|queue| queue.packet(from, packet, is_disco));
-    if dropped_oldest {
-        let dropped = &server.counters.dropped_queue_full;
-        dropped.fetch_add(1, Ordering::Relaxed);
+    let dropped = queue.map_or(1, |queue| queue.packet(from, packet, is_disco));
+    if dropped > 0 {
+        let counter = &server.counters.dropped_queue_full;
+        counter.fetch_add(dropped, Ordering::Relaxed);
     }
 }
 
