@@ -17,7 +17,7 @@ use lowroad_wire::key::{DiscoPrivate, MachinePrivate, MachinePublic, NodePrivate
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-mod netmap;
+pub mod netmap;
 
 pub use self::netmap::{CachedNetmap, NetmapCache, NetmapWrite, Of};
 use crate::{prefs::Prefs, process::own_user};

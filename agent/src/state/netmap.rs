@@ -132,7 +132,7 @@ impl NetmapCache {
             current: self.generation.clone(),
             of,
             response: map.to_response(),
-            clock_offset: map.clock_offset.map(time::Duration::whole_seconds),
+            clock_offset: map.clock_offset,
         }
     }
 
@@ -158,33 +158,58 @@ impl NetmapCache {
             return Err("not a file of a netmap's size".to_owned());
         }
         let text = fs::read(&self.path).map_err(|error| error.to_string())?;
-        let newline = text.iter().position(|byte| *byte == b'\n');
-        let (header, body) = text.split_at(newline.ok_or("damaged: it ends in its first line")?);
-        let body = &body[1..];
-        // serde's messages quote what they stumble over: only the place is told.
-        let header: Header = serde_json::from_slice(header)
-            .map_err(|error| format!("damaged at column {}", error.column()))?;
-        if header.version != VERSION {
-            return Err(format!("of version {}, not {VERSION}", header.version));
-        }
-        if header.checksum(body).ok() != Some(header.checksum.clone()) {
-            return Err("damaged: its checksum differs".to_owned());
-        }
-        if header.of != *of {
-            return Err("of another node key or server".to_owned());
-        }
-        let saved = OffsetDateTime::from_unix_timestamp(header.saved)
-            .map_err(|_| "damaged: saved at no time".to_owned())?;
-        let (response, malformed) =
-            MapResponse::parse(body).map_err(|_| "damaged: not a netmap".to_owned())?;
-        if !malformed.is_empty() {
-            return Err(format!("{} of its parts are malformed", malformed.len()));
-        }
-        let mut map = NetMap::default();
-        map.apply(response, now);
-        map.clock_offset = clock_offset(header.clock_offset, saved, now);
-        Ok(Some(CachedNetmap { map, saved }))
+        parse(&text, of, now).map(Some)
     }
+}
+
+/// What a kept netmap's file says to the node it is of. What is wrong with it is told without quoting it.
+pub fn parse(text: &[u8], of: &Of, now: OffsetDateTime) -> Result<CachedNetmap, String> {
+    let newline = text.iter().position(|byte| *byte == b'\n');
+    let (header, body) = text.split_at(newline.ok_or("damaged: it ends in its first line")?);
+    let body = &body[1..];
+    // serde's messages quote what they stumble over: only the place is told.
+    let header: Header = serde_json::from_slice(header)
+        .map_err(|error| format!("damaged at column {}", error.column()))?;
+    if header.version != VERSION {
+        return Err(format!("of version {}, not {VERSION}", header.version));
+    }
+    if header.checksum(body).ok().as_ref() != Some(&header.checksum) {
+        return Err("damaged: its checksum differs".to_owned());
+    }
+    if header.of != *of {
+        return Err("of another node key or server".to_owned());
+    }
+    let saved = OffsetDateTime::from_unix_timestamp(header.saved)
+        .map_err(|_| "damaged: saved at no time".to_owned())?;
+    let (response, malformed) =
+        MapResponse::parse(body).map_err(|_| "damaged: not a netmap".to_owned())?;
+    if !malformed.is_empty() {
+        return Err(format!("{} of its parts are malformed", malformed.len()));
+    }
+    let mut map = NetMap::default();
+    map.apply(response, now);
+    map.clock_offset = clock_offset(header.clock_offset, saved, now);
+    Ok(CachedNetmap { map, saved })
+}
+
+/// The header's line for this body.
+pub fn header(
+    of: &Of,
+    saved: OffsetDateTime,
+    clock_offset: Option<time::Duration>,
+    body: &[u8],
+) -> Result<Vec<u8>, serde_json::Error> {
+    let mut header = Header {
+        version: VERSION,
+        of: of.clone(),
+        saved: saved.unix_timestamp(),
+        clock_offset: clock_offset.map(time::Duration::whole_seconds),
+        checksum: String::new(),
+    };
+    header.checksum = header.checksum(body)?;
+    let mut line = serde_json::to_vec(&header)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// The server's clock minus ours. A clock that has been set back since, or starts anew at every boot, brings no expired key back to life: the server's time is
@@ -209,7 +234,7 @@ pub struct NetmapWrite {
     current: Arc<Mutex<u64>>,
     of: Of,
     response: MapResponse,
-    clock_offset: Option<i64>,
+    clock_offset: Option<time::Duration>,
 }
 
 impl NetmapWrite {
@@ -226,16 +251,8 @@ impl NetmapWrite {
 
     fn write(&self, now: OffsetDateTime) -> Result<bool, String> {
         let body = serde_json::to_vec(&self.response).map_err(|error| error.to_string())?;
-        let mut header = Header {
-            version: VERSION,
-            of: self.of.clone(),
-            saved: now.unix_timestamp(),
-            clock_offset: self.clock_offset,
-            checksum: String::new(),
-        };
-        header.checksum = header.checksum(&body).map_err(|error| error.to_string())?;
-        let mut first = serde_json::to_vec(&header).map_err(|error| error.to_string())?;
-        first.push(b'\n');
+        let first =
+            header(&self.of, now, self.clock_offset, &body).map_err(|error| error.to_string())?;
         if first.len() + body.len() > MAX_SIZE {
             return Err(format!("it is larger than {} MB", MAX_SIZE >> 20));
         }

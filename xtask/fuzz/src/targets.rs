@@ -103,6 +103,15 @@ pub static TARGETS: &[Target] = &[
     .max_len(16 * KIB)
     .mutations(1000),
     target(
+        "netmap_cache",
+        "the kept netmap's file, and that what is kept is found again",
+        netmaps::netmap_cache,
+        netmaps::netmap_cache_seeds,
+    )
+    .limits(4 * MIB, 1024, 300, 300)
+    .max_len(16 * KIB)
+    .mutations(500),
+    target(
         "map_stream",
         "framing of map messages, zstd",
         control::map_stream,

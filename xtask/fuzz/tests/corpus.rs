@@ -17,6 +17,7 @@ macro_rules! targets {
 targets![
     control_json,
     netmap,
+    netmap_cache,
     map_stream,
     noise_server,
     noise_client,

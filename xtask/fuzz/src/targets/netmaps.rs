@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use lowroad_agent::state::{CachedNetmap, Of, netmap as cache};
 use lowroad_core::{
     desired::{DEFAULT_MARK, Desired, Observed},
     filter,
@@ -150,4 +151,47 @@ pub fn netmap_seeds() -> Vec<Vec<u8>> {
         .into_bytes(),
     );
     seeds
+}
+
+/// A kept netmap, as a file on the disk: its first line and what follows as they are, and what follows under a first line that is right.
+pub fn netmap_cache(input: &[u8]) {
+    let of = Of {
+        node_key: NodePublic::from_bytes([3; 32]),
+        server: "https://hs.example".to_owned(),
+    };
+    let body = input
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .map_or(input, |newline| &input[newline + 1..]);
+    let header = cache::header(&of, NOW, None, body).expect("plain");
+    for text in [input.to_vec(), [&header, body].concat()] {
+        match cache::parse(&text, &of, NOW) {
+            Ok(kept) => kept_again(&of, &kept),
+            Err(why) => assert!(why.len() < 100 && !why.contains("privkey:"), "{why}"),
+        }
+    }
+}
+
+/// What was understood is kept whole the next time.
+fn kept_again(of: &Of, kept: &CachedNetmap) {
+    let body = serde_json::to_vec(&kept.map.to_response()).expect("what was read can be written");
+    let header =
+        cache::header(of, kept.saved, kept.map.clock_offset, &body).expect("it is a header");
+    let again = cache::parse(&[header, body].concat(), of, NOW).expect("what we keep, we find");
+    assert_eq!(again.map, kept.map);
+    assert_eq!(again.saved, kept.saved);
+}
+
+pub fn netmap_cache_seeds() -> Vec<Vec<u8>> {
+    netmap_seeds()
+        .into_iter()
+        .flat_map(|messages| {
+            let body = messages
+                .split(|byte| *byte == b'\n')
+                .next()
+                .unwrap_or_default();
+            let of = r#"{"version":1,"node_key":"nodekey:0303030303030303030303030303030303030303030303030303030303030303","server":"https://hs.example","saved":-9223372036854775808,"clock_offset":9223372036854775807,"checksum":""}"#;
+            [body.to_vec(), [of.as_bytes(), b"\n", body].concat()]
+        })
+        .collect()
 }
