@@ -39,6 +39,10 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     match arguments {
+        [] | ["help" | "--help" | "-h", ..] => print!("{USAGE}"),
+        // The harness tells its own options.
+        ["bench", options @ ..] => return bench::main(options),
+        [_, "--help" | "-h", ..] => print!("{USAGE}"),
         ["setup"] => setup::everything()?,
         ["ebpf"] => ebpf::build().map(drop)?,
         ["demo", options @ ..] => return demo::main(options),
@@ -51,11 +55,9 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
             return vm::units_inside();
         }
         ["vm-units"] => return vm::units(),
-        ["bench", options @ ..] => return bench::main(options),
         ["fuzz", options @ ..] => return fuzz::main(options),
         ["tidy"] => tidy::main()?,
         ["ci"] => return ci::main(),
-        [] | ["help" | "--help" | "-h", ..] => print!("{USAGE}"),
         [unknown, ..] => {
             eprint!("xtask: no task `{unknown}` of this form\n\n{USAGE}");
             return Ok(ExitCode::from(2));
