@@ -2,7 +2,11 @@
 
 mod peers;
 
-use std::{env, fs, path::PathBuf, process::ExitCode};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -23,9 +27,10 @@ pub fn main(options: &[&str]) -> Result<ExitCode> {
         .filter(|&&option| option != "--vm")
         .copied()
         .collect();
+    let (options, out) = take_out(&options)?;
     build()?;
     if options.contains(&"--list") || options.contains(&"--help") {
-        return here(&options);
+        return here(&options, &out);
     }
     ensure!(
         is_root(),
@@ -34,10 +39,25 @@ pub fn main(options: &[&str]) -> Result<ExitCode> {
     setup::lab()?;
     peers::fetch()?;
     if in_vm {
-        inside(&options)
+        inside(&options, &out)
     } else {
-        here(&options)
+        here(&options, &out)
     }
+}
+
+/// The options without `--out DIR`, and where the results go.
+fn take_out<'a>(options: &[&'a str]) -> Result<(Vec<&'a str>, PathBuf)> {
+    let mut out = root().join("docs/bench");
+    let mut rest = Vec::new();
+    let mut options = options.iter();
+    while let Some(&option) = options.next() {
+        match option.strip_prefix("--out") {
+            Some("") => out = options.next().context("--out wants a folder")?.into(),
+            Some(folder) if folder.starts_with('=') => out = folder[1..].into(),
+            _ => rest.push(option),
+        }
+    }
+    Ok((rest, out))
 }
 
 /// With `LOWROAD_BIN_DIR`, what lies there is measured, and nothing is built.
@@ -54,19 +74,18 @@ fn build() -> Result<()> {
     )
 }
 
-fn here(options: &[&str]) -> Result<ExitCode> {
+fn here(options: &[&str], out: &Path) -> Result<ExitCode> {
     let mut command = std::process::Command::new(tailnet::binaries().join("lowroad-bench"));
     command
         .arg("run")
         .args(options)
+        .arg("--out")
+        .arg(out)
         .env("LOWROAD_BIN_DIR", tailnet::binaries())
         .env("LOWROAD_BENCH_DIR", root().join("bench"))
         .env("LOWROAD_BENCH_COMMIT", commit());
     if let Ok(path) = peers::path() {
         command.env("PATH", path);
-    }
-    if !options.iter().any(|option| option.starts_with("--out")) {
-        command.arg("--out").arg(results());
     }
     let status = command.status().context("start lowroad-bench")?;
     Ok(ExitCode::from(
@@ -75,7 +94,7 @@ fn here(options: &[&str]) -> Result<ExitCode> {
 }
 
 /// The guest's results come back through its console: nothing else is shared with it.
-fn inside(options: &[&str]) -> Result<ExitCode> {
+fn inside(options: &[&str], out: &Path) -> Result<ExitCode> {
     signals::catch();
     let command = format!(
         "LOWROAD_BENCH_DIR=/bench LOWROAD_BENCH_COMMIT={} lowroad-bench run --to-console {}",
@@ -100,13 +119,9 @@ fn inside(options: &[&str]) -> Result<ExitCode> {
             .arg("report")
             .arg(&raw)
             .arg("--out")
-            .arg(results()),
+            .arg(out),
     )?;
     Ok(ExitCode::from(code))
-}
-
-fn results() -> PathBuf {
-    root().join("docs/bench")
 }
 
 /// What the image gets: (path inside, path here).
@@ -143,5 +158,20 @@ fn commit() -> String {
     match git(&["status", "--porcelain", "--untracked-files=no"]) {
         Ok(changes) if changes.is_empty() => hash,
         _ => format!("{hash}-dirty"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_results_folder_is_taken_out_of_the_options_for_the_vm_too() {
+        let default = root().join("docs/bench");
+        assert_eq!(take_out(&["--quick"]).unwrap(), (vec!["--quick"], default));
+        for options in [&["a", "--out", "/x", "b"][..], &["a", "--out=/x", "b"]] {
+            assert_eq!(take_out(options).unwrap(), (vec!["a", "b"], "/x".into()));
+        }
+        assert!(take_out(&["--out"]).is_err());
     }
 }
