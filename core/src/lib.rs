@@ -5,5 +5,6 @@ pub mod filter;
 pub mod first_contact;
 pub mod intent;
 pub mod netcheck;
+pub mod offload;
 pub mod path;
 pub mod plan;

@@ -9,6 +9,7 @@ mod netmaps;
 mod paths;
 mod policies;
 mod relay;
+mod segments;
 
 #[path = "../../../core/tests/support/generate.rs"]
 mod generate;
@@ -282,6 +283,13 @@ pub static TARGETS: &[Target] = &[
     )
     .limits(8 * MIB, 64, 500, 100)
     .mutations(600),
+    target(
+        "segments",
+        "packets put together for the TUN device and taken apart",
+        segments::segments,
+        segments::segments_seeds,
+    )
+    .mutations(1500),
     target(
         "ebpf",
         "packets into the programs in the kernel, beside the reference",

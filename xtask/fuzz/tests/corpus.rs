@@ -41,6 +41,7 @@ targets![
     state_file,
     filter_rules,
     packets,
+    segments,
 ];
 
 #[test]

@@ -1,24 +1,29 @@
 //! The TUN device: opened by us, not persistent, so that it vanishes with the agent.
 
-use std::fs::OpenOptions;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
+use lowroad_core::offload::{self, Coalescer, Frame, Vnet};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
 
 use super::super::KernelError;
 
 const PATH: &str = "/dev/net/tun";
 
-/// Packets taken from the device at once.
+/// Packets taken from the device, and written to it, at once.
 const BATCH: usize = 64;
 
+/// Packets that may wait to be written.
+const WAITING: usize = 256;
+
 /// Creates the device. Fails if one of that name exists, even a persistent TUN that nobody holds.
-pub(super) fn open(device: &str) -> Result<OwnedFd, KernelError> {
+pub(super) fn open(device: &str) -> Result<File, KernelError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -36,12 +41,13 @@ pub(super) fn open(device: &str) -> Result<OwnedFd, KernelError> {
     {
         *to = from as libc::c_char;
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL;
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the descriptor is open and `request` is what TUNSETIFF takes; it outlives the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result == 0 {
-        return Ok(file.into());
+        offload(&file);
+        return Ok(file);
     }
     let source = io::Error::last_os_error();
     Err(match source.raw_os_error() {
@@ -57,26 +63,48 @@ pub(super) fn open(device: &str) -> Result<OwnedFd, KernelError> {
     })
 }
 
+/// Lets the kernel hand over TCP segments by the dozen. One that can't goes on with one by one.
+fn offload(file: &File) {
+    let flags = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    // SAFETY: the descriptor is open; TUNSETOFFLOAD takes a number, not a pointer.
+    let result = unsafe {
+        libc::ioctl(
+            file.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            libc::c_ulong::from(flags),
+        )
+    };
+    if result != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "the device gives packets one by one");
+    }
+}
+
 /// Our end of the device, for gotatun.
 ///
 /// gotatun gives the device up for good on an error such as EINVAL, which a peer could provoke with a malformed packet:
 /// only the errors that mean that the device is gone get through to it.
 pub(super) struct Tun {
-    file: Arc<AsyncFd<OwnedFd>>,
+    file: Arc<AsyncFd<File>>,
     mtu: MtuWatcher,
-    spare: Option<Packet>,
+    /// To the task that writes. It ends with the last of these.
+    write: mpsc::Sender<Packet<Ip>>,
+    read: Vec<u8>,
     taken: Vec<Packet<Ip>>,
 }
 
 impl Tun {
-    pub fn new(file: OwnedFd, mtu: MtuWatcher) -> io::Result<Self> {
-        // SAFETY: an `OwnedFd` stays open, and is the same descriptor, until the `AsyncFd` drops it.
+    pub fn new(file: File, mtu: MtuWatcher) -> io::Result<Self> {
+        // SAFETY: a `File` stays open, and is the same descriptor, until the `AsyncFd` drops it.
         let file = Arc::new(unsafe { AsyncFd::register(file) }?);
+        let (write, waiting) = mpsc::channel(WAITING);
+        tokio::spawn(write_all(file.clone(), waiting));
         Ok(Self {
             file,
             mtu,
-            spare: None,
-            taken: Vec::with_capacity(BATCH),
+            write,
+            read: Vec::new(),
+            taken: Vec::new(),
         })
     }
 }
@@ -86,27 +114,73 @@ impl Clone for Tun {
         Self {
             file: self.file.clone(),
             mtu: self.mtu.clone(),
-            spare: None,
-            taken: Vec::with_capacity(BATCH),
+            write: self.write.clone(),
+            read: Vec::new(),
+            taken: Vec::new(),
         }
     }
 }
 
 impl IpSend for Tun {
     async fn send(&mut self, packet: Packet<Ip>) -> io::Result<()> {
-        let packet = packet.into_bytes();
-        loop {
-            let mut ready = self.file.writable().await?;
-            match ready.try_io(|file| write(file.get_ref(), &packet)) {
-                Ok(Err(error)) if is_gone(&error) => return Err(error),
-                Ok(result) => {
-                    if let Err(error) = result {
-                        tracing::trace!(%error, "the device took no packet");
-                    }
-                    return Ok(());
-                }
-                Err(_would_block) => {}
+        let gone = |_| io::Error::from_raw_os_error(libc::ENODEV);
+        self.write.send(packet).await.map_err(gone)
+    }
+}
+
+/// Writes what waits, all of it at once: what came while a write went on is what can go in together.
+async fn write_all(file: Arc<AsyncFd<File>>, mut waiting: mpsc::Receiver<Packet<Ip>>) {
+    let mut coalescer = Coalescer::default();
+    let mut packets = Vec::with_capacity(BATCH);
+    let mut batch: Vec<Whole> = Vec::with_capacity(BATCH);
+    while waiting.recv_many(&mut packets, BATCH).await > 0 {
+        batch.clear();
+        batch.extend(packets.drain(..).map(|packet| Whole(packet.into_bytes())));
+        coalescer.coalesce(&mut batch);
+        for frame in coalescer.frames() {
+            if write(&file, frame, coalescer.members(frame), &batch).await == Err(Gone) {
+                return;
             }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Gone;
+
+/// A packet as the coalescer wants it.
+struct Whole(Packet);
+
+impl AsMut<[u8]> for Whole {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+async fn write(
+    file: &AsyncFd<File>,
+    frame: &Frame,
+    members: &[usize],
+    batch: &[Whole],
+) -> Result<(), Gone> {
+    let vnet = frame.vnet.to_bytes();
+    let mut slices = Vec::with_capacity(members.len() + 2);
+    slices.push(IoSlice::new(&vnet));
+    slices.push(IoSlice::new(&batch[frame.first].0));
+    for &member in members {
+        slices.push(IoSlice::new(&batch[member].0[frame.head..]));
+    }
+    loop {
+        let mut ready = file.writable().await.map_err(|_| Gone)?;
+        match ready.try_io(|file| file.get_ref().write_vectored(&slices)) {
+            Ok(Err(error)) if is_gone(&error) => return Err(Gone),
+            Ok(result) => {
+                if let Err(error) = result {
+                    tracing::trace!(%error, "the device took no packet");
+                }
+                return Ok(());
+            }
+            Err(_would_block) => {}
         }
     }
 }
@@ -116,21 +190,15 @@ impl IpRecv for Tun {
         &'a mut self,
         pool: &mut PacketBufPool,
     ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
+        self.read.resize(Vnet::LEN + offload::MAX_PACKET, 0);
         self.taken.clear();
         while self.taken.is_empty() {
             let mut ready = self.file.readable().await?;
             while self.taken.len() < BATCH {
-                let mut packet = self.spare.take().unwrap_or_else(|| pool.get());
-                match ready.try_io(|file| read(file.get_ref(), &mut packet)) {
-                    Ok(Ok(length)) => {
-                        packet.truncate(length);
-                        self.taken.extend(packet.try_into_ip().ok());
-                    }
+                match ready.try_io(|file| file.get_ref().read(&mut self.read)) {
+                    Ok(Ok(length)) => take(&mut self.read[..length], pool, &mut self.taken),
                     Ok(Err(error)) => return Err(error),
-                    Err(_would_block) => {
-                        self.spare = Some(packet);
-                        break;
-                    }
+                    Err(_would_block) => break,
                 }
             }
         }
@@ -142,21 +210,29 @@ impl IpRecv for Tun {
     }
 }
 
+/// What one read brought.
+fn take(bytes: &mut [u8], pool: &PacketBufPool, taken: &mut Vec<Packet<Ip>>) {
+    let Some((vnet, packet)) = bytes.split_first_chunk_mut() else {
+        return;
+    };
+    let result = offload::split(Vnet::from_bytes(*vnet), packet, |head, payload| {
+        let mut packet = pool.get();
+        let whole = head.len() + payload.len();
+        if whole <= packet.len() {
+            packet[..head.len()].copy_from_slice(head);
+            packet[head.len()..whole].copy_from_slice(payload);
+            packet.truncate(whole);
+            taken.extend(packet.try_into_ip().ok());
+        }
+    });
+    if let Err(what) = result {
+        tracing::debug!(what, "the device gave something else than packets");
+    }
+}
+
 fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EBADF | libc::EBADFD | libc::ENODEV)
     )
-}
-
-fn read(file: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the descriptor is open; pointer and length are those of `buffer`.
-    let result = unsafe { libc::read(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
-fn write(file: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: the descriptor is open; pointer and length are those of `bytes`, which the kernel only reads.
-    let result = unsafe { libc::write(file.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
