@@ -71,6 +71,7 @@ pub async fn dispatch(server: &Server, call: &Call<'_>) -> Result<Response<Body>
                 .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, &error.to_string()))?;
             set(server, call, change).await
         }
+        (&Method::POST, "/localapi/v0/check-prefs") => check(call),
         (&Method::POST, "/lowroad/v0/set") => set(server, call, call.json()?).await,
         (&Method::POST, "/localapi/v0/start") => start(server, call).await,
         (&Method::POST, "/localapi/v0/login-interactive") => {
@@ -94,6 +95,8 @@ pub async fn dispatch(server: &Server, call: &Call<'_>) -> Result<Response<Body>
         (&Method::GET, "/localapi/v0/derpmap") => Ok(json_response(
             &server.ask(write, |reply| Ask::DerpMap { reply }).await?,
         )),
+        // Asked for by the stock client's `status`: nothing is served, here.
+        (&Method::GET, "/localapi/v0/serve-config") => Ok(json_response(&json!({}))),
         (&Method::GET, "/localapi/v0/metrics" | "/localapi/v0/usermetrics") => {
             let mut response = Response::new(full(
                 server.ask(write, |reply| Ask::Metrics { reply }).await?,
@@ -157,6 +160,15 @@ async fn set(server: &Server, call: &Call<'_>, change: Change) -> Result<Respons
         Ok(prefs) => Ok(json_response(&prefs)),
         Err(why) => Err(Refusal::new(StatusCode::BAD_REQUEST, &why)),
     }
+}
+
+/// Stock clients ask whether preferences would do before they set them.
+fn check(call: &Call<'_>) -> Result<Response<Body>, Refusal> {
+    let verdict = Change::from_whole_json(&call.json()?).and_then(|mut change| change.validate());
+    Ok(json_response(&match verdict {
+        Ok(()) => json!({}),
+        Err(why) => json!({ "Error": why.to_string() }),
+    }))
 }
 
 /// The stock client's `ipn.Options`.

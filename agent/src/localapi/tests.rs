@@ -258,3 +258,25 @@ async fn a_connection_too_many_is_closed_and_a_place_that_is_free_again_serves()
         .expect("a place is free again");
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
 }
+
+#[tokio::test]
+async fn preferences_can_be_checked_before_they_are_set() {
+    let fixture = serve(0);
+    let client = Client::new(&fixture.path);
+    for (prefs, expected) in [
+        (json!({"Hostname": "gate", "RunSSH": false}), None),
+        (json!({"Hostname": "no name"}), Some("no name")),
+        (json!({"AdvertiseRoutes": ["192.0.2.0/24"]}), Some("routes")),
+    ] {
+        let answer: serde_json::Value = client
+            .post("/localapi/v0/check-prefs", &prefs)
+            .await
+            .unwrap();
+        let error = answer["Error"].as_str();
+        assert_eq!(error.is_some(), expected.is_some(), "{answer}");
+        assert!(
+            error.unwrap_or_default().contains(expected.unwrap_or("")),
+            "{answer}"
+        );
+    }
+}
