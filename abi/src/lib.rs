@@ -3,6 +3,7 @@
 //! Addresses and ports are byte arrays in network order. Everything is `repr(C)` with its padding spelled out, so that a key built here and a key built in the kernel have the same bytes.
 #![no_std]
 
+pub mod cell;
 mod event;
 mod flow;
 mod outcome;
@@ -12,18 +13,22 @@ mod table;
 #[expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
 mod user;
 
+pub use cell::{Bucket, TABLE_SIZES};
 pub use event::{DROP_EVENTS_PER_SECOND, EventKind, EventRecord, PUNTS_PER_SECOND, Tuple};
-pub use flow::{FLOW_ENTRIES, FlowKey};
+pub use flow::{FLOW_ENTRIES, FlowKey, FlowKey4};
 pub use outcome::{COUNTER_SLOTS, Direction, DropReason, Pass, counter_slot};
-pub use settings::{RATE_SLOTS, RateWindow, SLOTS, Settings};
+pub use settings::{Geometry, RATE_SLOTS, RateWindow, SLOTS, Settings};
 pub use table::{
-    Address, Class, Count, MAX_COUNTED_RULES, NO_RULE, PairKey, PortKey, Service, Side,
+    Address, COUNTER_BLOCKS, COUNTERS_PER_BLOCK, Class, Count, CounterBlock, CounterNumber,
+    MAX_COUNTERS, NO_RULE, Numbered, PairKey, PortKey, Service, ServiceWord, Side,
 };
 
 /// Version of this contract. Maps pinned under another one are not adopted.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// First bytes of every disco message.
 pub const DISCO_MAGIC: [u8; 6] = *b"TS\xf0\x9f\x92\xac";
+/// Where the sender's key ends, which follows.
+pub const DISCO_KEY_END: usize = 6 + 32;
 /// Magic, sender's key and nonce: nothing shorter is disco.
 pub const DISCO_MIN_LEN: usize = 6 + 32 + 24;

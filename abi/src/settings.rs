@@ -1,5 +1,7 @@
 //! What a rule set is besides its tables.
 
+use crate::Side;
+
 /// Places for rule sets. Three, so that one that a packet may still be looking at is never the one being written: between two writes to the same place lies a
 /// whole installation, which waits for all running programs.
 pub const SLOTS: usize = 3;
@@ -13,6 +15,30 @@ pub struct Settings {
     peer_api_port: [u8; 2],
     pad: [u8; 6],
     disco: [u8; 32],
+    geometry: Geometry,
+}
+
+/// Where the hash table of a rule set has what (`cell.rs`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Geometry {
+    pub seed: u64,
+    /// Buckets of narrow entries, which come first.
+    pub narrow: u32,
+    /// Buckets of wide entries.
+    pub wide: u32,
+    /// Index in [`crate::TABLE_SIZES`].
+    pub size: u32,
+    /// For which sides and families there are prefixes: [`Geometry::prefixes_of`].
+    pub prefixes: u32,
+}
+
+impl Geometry {
+    /// The bit that says that addresses of this side and family can be in prefixes.
+    #[inline(always)]
+    pub const fn prefixes_of(side: Side, family: u8) -> u32 {
+        (side as u32) << if family == 4 { 0 } else { 4 }
+    }
 }
 
 impl Settings {
@@ -29,6 +55,7 @@ impl Settings {
         epoch: u32,
         peer_api_port: Option<u16>,
         disco: Option<[u8; 32]>,
+        geometry: Geometry,
     ) -> Self {
         let flag = |on: bool, flag: u32| if on { flag } else { 0 };
         Self {
@@ -39,6 +66,7 @@ impl Settings {
             peer_api_port: peer_api_port.unwrap_or(0).to_be_bytes(),
             pad: [0; 6],
             disco: disco.unwrap_or([0; 32]),
+            geometry,
         }
     }
     #[inline(always)]
@@ -59,6 +87,10 @@ impl Settings {
     pub const fn disco(&self) -> &[u8; 32] {
         &self.disco
     }
+    #[inline(always)]
+    pub const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
 }
 
 /// Per-CPU limits on what goes to the agent: one for drop events, one for punts.
@@ -68,13 +100,13 @@ pub const RATE_SLOTS: usize = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateWindow {
-    /// Monotonic nanoseconds at which the window began.
+    /// When the window began, in ticks.
     pub began: u64,
     /// Records written since.
     pub written: u64,
 }
 
 const _: () = {
-    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<Settings>() == 72);
     assert!(size_of::<RateWindow>() == 16);
 };

@@ -1,5 +1,7 @@
 //! Keys and values of a rule set's tables.
 
+use crate::cell::VALID;
+
 /// Which end of a packet an address is looked up for.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,8 +48,7 @@ impl Address {
         }
     }
 
-    /// An address as packets carry it: `family` 4 or 6, IPv4 in the first four bytes.
-    #[inline(always)]
+    /// An address of either `family`, 4 or 6; IPv4 in the first four bytes.
     pub const fn new(side: Side, family: u8, bytes: [u8; 16]) -> Self {
         Self {
             side: side as u8,
@@ -56,14 +57,33 @@ impl Address {
             bytes,
         }
     }
+    /// What its memory begins with; then follow 16 bytes, of which IPv4 uses the first four.
+    #[inline(always)]
+    pub const fn tag(side: Side, family: u8) -> [u8; 4] {
+        [side as u8, family, 0, 0]
+    }
+    pub const fn side(&self) -> Side {
+        if self.side == Side::Source as u8 {
+            Side::Source
+        } else {
+            Side::Destination
+        }
+    }
+    /// 4 or 6.
+    pub const fn family(&self) -> u8 {
+        self.family
+    }
+    pub const fn bytes(&self) -> [u8; 16] {
+        self.bytes
+    }
 }
 
-/// What an address is to the rules.
-#[repr(C)]
+/// What an address is to the rules; for a destination also which sizes of port blocks to look for.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Class {
-    number: u32,
-    flags: u32,
+    /// Number in the low half, flags above it, then a bit for each number of prefix bits of a block.
+    word: u64,
 }
 
 impl Class {
@@ -74,25 +94,48 @@ impl Class {
     /// A source that gets the treatment of shields up.
     pub const JAILED: u32 = 4;
 
+    /// Blocks in the kernel's tables have a multiple of this many prefix bits: few sizes to look for.
+    pub const BLOCK_STEP: u32 = 4;
+
+    const FLAGS_AT: u32 = 32;
+    const BLOCKS_AT: u32 = 40;
+    const BLOCKS: u64 = (1 << 17) - 1;
+
     pub const fn new(number: u32, flags: u32) -> Self {
-        Self { number, flags }
+        Self {
+            word: number as u64 | (flags as u64) << Self::FLAGS_AT,
+        }
     }
-    /// From what the kernel's map holds (`ebpf/src/tables.rs` says why words).
+    /// With bit `n` of `blocks` for services of `2^(16-n)` ports.
+    pub const fn with_blocks(self, blocks: u32) -> Self {
+        Self {
+            word: self.word | (blocks as u64 & Self::BLOCKS) << Self::BLOCKS_AT,
+        }
+    }
+    /// From a value of the kernel's tables.
     #[inline(always)]
-    pub const fn from_words([number, flags]: [u32; 2]) -> Self {
-        Self { number, flags }
+    pub const fn from_word(word: u64) -> Self {
+        Self { word }
+    }
+    #[inline(always)]
+    pub const fn word(&self) -> u64 {
+        self.word
     }
     #[inline(always)]
     pub const fn number(&self) -> u32 {
-        self.number
+        self.word as u32
     }
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
-        self.flags & flag != 0
+        self.word & (flag as u64) << Self::FLAGS_AT != 0
+    }
+    #[inline(always)]
+    pub const fn blocks(&self) -> u32 {
+        (self.word >> Self::BLOCKS_AT & Self::BLOCKS) as u32
     }
 }
 
-/// Destination class, protocol and port. Data of a prefix trie's key: a block of `2^(16-n)` ports has a prefix of [`PortKey::ANY_PORT_BITS`]` + n` bits.
+/// Destination class, protocol and port. A block of `2^(16-n)` ports is a prefix of [`PortKey::ANY_PORT_BITS`]` + n` bits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortKey {
@@ -115,6 +158,15 @@ impl PortKey {
             port,
         }
     }
+    pub const fn class(&self) -> u32 {
+        u32::from_be_bytes(self.class)
+    }
+    pub const fn protocol(&self) -> u8 {
+        self.protocol
+    }
+    pub const fn port(&self) -> u16 {
+        u16::from_be_bytes(self.port)
+    }
 }
 
 /// The rules that a destination class, protocol and port select: one of them may admit every source, the others depend on who sends.
@@ -134,11 +186,6 @@ impl Service {
             any,
             number: number as u64,
         }
-    }
-    /// From what the kernel's map holds.
-    #[inline(always)]
-    pub const fn from_words([any, number]: [u64; 2]) -> Self {
-        Self { any, number }
     }
     /// Number to look up with the source's class.
     #[inline(always)]
@@ -165,6 +212,48 @@ impl PairKey {
     pub const fn new(source: u32, service: u32) -> Self {
         Self { source, service }
     }
+    pub const fn source(&self) -> u32 {
+        self.source
+    }
+    pub const fn service(&self) -> u32 {
+        self.service
+    }
+}
+
+/// Number of a rule's counter; zero: it has none.
+pub type CounterNumber = u32;
+
+/// What a service of the kernel's table is: a number to look up with the source's class, or the rule that admits everybody.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceWord(u64);
+
+impl ServiceWord {
+    const EVERYBODY: u64 = 1 << 32;
+
+    pub const fn everybody(rule: CounterNumber) -> Self {
+        Self(rule as u64 | Self::EVERYBODY | VALID)
+    }
+    pub const fn number(number: u32) -> Self {
+        Self(number as u64 | VALID)
+    }
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+    #[inline(always)]
+    pub const fn word(&self) -> u64 {
+        self.0
+    }
+    #[inline(always)]
+    pub const fn admits_everybody(&self) -> bool {
+        self.0 & Self::EVERYBODY != 0
+    }
+    /// Of the counter if it admits everybody, else of the service.
+    #[inline(always)]
+    pub const fn low(&self) -> u32 {
+        self.0 as u32
+    }
 }
 
 /// Packets and bytes.
@@ -175,14 +264,29 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// Rules that have counters of their own; those beyond are enforced without.
-pub const MAX_COUNTED_RULES: usize = 65_536;
+/// Which counter is a rule's, and what it had counted for another when this rule got it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbered {
+    pub number: u64,
+    pub before: Count,
+}
+
+/// Numbers of counters that there are at most, zero included; rules beyond are enforced without.
+pub const MAX_COUNTERS: usize = 65_536;
+/// Counters in one element of the map of rules' counters: few large elements are made and read faster.
+pub const COUNTERS_PER_BLOCK: usize = 32;
+/// Elements of that map.
+pub const COUNTER_BLOCKS: usize = MAX_COUNTERS / COUNTERS_PER_BLOCK;
+/// Counters whose number has the same upper bits.
+pub type CounterBlock = [Count; COUNTERS_PER_BLOCK];
 
 const _: () = {
     assert!(size_of::<Address>() == 20 && align_of::<Address>() == 1);
-    assert!(size_of::<Class>() == 8 && align_of::<Class>() == 4);
+    assert!(size_of::<Class>() == 8);
     assert!(size_of::<PortKey>() == 8);
     assert!(size_of::<Service>() == 16);
     assert!(size_of::<PairKey>() == 8);
     assert!(size_of::<Count>() == 16);
+    assert!(size_of::<Numbered>() == 24);
 };

@@ -1,16 +1,16 @@
 //! Permission for aya to copy these types to and from maps.
 
-use crate::{Address, Class, Count, FlowKey, PairKey, PortKey, RateWindow, Service, Settings};
+use crate::{Address, Class, Count, FlowKey, FlowKey4, Numbered, RateWindow, Settings};
 
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => {
         $(
-            // SAFETY: `repr(C)`, Copy, no padding but explicit fields (asserted beside the type), and any bytes are a valid value.
+            // SAFETY: `repr(C)` or transparent, Copy, no padding but explicit fields (asserted beside the type), and any bytes are a valid value.
             unsafe impl aya::Pod for $type {}
         )+
     };
 }
 
 pod!(
-    Address, Class, Count, FlowKey, PairKey, PortKey, RateWindow, Service, Settings
+    Address, Class, Count, FlowKey, FlowKey4, Numbered, RateWindow, Settings
 );

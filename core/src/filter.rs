@@ -6,9 +6,11 @@
 mod answer;
 mod classify;
 mod compile;
+mod compiled;
 mod evaluate;
 mod event;
 mod grants;
+mod layout;
 mod packet;
 mod ports;
 mod prefix;
@@ -21,10 +23,12 @@ pub use lowroad_abi::{Direction, DropReason, Pass};
 use lowroad_wire::control::FilterRule;
 
 pub use self::{
-    compile::{Compiled, CompiledRule, Tables, compile},
+    compile::compile,
+    compiled::{Compiled, CompiledRule, Tables},
     evaluate::Evaluator,
     event::{FilterCounters, FilterEvent, FlowTuple, Punt, RuleCount},
     grants::granted,
+    layout::{Layout, TooLarge},
     prefix::{Family, Prefix},
 };
 

@@ -1,7 +1,7 @@
 //! What this host sends to peers: well-formed packets pass, and UDP and SCTP flows are remembered for their answers.
 
 use aya_ebpf::programs::TcContext;
-use lowroad_abi::{Class, Direction, DropReason, Pass, Settings, Side};
+use lowroad_abi::{Direction, DropReason, Pass};
 
 use crate::{
     flow,
@@ -9,14 +9,16 @@ use crate::{
     outcome::Outcome,
     packet::{Packet, TSMP},
     report::finish,
-    rules,
     tables::AGENT_MARK,
+    unknown,
 };
 
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> i32 {
-    let mut packet = Packet::new(ctx.len());
-    let outcome = match judge(ctx, &mut packet) {
+    let mut packet = Packet::new(ctx);
+    let read = packet.parse(ctx);
+    packet.forget(unknown::zero(ctx));
+    let outcome = match read.and_then(|()| judge(ctx, &packet)) {
         Ok(pass) => Outcome::pass(pass),
         Err(reason) => Outcome::drop(reason),
     };
@@ -24,24 +26,20 @@ pub fn run(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn judge(ctx: &TcContext, packet: &mut Packet) -> Result<Pass, DropReason> {
-    packet.parse(ctx)?;
-    let (slot, settings) = active()?;
+fn judge(ctx: &TcContext, packet: &Packet) -> Result<Pass, DropReason> {
+    let rules = active()?;
     packet.check_destination()?;
-    if packet.later_fragment {
+    if packet.is_later_fragment() {
         return Ok(Pass::Fragment);
     }
-    if packet.tuple.protocol == TSMP && !is_agents(ctx) {
+    if packet.protocol == TSMP && !is_agents(ctx) {
         return Err(DropReason::TsmpFromHost);
     }
-    if packet.is_own_disco(ctx, settings) {
+    if packet.is_own_disco(ctx, rules.settings) {
         return Err(DropReason::OwnDisco);
     }
     if flow::has_flows(packet) {
-        let t = &packet.tuple;
-        let jailed = settings.has(Settings::JAIL)
-            && rules::class(slot, Side::Source, t.family, t.destination).has(Class::JAILED);
-        flow::record(packet, settings, jailed);
+        flow::record(packet, rules.settings, rules.is_jailed_destination(packet));
     }
     Ok(Pass::Outbound)
 }

@@ -1,56 +1,59 @@
 //! What peers send us, judged in the order of `protocol.md` 5.3.
 
 use aya_ebpf::programs::TcContext;
-use lowroad_abi::{Class, Direction, DropReason, EventKind, NO_RULE, Pass, Settings};
+use lowroad_abi::{Class, Direction, DropReason, EventKind, Pass, Settings};
 
 use crate::{
     flow,
     outcome::Outcome,
     packet::{Packet, TCP, TSMP},
     report::{finish, punt},
-    rules,
+    rules::RuleSet,
     tables::{ACTIVE, SETTINGS},
+    unknown,
 };
 
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> i32 {
-    let mut packet = Packet::new(ctx.len());
-    let outcome = match judge(ctx, &mut packet) {
+    let mut packet = Packet::new(ctx);
+    let read = packet.parse(ctx);
+    packet.forget(unknown::zero(ctx));
+    let outcome = match read.and_then(|()| judge(ctx, &packet)) {
         Ok(outcome) => outcome,
         Err(reason) => Outcome::drop(reason),
     };
     finish(ctx, Direction::In, &packet, outcome)
 }
 
-/// Place and settings of the rule set in force.
+/// The rule set in force.
 #[inline(always)]
-pub fn active() -> Result<(u32, &'static Settings), DropReason> {
+pub fn active() -> Result<RuleSet, DropReason> {
     let slot = match ACTIVE.get(0) {
         Some(0) | None => return Err(DropReason::NoPolicy),
         Some(place) => *place - 1,
     };
     match SETTINGS.get(slot) {
-        Some(settings) => Ok((slot, settings)),
+        Some(settings) => Ok(RuleSet { slot, settings }),
         None => Err(DropReason::Error),
     }
 }
 
 #[inline(always)]
-fn judge(ctx: &TcContext, packet: &mut Packet) -> Result<Outcome, DropReason> {
-    packet.parse(ctx)?;
-    let (slot, settings) = active()?;
+fn judge(ctx: &TcContext, packet: &Packet) -> Result<Outcome, DropReason> {
+    let rules = active()?;
+    let settings = rules.settings;
     packet.check_destination()?;
-    if packet.later_fragment {
+    if packet.is_later_fragment() {
         return Ok(Outcome::pass(Pass::Fragment));
     }
-    if packet.tuple.protocol == TSMP && is_for_agent(ctx, packet) {
+    if packet.protocol == TSMP && is_for_agent(ctx, packet) {
         return Ok(Outcome::pass(Pass::Consumed));
     }
     if packet.is_own_disco(ctx, settings) {
         return Err(DropReason::OwnDisco);
     }
-    let destination = rules::destination_class(slot, packet);
-    let outcome = match admit(slot, settings, packet, destination) {
+    let destination = rules.destination_class(packet);
+    let outcome = match admit(rules, packet, destination) {
         Ok(outcome) => return Ok(outcome),
         Err(reason) => Outcome::drop(reason),
     };
@@ -59,7 +62,7 @@ fn judge(ctx: &TcContext, packet: &mut Packet) -> Result<Outcome, DropReason> {
         if destination.has(Class::OWN) && is_peer_api(packet, settings) {
             return Ok(Outcome::pass(Pass::PeerApi));
         }
-        if packet.tuple.family == 4 {
+        if packet.family == 4 {
             punt(EventKind::TcpReject, packet, [0; 8]);
         }
     }
@@ -67,26 +70,21 @@ fn judge(ctx: &TcContext, packet: &mut Packet) -> Result<Outcome, DropReason> {
 }
 
 #[inline(always)]
-fn admit(
-    slot: u32,
-    settings: &Settings,
-    packet: &Packet,
-    destination: Class,
-) -> Result<Outcome, DropReason> {
+fn admit(rules: RuleSet, packet: &Packet, destination: Class) -> Result<Outcome, DropReason> {
+    let settings = rules.settings;
     if !destination.has(Class::LOCAL) {
         return Err(DropReason::NotLocal);
     }
-    let jailed =
-        settings.has(Settings::JAIL) && rules::source_class(slot, packet).has(Class::JAILED);
+    let jailed = settings.has(Settings::JAIL) && rules.source_class(packet).has(Class::JAILED);
     if packet.is_icmp() {
         if packet.is_icmp_reply() {
             return Ok(Outcome::pass(Pass::IcmpReply));
         }
-    } else if packet.tuple.protocol == TCP {
+    } else if packet.protocol == TCP {
         if !packet.is_tcp_syn() {
             return Ok(Outcome::pass(Pass::TcpEstablished));
         }
-    } else if packet.tuple.protocol == TSMP {
+    } else if packet.protocol == TSMP {
         return Ok(Outcome::pass(Pass::Tsmp));
     } else if flow::has_flows(packet) && flow::answers(packet, settings, jailed) {
         return Ok(Outcome::pass(Pass::Flow));
@@ -94,8 +92,7 @@ fn admit(
     if jailed {
         return Err(DropReason::Jailed);
     }
-    let rule = rules::admitting(slot, packet, destination);
-    if rule != NO_RULE {
+    if let Some(rule) = rules.admitting(packet, destination) {
         Ok(Outcome::rule(rule))
     } else if settings.has(Settings::SHIELDS_UP) {
         Err(DropReason::ShieldsUp)
@@ -107,13 +104,13 @@ fn admit(
 #[inline(always)]
 fn is_peer_api(packet: &Packet, settings: &Settings) -> bool {
     let port = u16::from_be_bytes(settings.peer_api_port());
-    port != 0 && port == u16::from_be_bytes(packet.tuple.destination_port)
+    port != 0 && port == packet.destination_port()
 }
 
 /// Pings, disco keys and rejections are for the agent; it gets pings and rejections to see.
 #[inline(always)]
 fn is_for_agent(ctx: &TcContext, packet: &Packet) -> bool {
-    let (kind, reason) = (packet.head[0], packet.head[2]);
+    let [kind, _, reason, _] = packet.head.to_ne_bytes();
     let after = packet.transport as usize + 1;
     match kind {
         b'p' if packet.transport_len >= 9 => {

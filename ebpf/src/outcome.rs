@@ -1,15 +1,15 @@
 //! What a program decides, and the one place where that becomes a return code.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use lowroad_abi::{DropReason, NO_RULE, Pass};
+use lowroad_abi::{CounterNumber, DropReason, Pass};
 
 /// A packet's fate.
 #[derive(Clone, Copy)]
 pub struct Outcome {
     /// `Pass` or `DropReason`.
     pub code: u8,
-    /// Key of the rule that admitted it.
-    pub rule: u64,
+    /// Of the rule that admitted it.
+    pub rule: CounterNumber,
 }
 
 impl Outcome {
@@ -17,11 +17,11 @@ impl Outcome {
     pub fn pass(pass: Pass) -> Self {
         Self {
             code: pass as u8,
-            rule: NO_RULE,
+            rule: 0,
         }
     }
     #[inline(always)]
-    pub fn rule(rule: u64) -> Self {
+    pub fn rule(rule: CounterNumber) -> Self {
         Self {
             code: Pass::Rule as u8,
             rule,
@@ -31,7 +31,15 @@ impl Outcome {
     pub fn drop(reason: DropReason) -> Self {
         Self {
             code: reason as u8,
-            rule: NO_RULE,
+            rule: 0,
+        }
+    }
+    /// Has the verifier forget which way led to it.
+    #[inline(always)]
+    pub fn forget(self, zero: u32) -> Self {
+        Self {
+            code: self.code ^ zero as u8,
+            rule: self.rule ^ zero,
         }
     }
     #[inline(always)]

@@ -1,28 +1,44 @@
 //! Headers, read as `protocol.md` 5.3 steps 2 and 3 say.
 
 use aya_ebpf::programs::TcContext;
-use lowroad_abi::{DISCO_MAGIC, DISCO_MIN_LEN, DropReason, Settings, Tuple};
+use lowroad_abi::{DISCO_KEY_END, DISCO_MAGIC, DISCO_MIN_LEN, DropReason, Settings, Tuple};
 
-pub const ICMP: u8 = 1;
-pub const IGMP: u8 = 2;
-pub const TCP: u8 = 6;
-pub const UDP: u8 = 17;
-pub const FRAGMENT_HEADER: u8 = 44;
-pub const ICMPV6: u8 = 58;
-pub const TSMP: u8 = 99;
-pub const SCTP: u8 = 132;
+use crate::{rules::bytes, unknown};
+
+pub const ICMP: u32 = 1;
+pub const IGMP: u32 = 2;
+pub const TCP: u32 = 6;
+pub const UDP: u32 = 17;
+pub const FRAGMENT_HEADER: u32 = 44;
+pub const ICMPV6: u32 = 58;
+pub const TSMP: u32 = 99;
+pub const SCTP: u32 = 132;
 
 /// A later fragment nearer to the packet's begin, in blocks of 8 bytes, could overwrite transport headers.
 const MIN_FRAGMENT_BLOCKS: u16 = 10;
 
-/// What the programs know of a packet.
+/// Length of the longest IPv4 header, and of the longest before a transport header in IPv6 that is read.
+const MAX_TRANSPORT: u32 = 60;
+/// How much of a packet is read directly: headers, UDP's included, and what disco begins with.
+const OFFSET_BITS: u32 = 63;
+const _: () = assert!(MAX_TRANSPORT <= OFFSET_BITS);
+const READ: u32 = MAX_TRANSPORT + 8 + DISCO_KEY_END as u32;
+
+/// What the programs know of a packet, in words: smaller fields are cleared by a call, and make the verifier follow more ways. Addresses and `head` are as in the packet.
 pub struct Packet {
-    pub tuple: Tuple,
-    /// A fragment other than the first: no transport header.
-    pub later_fragment: bool,
+    /// IPv4 addresses in the first word, the rest zero.
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+    /// 4 or 6; 0 where the packet was too short to tell.
+    pub family: u32,
+    pub protocol: u32,
+    /// One if the transport header begins with ports, and was read.
+    has_ports: u32,
+    /// One for a fragment other than the first: no transport header.
+    later_fragment: u32,
+    pub tcp_flags: u32,
     /// First transport bytes: ports, or ICMP type and code.
-    pub head: [u8; 4],
-    pub tcp_flags: u8,
+    pub head: u32,
     /// Where the transport header is, and how many bytes the IP length leaves for it and what follows.
     pub transport: u32,
     pub transport_len: u32,
@@ -32,62 +48,76 @@ pub struct Packet {
 
 impl Packet {
     #[inline(always)]
-    pub fn new(length: u32) -> Self {
+    pub fn new(ctx: &TcContext) -> Self {
+        // Known zeroes would become a call.
+        let zero = unknown::zero(ctx);
         Self {
-            tuple: Tuple {
-                source: [0; 16],
-                destination: [0; 16],
-                source_port: [0; 2],
-                destination_port: [0; 2],
-                family: 0,
-                protocol: 0,
-            },
-            later_fragment: false,
-            head: [0; 4],
-            tcp_flags: 0,
-            transport: 0,
-            transport_len: 0,
-            length,
+            source: [zero; 4],
+            destination: [zero; 4],
+            family: zero,
+            protocol: zero,
+            has_ports: zero,
+            later_fragment: zero,
+            tcp_flags: zero,
+            head: zero,
+            transport: zero,
+            transport_len: zero,
+            length: ctx.len(),
         }
     }
 
     /// Reads the headers. Refused packets leave what was read so far, for the event.
     #[inline(always)]
     pub fn parse(&mut self, ctx: &TcContext) -> Result<(), DropReason> {
-        let first: [u8; 20] = ctx.load(0).map_err(|_| DropReason::TooShort)?;
-        let fragment = match first[0] >> 4 {
-            4 => self.v4(&first)?,
+        make_readable(ctx, self.length);
+        let first: [u32; 5] = read(ctx, 0).ok_or(DropReason::TooShort)?;
+        let [b, ..] = first[0].to_ne_bytes();
+        let fragment = match b >> 4 {
+            4 => self.v4(first)?,
             6 => self.v6(ctx)?,
             _ => return Err(DropReason::UnknownProtocol),
         };
-        self.later_fragment = fragment.blocks > 0;
-        if self.later_fragment {
+        if fragment.blocks > 0 {
+            self.later_fragment = 1;
             if fragment.blocks < MIN_FRAGMENT_BLOCKS {
                 return Err(DropReason::Fragment);
             }
             return Ok(());
         }
         self.transport(ctx)?;
-        if self.tuple.protocol == TSMP && fragment.more && self.tuple.family == 4 {
+        if self.protocol == TSMP && fragment.more && self.family == 4 {
             return Err(DropReason::Fragment);
         }
         Ok(())
     }
 
+    /// Has the verifier forget which way the headers were read: what is constant on some ways is unknown afterwards, as the rest is anyway.
     #[inline(always)]
-    fn v4(&mut self, h: &[u8; 20]) -> Result<Fragment, DropReason> {
-        self.tuple.family = 4;
-        self.tuple.protocol = h[9];
-        self.tuple.source[..4].copy_from_slice(&h[12..16]);
-        self.tuple.destination[..4].copy_from_slice(&h[16..20]);
-        let header = (h[0] & 15) as u32 * 4;
-        let length = u16::from_be_bytes([h[2], h[3]]) as u32;
+    pub fn forget(&mut self, zero: u32) {
+        self.family ^= zero;
+        self.protocol ^= zero;
+        self.has_ports ^= zero;
+        self.later_fragment ^= zero;
+        self.transport ^= zero;
+    }
+
+    #[inline(always)]
+    fn v4(&mut self, h: [u32; 5]) -> Result<Fragment, DropReason> {
+        let [version, _, length_0, length_1] = h[0].to_ne_bytes();
+        let [_, _, fragment_0, fragment_1] = h[1].to_ne_bytes();
+        let [_, protocol, ..] = h[2].to_ne_bytes();
+        self.family = 4;
+        self.protocol = protocol as u32;
+        self.source[0] = h[3];
+        self.destination[0] = h[4];
+        let header = (version & 15) as u32 * 4;
+        let length = u16::from_be_bytes([length_0, length_1]) as u32;
         if header < 20 || length > self.length || header > length {
             return Err(DropReason::TooShort);
         }
         self.transport = header;
         self.transport_len = length - header;
-        let fragment = u16::from_be_bytes([h[6], h[7]]);
+        let fragment = u16::from_be_bytes([fragment_0, fragment_1]);
         Ok(Fragment {
             blocks: fragment & 0x1fff,
             more: fragment & 0x2000 != 0,
@@ -96,18 +126,19 @@ impl Packet {
 
     #[inline(always)]
     fn v6(&mut self, ctx: &TcContext) -> Result<Fragment, DropReason> {
-        let h: [u8; 40] = ctx.load(0).map_err(|_| DropReason::TooShort)?;
-        self.tuple.family = 6;
-        self.tuple.protocol = h[6];
-        self.tuple.source.copy_from_slice(&h[8..24]);
-        self.tuple.destination.copy_from_slice(&h[24..40]);
-        let payload = u16::from_be_bytes([h[4], h[5]]) as u32;
+        let h: [u32; 10] = read(ctx, 0).ok_or(DropReason::TooShort)?;
+        let [payload_0, payload_1, protocol, _] = h[1].to_ne_bytes();
+        self.family = 6;
+        self.protocol = protocol as u32;
+        self.source = [h[2], h[3], h[4], h[5]];
+        self.destination = [h[6], h[7], h[8], h[9]];
+        let payload = u16::from_be_bytes([payload_0, payload_1]) as u32;
         if 40 + payload > self.length {
             return Err(DropReason::TooShort);
         }
         self.transport = 40;
         self.transport_len = payload;
-        if self.tuple.protocol != FRAGMENT_HEADER {
+        if self.protocol != FRAGMENT_HEADER {
             return Ok(Fragment {
                 blocks: 0,
                 more: false,
@@ -116,11 +147,12 @@ impl Packet {
         if payload < 8 {
             return Err(DropReason::TooShort);
         }
-        let f: [u8; 4] = ctx.load(40).map_err(|_| DropReason::TooShort)?;
-        self.tuple.protocol = f[0];
+        let f: u32 = read(ctx, 40).ok_or(DropReason::TooShort)?;
+        let [protocol, _, fragment_0, fragment_1] = f.to_ne_bytes();
+        self.protocol = protocol as u32;
         self.transport = 48;
         self.transport_len = payload - 8;
-        let fragment = u16::from_be_bytes([f[2], f[3]]);
+        let fragment = u16::from_be_bytes([fragment_0, fragment_1]);
         Ok(Fragment {
             blocks: fragment >> 3,
             more: fragment & 1 != 0,
@@ -129,10 +161,20 @@ impl Packet {
 
     #[inline(always)]
     fn transport(&mut self, ctx: &TcContext) -> Result<(), DropReason> {
-        let at = self.transport as usize;
-        let (least, ports) = match (self.tuple.protocol, self.tuple.family) {
+        let at = self.transport;
+        let (least, ports) = match (self.protocol, self.family) {
             (0 | 255, _) => return Err(DropReason::UnknownProtocol),
-            (TCP, _) => (20, true),
+            (TCP, _) => {
+                if self.transport_len < 20 {
+                    return Err(DropReason::TooShort);
+                }
+                let h: [u32; 4] = read(ctx, at).ok_or(DropReason::TooShort)?;
+                let [_, flags, ..] = h[3].to_ne_bytes();
+                self.head = h[0];
+                self.has_ports = 1;
+                self.tcp_flags = flags as u32;
+                return Ok(());
+            }
             (UDP, _) => (8, true),
             (SCTP, _) => (12, true),
             (TSMP, _) => (7, false),
@@ -143,63 +185,91 @@ impl Packet {
         if self.transport_len < least {
             return Err(DropReason::TooShort);
         }
-        self.head = ctx.load(at).map_err(|_| DropReason::TooShort)?;
-        if ports {
-            self.tuple.source_port = [self.head[0], self.head[1]];
-            self.tuple.destination_port = [self.head[2], self.head[3]];
-        }
-        if self.tuple.protocol == TCP {
-            self.tcp_flags = ctx.load(at + 13).map_err(|_| DropReason::TooShort)?;
-        }
+        self.head = read(ctx, at).ok_or(DropReason::TooShort)?;
+        self.has_ports = ports as u32;
         Ok(())
+    }
+
+    #[inline(always)]
+    pub fn source_port_bytes(&self) -> [u8; 2] {
+        let [a, b, ..] = self.head.to_ne_bytes();
+        [a, b]
+    }
+    #[inline(always)]
+    pub fn destination_port_bytes(&self) -> [u8; 2] {
+        let [.., a, b] = self.head.to_ne_bytes();
+        [a, b]
+    }
+    #[inline(always)]
+    pub fn destination_port(&self) -> u16 {
+        u16::from_be_bytes(self.destination_port_bytes())
+    }
+
+    /// For the agent.
+    #[inline(always)]
+    pub fn tuple(&self) -> Tuple {
+        let ports = |bytes| if self.has_ports != 0 { bytes } else { [0; 2] };
+        Tuple {
+            source: bytes(self.source),
+            destination: bytes(self.destination),
+            source_port: ports(self.source_port_bytes()),
+            destination_port: ports(self.destination_port_bytes()),
+            family: self.family as u8,
+            protocol: self.protocol as u8,
+        }
     }
 
     /// Step 3. IPv4-mapped IPv6 destinations are judged by their IPv4 address, without the exception for the metadata service.
     #[inline(always)]
     pub fn check_destination(&self) -> Result<(), DropReason> {
-        let d = &self.tuple.destination;
-        let mut v4 = [d[0], d[1], d[2], d[3]];
-        let native = self.tuple.family == 4;
+        let native = self.family == 4;
+        let [mut a, mut b, mut c, mut d] = self.destination[0].to_ne_bytes();
         if !native {
-            let mapped = d[0] | d[1] | d[2] | d[3] | d[4] | d[5] | d[6] | d[7] | d[8] | d[9] == 0
-                && d[10] & d[11] == 0xff;
+            let mapped = self.destination[0] | self.destination[1] == 0
+                && self.destination[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff]);
             if !mapped {
-                return if d[0] == 0xff {
+                return if a == 0xff {
                     Err(DropReason::Multicast)
-                } else if d[0] == 0xfe && d[1] & 0xc0 == 0x80 {
+                } else if a == 0xfe && b & 0xc0 == 0x80 {
                     Err(DropReason::LinkLocalUnicast)
                 } else {
                     Ok(())
                 };
             }
-            v4 = [d[12], d[13], d[14], d[15]];
+            [a, b, c, d] = self.destination[3].to_ne_bytes();
         }
-        if v4[0] & 0xf0 == 0xe0 {
+        if a & 0xf0 == 0xe0 {
             Err(DropReason::Multicast)
-        } else if v4[0] == 169 && v4[1] == 254 && !(native && v4[2] == 169 && v4[3] == 254) {
+        } else if a == 169 && b == 254 && !(native && c == 169 && d == 254) {
             Err(DropReason::LinkLocalUnicast)
         } else {
             Ok(())
         }
     }
 
+    /// One other than the first.
+    #[inline(always)]
+    pub fn is_later_fragment(&self) -> bool {
+        self.later_fragment != 0
+    }
+
     #[inline(always)]
     pub fn is_icmp(&self) -> bool {
-        self.tuple.protocol == if self.tuple.family == 4 { ICMP } else { ICMPV6 }
+        self.protocol == if self.family == 4 { ICMP } else { ICMPV6 }
     }
 
     /// SYN without ACK.
     #[inline(always)]
     pub fn is_tcp_syn(&self) -> bool {
-        self.tuple.protocol == TCP && self.tcp_flags & 0x12 == 0x02
+        self.protocol == TCP && self.tcp_flags & 0x12 == 0x02
     }
 
     /// Answers and errors, which belong to something that we sent.
     #[inline(always)]
     pub fn is_icmp_reply(&self) -> bool {
-        let [kind, code, ..] = self.head;
+        let [kind, code, ..] = self.head.to_ne_bytes();
         self.transport_len >= 8
-            && if self.tuple.family == 4 {
+            && if self.family == 4 {
                 (kind == 0 && code == 0) || kind == 3 || kind == 11 || kind == 18
             } else {
                 (kind == 129 && code == 0) || (kind >= 1 && kind <= 4)
@@ -209,24 +279,51 @@ impl Packet {
     /// Our own disco inside the tunnel.
     #[inline(always)]
     pub fn is_own_disco(&self, ctx: &TcContext, settings: &Settings) -> bool {
-        if self.tuple.protocol != UDP
+        if self.protocol != UDP
             || !settings.has(Settings::DISCO)
             || self.transport_len < 8 + DISCO_MIN_LEN as u32
         {
             return false;
         }
-        let payload = self.transport as usize + 8;
-        let Ok(magic) = ctx.load::<[u8; 6]>(payload) else {
+        // The verifier does not know any more that the offset is small.
+        let payload = (self.transport & OFFSET_BITS) + 8;
+        let Some([first, then]) = read::<[u32; 2]>(ctx, payload) else {
             return false;
         };
-        if magic != DISCO_MAGIC {
+        let [a, b, c, d, e, f] = DISCO_MAGIC;
+        // As integers: comparing byte arrays becomes a call to `memcmp`.
+        if first != u32::from_ne_bytes([a, b, c, d])
+            || then & u32::from_ne_bytes([0xff, 0xff, 0, 0]) != u32::from_ne_bytes([e, f, 0, 0])
+        {
             return false;
         }
-        let Ok(sender) = ctx.load::<[u64; 4]>(payload + DISCO_MAGIC.len()) else {
+        let Some(sender) = read::<[u64; 4]>(ctx, payload + DISCO_MAGIC.len() as u32) else {
             return false;
         };
-        sender == words(settings.disco())
+        let [a, b, c, d] = words(settings.disco());
+        // Not `==`, which becomes a call too.
+        (sender[0] ^ a) | (sender[1] ^ b) | (sender[2] ^ c) | (sender[3] ^ d) == 0
     }
+}
+
+/// Has all that is read of a packet in its linear part, where it mostly is already. If that fails, reading does, and the packet is dropped.
+#[inline(always)]
+fn make_readable(ctx: &TcContext, length: u32) {
+    let wanted = if length < READ { length } else { READ };
+    if ctx.data() + wanted as usize > ctx.data_end() {
+        let _ = ctx.pull_data(wanted);
+    }
+}
+
+/// Reads whole words of the packet directly, which costs next to nothing; a call costs as much as half a verdict.
+#[inline(always)]
+fn read<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
+    let begin = ctx.data() + at as usize;
+    if begin + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: inside the packet by the line above, which the verifier checks. BPF loads need no alignment, and any bytes are a valid value.
+    Some(unsafe { *(begin as *const T) })
 }
 
 struct Fragment {

@@ -18,7 +18,7 @@ use std::{
     sync::{Arc, atomic::AtomicU32},
 };
 
-use aya::{Ebpf, TestRun as _, TestRunOptions};
+use aya::{Ebpf, TestRun as _, TestRunOptions, programs::SchedClassifier};
 use lowroad_core::filter::{Compiled, CompiledRule, Direction, FilterCounters, FilterEvent};
 use tokio::sync::{mpsc, oneshot};
 
@@ -93,6 +93,7 @@ pub struct Filter {
     pins: Option<PinDir>,
     /// Of the rule set installed last.
     rules: Vec<CompiledRule>,
+    numbers: counters::Numbers,
     /// What answers to punts depend on: peer API port, and in bit 16 whether shields are up.
     answers: Arc<AtomicU32>,
     events: Option<events::Source>,
@@ -147,6 +148,7 @@ impl Filter {
             attachments: Attachments::default(),
             pins,
             rules: Vec::new(),
+            numbers: counters::Numbers::default(),
             answers: Arc::default(),
             events: Some(events),
             reading: None,
@@ -161,14 +163,15 @@ impl Filter {
     /// Puts a rule set in force in one write, then reads it back. Takes some 40 ms, in which packets are judged by the
     /// one before.
     pub fn install(&mut self, compiled: &Compiled) -> Result<(), FilterError> {
-        install::install(&mut self.maps, compiled)?;
+        let numbers = install::install(&mut self.maps, compiled)?;
         self.attachments
             .replace_pending(&mut self.programs, self.pins.as_ref())?;
         if let Some(pins) = &self.pins {
             pins.remove_other_versions();
         }
-        install::prune_counters(&mut self.maps, compiled)?;
         self.rules.clone_from(&compiled.rules);
+        self.numbers = numbers;
+        self.numbers.prune(&mut self.maps)?;
         events::set_answers(&self.answers, compiled);
         Ok(())
     }
@@ -180,7 +183,7 @@ impl Filter {
 
     /// Counters since the filter was first attached; adopted ones go on. Rules count only once installed by this agent.
     pub fn counters(&self) -> Result<FilterCounters, FilterError> {
-        counters::read(&self.maps, &self.rules)
+        counters::read(&self.maps, &self.rules, &self.numbers)
     }
 
     /// What the programs report. Call it once, inside a tokio runtime; a slow reader loses the newest.
@@ -214,24 +217,43 @@ impl Filter {
         mark: u32,
         repeat: u32,
     ) -> Result<TestVerdict, FilterError> {
-        // The first fields of `struct __sk_buff`: len, pkt_type, mark.
-        let mut context = [0u8; 12];
-        context[8..].copy_from_slice(&mark.to_ne_bytes());
-        let program = object::program(&mut self.programs, direction)?;
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            ctx_in: Some(&context),
+        test_run(
+            object::program(&mut self.programs, direction)?,
+            packet,
+            mark,
             repeat,
-            ..TestRunOptions::default()
-        };
-        let result = program
-            .test_run(options)
-            .map_err(|e| FilterError::kernel("running a packet through the filter", e))?;
-        Ok(TestVerdict {
-            passed: result.return_value as i32 == TC_ACT_UNSPEC,
-            nanoseconds: result.duration.as_nanos() as u64,
-        })
+        )
     }
+
+    /// What a test run costs by itself: the same by a program that does nothing.
+    pub fn run_nothing(&mut self, packet: &[u8], repeat: u32) -> Result<TestVerdict, FilterError> {
+        let program = object::nothing(&mut self.programs)?;
+        test_run(program, packet, 0, repeat)
+    }
+}
+
+fn test_run(
+    program: &SchedClassifier,
+    packet: &[u8],
+    mark: u32,
+    repeat: u32,
+) -> Result<TestVerdict, FilterError> {
+    // The first fields of `struct __sk_buff`: len, pkt_type, mark.
+    let mut context = [0u8; 12];
+    context[8..].copy_from_slice(&mark.to_ne_bytes());
+    let options = TestRunOptions {
+        data_in: Some(packet),
+        ctx_in: Some(&context),
+        repeat,
+        ..TestRunOptions::default()
+    };
+    let result = program
+        .test_run(options)
+        .map_err(|e| FilterError::kernel("running a packet through the filter", e))?;
+    Ok(TestVerdict {
+        passed: result.return_value as i32 == TC_ACT_UNSPEC,
+        nanoseconds: result.duration.as_nanos() as u64,
+    })
 }
 
 /// What the programs return for what may go on.

@@ -117,6 +117,59 @@ fn the_filter_outlives_its_agent_and_the_next_one_adopts_it_with_clsact() {
     });
 }
 
+/// As after an upgrade: the pinned maps have a layout that this agent does not know.
+fn survives_another_layout(options: &FilterOptions) {
+    let tun = Tun::new("lr0");
+    die_after_installing(&tun, options);
+    let pins = options.bpffs.join("lowroad").join(&options.state_id);
+    let ours = pins.join(format!("v{}", lowroad_abi::VERSION));
+    let theirs = pins.join("v0");
+    std::fs::rename(&ours, &theirs).expect("another version");
+    tun.up("10.7.0.1/24");
+    let socket = UdpSocket::bind((OWN, 1000)).expect("bind");
+    socket.set_read_timeout(Some(SOON)).expect("timeout");
+    let mut buffer = [0; 64];
+    let mut only_the_friend_gets_in = || {
+        tun.send(&Ip::new(FOE, OWN, 17, &udp(1, 1000, b"foe")).bytes());
+        tun.send(&Ip::new(FRIEND, OWN, 17, &udp(1, 1000, b"friend")).bytes());
+        let length = socket.recv(&mut buffer).expect("the friend's packet");
+        assert_eq!(&buffer[..length], b"friend", "the foe's was dropped");
+    };
+
+    let mut filter = attach(&tun, options);
+    assert!(filter.is_attached().expect("asking"));
+    only_the_friend_gets_in();
+    let judged = |filter: &Filter| passed(&filter.counters().expect("counters"), Pass::Rule);
+    assert_eq!(
+        judged(&filter),
+        0,
+        "the programs before judge by their maps"
+    );
+    assert!(theirs.exists());
+    filter
+        .install(&compile(&rules(&[(FRIEND, 1000)])))
+        .expect("install");
+    only_the_friend_gets_in();
+    assert_eq!(judged(&filter), 1, "ours judge by ours");
+    assert!(!theirs.exists(), "nothing of the other layout is left");
+    filter.detach().expect("detach");
+}
+
+#[test]
+fn maps_of_another_layout_stay_in_force_until_ours_have_rules() {
+    fresh_namespace();
+    survives_another_layout(&options("layout"));
+}
+
+#[test]
+fn maps_of_another_layout_stay_in_force_until_ours_have_rules_with_clsact() {
+    fresh_namespace();
+    survives_another_layout(&FilterOptions {
+        clsact_only: true,
+        ..options("layout-clsact")
+    });
+}
+
 #[test]
 fn adopting_loses_no_packet_and_lets_none_in() {
     fresh_namespace();

@@ -9,53 +9,19 @@ use lowroad_abi::{Address, Class, PairKey, PortKey, Service, Side};
 use lowroad_wire::control::PortRange;
 
 use super::{
-    Family, Input, Prefix, RuleId,
+    Family, Input, Prefix,
     answer::TSMP,
     classify::{Interner, merged, nest},
+    compiled::{Compiled, CompiledRule, Tables, key},
     packet::{SCTP, TCP, UDP, icmp_of},
     ports::{blocks, sweep},
     rules::{Rule, Rules, describe},
 };
 
-/// Entries of one table, and list items touched while building: bounds for rule sets sent to do harm. A rule set of 10,000 rules uses a hundredth.
-const MAX_ENTRIES: usize = 1 << 20;
+/// Entries of all tables together, which the kernel's largest table holds, and list items touched while building: bounds for rule sets sent to do harm.
+/// A rule set of 10,000 rules uses a hundredth.
+const MAX_ENTRIES: usize = 3 << 18;
 const MAX_WORK: usize = 1 << 22;
-
-/// A rule set ready for the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Compiled {
-    /// Rules in force, in order, without repeats.
-    pub rules: Vec<CompiledRule>,
-    /// What was skipped, for people.
-    pub notes: Vec<String>,
-    pub tables: Tables,
-    pub shields_up: bool,
-    pub peer_api_port: Option<u16>,
-    pub disco: Option<[u8; 32]>,
-}
-
-/// A rule in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompiledRule {
-    pub id: RuleId,
-    /// Names it in the tables and its counter: the same for the same rule in any rule set.
-    pub key: u64,
-    /// For people.
-    pub text: String,
-}
-
-/// Contents of the kernel's maps, sorted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tables {
-    pub hosts: Vec<(Address, Class)>,
-    /// With the length of the prefix, tag included.
-    pub prefixes: Vec<(u32, Address, Class)>,
-    /// With the length of the prefix.
-    pub ports: Vec<(u32, PortKey, Service)>,
-    pub pairs: Vec<(PairKey, u64)>,
-    /// Whether some source is jailed.
-    pub jail: bool,
-}
 
 /// Compiles; the same input gives the same tables.
 pub fn compile(input: &Input) -> Compiled {
@@ -151,13 +117,10 @@ impl<'a> Builder<'a> {
 
     fn spend(&mut self, items: usize) -> Result<(), TooMuch> {
         self.work += items;
-        let entries = self
-            .out
-            .ports
-            .len()
-            .max(self.out.pairs.len())
-            .max(self.out.hosts.len())
-            .max(self.out.prefixes.len());
+        let entries = self.out.ports.len()
+            + self.out.pairs.len()
+            + self.out.hosts.len()
+            + self.out.prefixes.len();
         if self.work > MAX_WORK || entries > MAX_ENTRIES {
             Err(TooMuch)
         } else {
@@ -476,33 +439,4 @@ fn cap_holders(input: &Input) -> HashMap<&str, Vec<Prefix>> {
         }
     }
     out
-}
-
-/// Names a rule by what it says (FNV-1a, 64 bits), so that its counter outlives changes of other rules.
-fn key(rule: &Rule) -> u64 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut feed = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-        }
-    };
-    let prefix = |feed: &mut dyn FnMut(&[u8]), p: &Prefix| {
-        feed(&[p.family().number(), p.length()]);
-        feed(&p.bytes());
-    };
-    for p in &rule.sources {
-        prefix(&mut feed, p);
-    }
-    for cap in &rule.caps {
-        feed(&(cap.len() as u64).to_be_bytes());
-        feed(cap.as_bytes());
-    }
-    feed(b"to");
-    for (p, ports) in &rule.destinations {
-        prefix(&mut feed, p);
-        feed(&ports.first.to_be_bytes());
-        feed(&ports.last.to_be_bytes());
-    }
-    feed(&rule.protocols);
-    hash.max(1)
 }

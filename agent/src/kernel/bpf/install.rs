@@ -1,53 +1,54 @@
 //! A rule set into the kernel: built beside the one in force, read back, switched by one write.
 
-use std::collections::HashSet;
-
-use aya::{
-    maps::{MapError, PerCpuValues, lpm_trie::Key},
-    util::nr_cpus,
-};
-use lowroad_abi::{Count, MAX_COUNTED_RULES, SLOTS, Settings};
-use lowroad_core::filter::{Compiled, Tables};
+use aya::maps::{MapError, lpm_trie::Key};
+use lowroad_abi::{Address, Class, Geometry, SLOTS, Settings, TABLE_SIZES};
+use lowroad_core::filter::{Compiled, Layout};
 
 use super::{
     FilterError,
-    object::{Hosts, Maps, Pairs, Ports, Prefixes},
+    counters::Numbers,
+    object::{Maps, Prefixes, Table},
 };
 
 /// `BPF_F_NO_PREALLOC`, which tries must have.
 const NO_PREALLOC: u32 = 1;
-/// `BPF_NOEXIST`: a counter that is there goes on.
-const NOEXIST: u64 = 1;
+/// A bucket as it is in a new map.
+const EMPTY: lowroad_abi::Bucket = [0; 8];
 
-/// Writes the rule set into the next place and switches to it.
-pub(super) fn install(maps: &mut Maps, compiled: &Compiled) -> Result<(), FilterError> {
+/// Writes the rule set into the next place and switches to it. Says which counters are its rules'.
+pub(super) fn install(maps: &mut Maps, compiled: &Compiled) -> Result<Numbers, FilterError> {
     let before = maps.active()?;
     // Places take turns (`lowroad_abi::SLOTS`): from zero, none, to the first.
     let slot = before % SLOTS as u32;
-    let settings = settings(maps, before, compiled)?;
-    let built =
-        Built::new(&compiled.tables).map_err(|e| FilterError::kernel("building a rule set", e))?;
-    built.read_back(&compiled.tables)?;
+    let mut numbers = Numbers::choose(maps, &compiled.rules)?;
+    let layout = Layout::new(&compiled.tables, |rule| numbers.of(rule))
+        .map_err(|e| FilterError::kernel("building a rule set", e))?;
+    let settings = settings(maps, before, compiled, layout.geometry)?;
+    let built = Built::new(&layout).map_err(|e| FilterError::kernel("building a rule set", e))?;
+    built.read_back(&layout)?;
     // Each of these waits for all running programs: from here on none looks at what was in this place.
     let put = |result: Result<(), MapError>| {
         result.map_err(|e| FilterError::kernel("placing a rule set", e))
     };
-    put(maps.hosts.set(slot, &built.hosts, 0))?;
+    put(maps.tables[layout.geometry.size as usize].set(slot, &built.table, 0))?;
     put(maps.prefixes.set(slot, &built.prefixes, 0))?;
-    put(maps.ports.set(slot, &built.ports, 0))?;
-    put(maps.pairs.set(slot, &built.pairs, 0))?;
     put(maps.settings.set(slot, settings, 0))?;
-    add_counters(maps, compiled)?;
+    numbers.keep(maps)?;
     maps.set_active(slot + 1)?;
     let in_force = maps.settings.get(&slot, 0);
     if maps.active()? != slot + 1 || in_force.ok() != Some(settings) {
         return Err(FilterError::ReadBack { what: "settings" });
     }
-    Ok(())
+    Ok(numbers)
 }
 
 /// Raising the epoch forgets all flows: when shields go up, what was allowed to answer is not any more. After the filter was closed, the last epoch counts.
-fn settings(maps: &Maps, active: u32, compiled: &Compiled) -> Result<Settings, FilterError> {
+fn settings(
+    maps: &Maps,
+    active: u32,
+    compiled: &Compiled,
+    geometry: Geometry,
+) -> Result<Settings, FilterError> {
     let of = |slot: u32| {
         let read = maps.settings.get(&slot, 0);
         read.map_err(|e| FilterError::kernel("reading the settings in force", e))
@@ -68,112 +69,56 @@ fn settings(maps: &Maps, active: u32, compiled: &Compiled) -> Result<Settings, F
         epoch,
         compiled.peer_api_port,
         compiled.disco,
+        geometry,
     ))
 }
 
 /// A rule set's maps, not yet in force.
 struct Built {
-    hosts: Hosts,
+    table: Table,
     prefixes: Prefixes,
-    ports: Ports,
-    pairs: Pairs,
 }
 
 impl Built {
-    fn new(tables: &Tables) -> Result<Self, MapError> {
+    fn new(layout: &Layout) -> Result<Self, MapError> {
+        let size = TABLE_SIZES[layout.geometry.size as usize];
         let mut out = Self {
-            hosts: Hosts::create(size(tables.hosts.len()), 0)?,
-            prefixes: Prefixes::create(size(tables.prefixes.len()), NO_PREALLOC)?,
-            ports: Ports::create(size(tables.ports.len()), NO_PREALLOC)?,
-            pairs: Pairs::create(size(tables.pairs.len()), 0)?,
+            table: Table::create(size, 0)?,
+            // A map cannot be empty.
+            prefixes: Prefixes::create(layout.prefixes.len().max(1) as u32, NO_PREALLOC)?,
         };
-        for (address, class) in &tables.hosts {
-            out.hosts.insert(address, class, 0)?;
+        for (index, bucket) in (0..).zip(&layout.buckets) {
+            if *bucket != EMPTY {
+                out.table.set(index, bucket, 0)?;
+            }
         }
-        for (bits, address, class) in &tables.prefixes {
+        for (bits, address, class) in &layout.prefixes {
             out.prefixes.insert(&Key::new(*bits, *address), class, 0)?;
-        }
-        for (bits, key, service) in &tables.ports {
-            out.ports.insert(&Key::new(*bits, *key), service, 0)?;
-        }
-        for (pair, rule) in &tables.pairs {
-            out.pairs.insert(pair, rule, 0)?;
         }
         Ok(out)
     }
 
-    fn read_back(&self, tables: &Tables) -> Result<(), FilterError> {
-        same("hosts", self.hosts.iter(), tables.hosts.iter().copied())?;
-        let prefixes = tables
+    /// Compares what the kernel has with what was written. Buckets that were not are the kernel's own zeroes.
+    fn read_back(&self, layout: &Layout) -> Result<(), FilterError> {
+        let failed = |e: MapError| FilterError::kernel("reading back a rule set", e);
+        for (index, bucket) in (0..).zip(&layout.buckets) {
+            if *bucket != EMPTY && self.table.get(&index, 0).map_err(failed)? != *bucket {
+                return Err(FilterError::ReadBack { what: "table" });
+            }
+        }
+        type Entry = (u32, Address, Class);
+        let kernel: Result<Vec<Entry>, MapError> = self
             .prefixes
             .iter()
-            .map(|(bits, address, class)| ((*bits, *address), *class));
-        same("prefixes", self.prefixes.iter().map(unpack), prefixes)?;
-        let ports = tables
-            .ports
-            .iter()
-            .map(|(bits, key, service)| ((*bits, *key), *service));
-        same("ports", self.ports.iter().map(unpack), ports)?;
-        same("pairs", self.pairs.iter(), tables.pairs.iter().copied())
-    }
-}
-
-/// A map cannot be empty.
-fn size(entries: usize) -> u32 {
-    entries.max(1) as u32
-}
-
-fn unpack<K: aya::Pod, V>(entry: Result<(Key<K>, V), MapError>) -> Result<((u32, K), V), MapError> {
-    entry.map(|(key, value)| ((key.prefix_len(), key.data()), value))
-}
-
-/// Compares what the kernel has with what was written, in any order.
-fn same<T: Ord>(
-    what: &'static str,
-    kernel: impl Iterator<Item = Result<T, MapError>>,
-    wanted: impl Iterator<Item = T>,
-) -> Result<(), FilterError> {
-    let kernel: Result<Vec<T>, MapError> = kernel.collect();
-    let mut kernel = kernel.map_err(|e| FilterError::kernel(format!("reading back {what}"), e))?;
-    let mut wanted: Vec<T> = wanted.collect();
-    kernel.sort_unstable();
-    wanted.sort_unstable();
-    if kernel == wanted {
-        Ok(())
-    } else {
-        Err(FilterError::ReadBack { what })
-    }
-}
-
-/// Makes counters for rules that have none.
-fn add_counters(maps: &mut Maps, compiled: &Compiled) -> Result<(), FilterError> {
-    let failed = |e: MapError| FilterError::kernel("making a rule's counter", e);
-    let cpus = nr_cpus().map_err(|(what, e)| FilterError::kernel(what, e))?;
-    let zero = || PerCpuValues::try_from(vec![Count::default(); cpus]);
-    for rule in compiled.rules.iter().take(MAX_COUNTED_RULES) {
-        let values = zero().map_err(|e| FilterError::kernel("making a rule's counter", e))?;
-        match maps.rules.insert(rule.key, values, NOEXIST) {
-            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::EEXIST) => {}
-            // Full of the counters of the rule set before: this one is enforced uncounted until the next installation.
-            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {
-                tracing::warn!(rule = %rule.id, "no room for the counters of this rule and those after it");
-                return Ok(());
-            }
-            other => other.map_err(failed)?,
+            .map(|entry| entry.map(|(key, class)| (key.prefix_len(), key.data(), class)))
+            .collect();
+        let (mut kernel, mut wanted) = (kernel.map_err(failed)?, layout.prefixes.clone());
+        kernel.sort_unstable();
+        wanted.sort_unstable();
+        if kernel == wanted {
+            Ok(())
+        } else {
+            Err(FilterError::ReadBack { what: "prefixes" })
         }
     }
-    Ok(())
-}
-
-/// Removes the counters of rules that are not in force any more.
-pub(super) fn prune_counters(maps: &mut Maps, compiled: &Compiled) -> Result<(), FilterError> {
-    let failed = |e: MapError| FilterError::kernel("removing a rule's counter", e);
-    let keep: HashSet<u64> = compiled.rules.iter().map(|r| r.key).collect();
-    let keys: Result<Vec<u64>, MapError> = maps.rules.keys().collect();
-    for key in keys.map_err(failed)? {
-        if !keep.contains(&key) {
-            maps.rules.remove(&key).map_err(failed)?;
-        }
-    }
-    Ok(())
 }

@@ -2,10 +2,13 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMap},
+    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray},
     programs::SchedClassifier,
+    util::nr_cpus,
 };
-use lowroad_abi::{Address, Class, Count, PairKey, PortKey, Service, Settings};
+use lowroad_abi::{
+    Address, Bucket, COUNTER_BLOCKS, Class, Count, CounterBlock, Numbered, Settings, TABLE_SIZES,
+};
 use lowroad_core::filter::Direction;
 
 use super::{FilterError, FilterOptions, bpffs::PinDir};
@@ -13,10 +16,15 @@ use super::{FilterError, FilterOptions, bpffs::PinDir};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lowroad.o"));
 
 /// Maps that outlive the agent, so that what they hold does too.
-const PINNED: [&str; 10] = [
-    "ACTIVE", "SETTINGS", "HOSTS", "PREFIXES", "PORTS", "PAIRS", "RULES", "COUNTERS", "FLOWS",
-    "EVENTS",
+const PINNED: [&str; 12] = [
+    "ACTIVE", "SETTINGS", "TABLE_0", "TABLE_1", "TABLE_2", "PREFIXES", "RULES", "NUMBERS",
+    "COUNTERS", "FLOWS", "FLOWS_4", "EVENTS",
 ];
+/// By size.
+const TABLES: [&str; TABLE_SIZES.len()] = ["TABLE_0", "TABLE_1", "TABLE_2"];
+
+/// Memory for the counters of rules, of all CPUs together: with more than 16 of them there are fewer counters.
+const COUNTER_MEMORY: usize = 16 << 20;
 
 /// `AYA_LOG_LEVEL`: nothing at all (the verifier removes the code), or up to debug.
 const NO_TRACES: u8 = 0;
@@ -25,7 +33,10 @@ const TRACES: u8 = 4;
 /// Loads both programs. Maps that are pinned already are taken as they are.
 pub(super) fn load(options: &FilterOptions, pins: Option<&PinDir>) -> Result<Ebpf, FilterError> {
     let level = if options.traces { TRACES } else { NO_TRACES };
+    let ticks = ticks_per_second();
     let mut loader = EbpfLoader::new();
+    loader.override_global("TICKS_PER_SECOND", &ticks, true);
+    loader.map_max_entries("RULES", counter_blocks()?);
     loader.override_global("AGENT_MARK", &options.mark, true);
     loader.override_global("AYA_LOG_LEVEL", &level, true);
     if let Some(pins) = pins {
@@ -45,6 +56,28 @@ pub(super) fn load(options: &FilterOptions, pins: Option<&PinDir>) -> Result<Ebp
             })?;
     }
     Ok(programs)
+}
+
+/// Elements of the map of rules' counters on this machine.
+fn counter_blocks() -> Result<u32, FilterError> {
+    let cpus = nr_cpus().map_err(|(what, e)| FilterError::kernel(what, e))?;
+    let blocks = COUNTER_MEMORY / size_of::<CounterBlock>() / cpus;
+    Ok(blocks.clamp(1, COUNTER_BLOCKS) as u32)
+}
+
+/// The kernel's `HZ`: its coarse clocks advance once a tick, and say so.
+fn ticks_per_second() -> u32 {
+    const NANOSECONDS: u64 = 1_000_000_000;
+    // The least that kernels have: limits per second would be stricter, never laxer.
+    const SLOWEST: u32 = 100;
+    // SAFETY: zeroes are a valid `timespec`.
+    let mut tick: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: a struct of ours, alive during the call.
+    let result = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    match u64::try_from(tick.tv_nsec) {
+        Ok(tick) if result == 0 && tick > 0 => (NANOSECONDS / tick) as u32,
+        _ => SLOWEST,
+    }
 }
 
 /// aya's errors keep the reason in their sources.
@@ -78,25 +111,41 @@ pub(super) fn program(
         Direction::In => "overlay_ingress",
         Direction::Out => "overlay_egress",
     };
+    named(programs, name)
+}
+
+/// The program that does nothing, loaded when first asked for.
+pub(super) fn nothing(programs: &mut Ebpf) -> Result<&mut SchedClassifier, FilterError> {
+    let program = named(programs, "nothing")?;
+    if program.fd().is_err() {
+        program.load().map_err(|e| FilterError::Load {
+            source: with_causes(e),
+        })?;
+    }
+    Ok(program)
+}
+
+fn named<'a>(
+    programs: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, FilterError> {
     let missing = || FilterError::kernel(name, "not in the eBPF object");
     let program = programs.program_mut(name).ok_or_else(missing)?;
     program.try_into().map_err(|e| FilterError::kernel(name, e))
 }
 
-pub(super) type Hosts = HashMap<MapData, Address, Class>;
+pub(super) type Table = Array<MapData, Bucket>;
 pub(super) type Prefixes = LpmTrie<MapData, Address, Class>;
-pub(super) type Ports = LpmTrie<MapData, PortKey, Service>;
-pub(super) type Pairs = HashMap<MapData, PairKey, u64>;
 
 /// The maps that the agent reads and writes.
 pub(super) struct Maps {
     pub active: Array<MapData, u32>,
     pub settings: Array<MapData, Settings>,
-    pub hosts: ArrayOfMaps<MapData, Hosts>,
+    /// By size.
+    pub tables: Vec<ArrayOfMaps<MapData, Table>>,
     pub prefixes: ArrayOfMaps<MapData, Prefixes>,
-    pub ports: ArrayOfMaps<MapData, Ports>,
-    pub pairs: ArrayOfMaps<MapData, Pairs>,
-    pub rules: PerCpuHashMap<MapData, u64, Count>,
+    pub rules: PerCpuArray<MapData, CounterBlock>,
+    pub numbers: HashMap<MapData, u64, Numbered>,
     pub counters: PerCpuArray<MapData, Count>,
 }
 
@@ -105,11 +154,13 @@ impl Maps {
         Ok(Self {
             active: take(programs, "ACTIVE")?,
             settings: take(programs, "SETTINGS")?,
-            hosts: take(programs, "HOSTS")?,
+            tables: TABLES
+                .iter()
+                .map(|name| take(programs, name))
+                .collect::<Result<_, _>>()?,
             prefixes: take(programs, "PREFIXES")?,
-            ports: take(programs, "PORTS")?,
-            pairs: take(programs, "PAIRS")?,
             rules: take(programs, "RULES")?,
+            numbers: take(programs, "NUMBERS")?,
             counters: take(programs, "COUNTERS")?,
         })
     }
