@@ -1,186 +1,137 @@
-//! Nanoseconds per packet of the packet filter, by number of rules.
+//! Nanoseconds per packet of the packet filter, by number of rules and of nodes, beside an empty program and nftables with the same rules.
 
-use std::net::{IpAddr, Ipv4Addr};
+mod nftables;
+mod workload;
+
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
 use lowroad_agent::kernel::bpf::{Filter, FilterOptions};
-use lowroad_core::filter::{Compiled, Direction, Input, PeerFacts, compile};
-use lowroad_wire::control::{FilterRule, NetPortRange, PortRange};
+use lowroad_core::filter::compile;
 
-const OWN: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
-/// The port that the last rule opens: what is measured must have passed over all others.
-const PORT: u16 = 8080;
+use self::workload::{Case, RuleSet};
+use crate::{
+    Plan,
+    figure::{Better, Figure},
+    scenario,
+};
 
-#[derive(Debug, Args)]
-pub struct Options {
-    /// Sizes of the rule sets to compare
-    #[arg(long, value_delimiter = ',', default_value = "1,100,10000")]
-    rules: Vec<usize>,
-    /// Packets per round and rule set
-    #[arg(long, default_value_t = 200_000)]
-    repeat: u32,
-    /// Interleaved rounds; the median is printed
-    #[arg(long, default_value_t = 9)]
-    rounds: usize,
-    /// One JSON object instead of the table
-    #[arg(long)]
-    json: bool,
+/// A test run with so few repetitions that a small machine isn't taken from others for long.
+const MAX_REPEAT: u32 = 1_000_000;
+
+/// Samples of one case, by rule set.
+type Samples = Vec<Vec<f64>>;
+
+/// A rule set in the kernel.
+struct Installed {
+    set: RuleSet,
+    filter: Filter,
+    compiling: f64,
+    installing: f64,
 }
 
-struct Packet {
-    name: &'static str,
-    bytes: Vec<u8>,
-    direction: Direction,
-    passes: bool,
-}
-
-pub fn run(options: &Options) -> Result<()> {
-    let packets = packets();
-    let mut filters = Vec::new();
-    for &rules in &options.rules {
-        let mut filter = Filter::detached(&FilterOptions::new("bench", 0))
-            .context("load the filter (root and a kernel with BPF are needed)")?;
-        filter.install(&rule_set(rules))?;
-        filters.push(filter);
+pub fn run(filter: &scenario::Filter, plan: &Plan) -> Result<Vec<Figure>> {
+    let sets: Vec<RuleSet> = filter
+        .rules
+        .iter()
+        .map(|count| RuleSet::Rules(*count))
+        .chain(filter.nodes.iter().map(|count| RuleSet::Nodes(*count)))
+        .collect();
+    let mut installed = sets
+        .iter()
+        .map(|set| install(*set))
+        .collect::<Result<Vec<_>>>()?;
+    let cases = Case::all();
+    let repeat = filter.repeat.clamp(1, MAX_REPEAT);
+    let rounds = plan.rounds(filter.rounds, filter.quick_rounds);
+    let mut empty = Vec::new();
+    let mut verdicts: Vec<Samples> = vec![vec![Vec::new(); sets.len()]; cases.len()];
+    for _ in 0..rounds {
+        xtask::signals::check()?;
+        for (case, samples) in cases.iter().zip(&mut verdicts) {
+            for (one, samples) in installed.iter_mut().zip(samples) {
+                samples.push(one.verdict(case, repeat)?);
+            }
+            let nothing = installed[0].filter.run_nothing(&case.packet, repeat)?;
+            empty.push(nothing.nanoseconds as f64);
+        }
     }
-    let mut samples = vec![vec![Vec::new(); packets.len()]; filters.len()];
-    for _ in 0..options.rounds {
-        for (p, packet) in packets.iter().enumerate() {
-            for (f, filter) in filters.iter_mut().enumerate() {
-                let run = filter.run(packet.direction, &packet.bytes, 0, options.repeat)?;
-                ensure!(
-                    run.passed == packet.passes,
-                    "{} with {} rules: the filter's verdict is not the expected one",
-                    packet.name,
-                    options.rules[f]
-                );
-                samples[f][p].push(run.nanoseconds);
+    let mut figures = vec![once("compiling the rules", &installed, |one| one.compiling)];
+    figures.push(once("putting them in force", &installed, |one| {
+        one.installing
+    }));
+    drop(installed);
+    for (case, samples) in cases.iter().zip(&verdicts) {
+        let mut figure = Figure::new(format!("verdict {}", case.name), "ns", Better::Less);
+        for (set, samples) in sets.iter().zip(samples) {
+            figure.push(set.name(), samples.clone());
+        }
+        figure.push("an empty program", empty.clone());
+        figures.push(figure);
+    }
+    let nftables = nftables::measure(&sets, rounds);
+    for (n, path) in nftables::PATHS.iter().enumerate() {
+        let mut figure = Figure::new(format!("added to {}", path.name), "ns", Better::Less);
+        let case = cases.iter().position(|case| case.name == path.case);
+        let verdict = &verdicts[case.context("a path's case is one of the cases")?];
+        for (set, samples) in sets.iter().zip(verdict) {
+            let of_empty = empty.iter().skip(case.unwrap_or(0)).step_by(cases.len());
+            let added = samples
+                .iter()
+                .zip(of_empty)
+                .map(|(with, without)| with - without);
+            figure.push(format!("lowroad, {}", set.name()), added.collect());
+        }
+        for (s, set) in sets.iter().enumerate() {
+            let label = format!("nftables, {}", set.name());
+            match &nftables {
+                Ok(samples) => figure.push(label, samples[n][s].clone()),
+                Err(why) => figure.push_missing(&label, &format!("{why:#}")),
             }
         }
+        figures.push(figure);
     }
-    let median = |values: &[u64]| {
-        let mut sorted = values.to_vec();
-        sorted.sort_unstable();
-        sorted[sorted.len() / 2]
-    };
-    let rows = packets.iter().enumerate().map(|(p, packet)| {
-        let per_size: Vec<u64> = samples
-            .iter()
-            .map(|by_packet| median(&by_packet[p]))
-            .collect();
-        (packet.name, per_size)
-    });
-    if options.json {
-        let figures: serde_json::Map<String, serde_json::Value> = rows
-            .map(|(name, figures)| (name.to_owned(), serde_json::json!(figures)))
-            .collect();
-        println!(
-            "{}",
-            serde_json::json!({ "unit": "ns/packet", "statistic": "median", "rounds": options.rounds,
-                "repeat": options.repeat, "rules": options.rules, "figures": figures })
-        );
-        return Ok(());
-    }
-    print!("{:<28}", "ns per packet (median)");
-    for rules in &options.rules {
-        print!("{:>14}", format!("{rules} rules"));
-    }
-    println!();
-    for (name, figures) in rows {
-        print!("{name:<28}");
-        for figure in figures {
-            print!("{figure:>14}");
-        }
-        println!();
-    }
-    Ok(())
+    Ok(figures)
 }
 
-/// `count` rules of distinct sources and ports towards us; the last one opens [`PORT`] to the measured peer.
-fn rule_set(count: usize) -> Compiled {
-    let rules = (0..count.max(1)).rev().map(|n| {
-        let (source, port) = if n == 0 {
-            (peer(0), PORT)
-        } else {
-            (peer(n), 1024 + (n % 40_000) as u16)
-        };
-        FilterRule {
-            src_ips: vec![source.to_string()],
-            dst_ports: vec![NetPortRange {
-                ip: OWN.to_string(),
-                ports: PortRange {
-                    first: port,
-                    last: port,
-                },
-            }],
-            ..Default::default()
-        }
-    });
-    compile(&Input {
-        rules: rules.collect(),
-        local: vec![IpAddr::from(OWN).into()],
-        peers: (0..count.max(1)).map(|n| facts(peer(n))).collect(),
-        own_addresses: vec![OWN.into()],
-        ..Input::default()
+fn install(set: RuleSet) -> Result<Installed> {
+    let input = set.input();
+    let begun = Instant::now();
+    let compiled = compile(&input);
+    let compiling = begun.elapsed().as_secs_f64() * 1e3;
+    let name = set.name();
+    ensure!(compiled.notes.is_empty(), "{name}: {:?}", compiled.notes);
+    let mut filter = Filter::detached(&FilterOptions::new("bench", 0))
+        .context("load the filter (root and a kernel with BPF are needed)")?;
+    let begun = Instant::now();
+    filter.install(&compiled)?;
+    let installing = begun.elapsed().as_secs_f64() * 1e3;
+    eprintln!("      {name}: compiled in {compiling:.1} ms, in force after {installing:.1} ms");
+    Ok(Installed {
+        set,
+        filter,
+        compiling,
+        installing,
     })
 }
 
-fn peer(n: usize) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 65, 0, 1)) + n as u32)
-}
-
-fn facts(address: Ipv4Addr) -> PeerFacts {
-    PeerFacts {
-        addresses: vec![address.into()],
-        ..PeerFacts::default()
+impl Installed {
+    fn verdict(&mut self, case: &Case, repeat: u32) -> Result<f64> {
+        let run = self.filter.run(case.direction, &case.packet, 0, repeat)?;
+        ensure!(
+            run.passed == case.passes,
+            "{} with {}: the filter's verdict is not the expected one",
+            case.name,
+            self.set.name()
+        );
+        Ok(run.nanoseconds as f64)
     }
 }
 
-fn packets() -> Vec<Packet> {
-    const SYN: u8 = 0x02;
-    const ACK: u8 = 0x10;
-    let tcp = |flags, port| segment(peer(0), OWN, flags, port);
-    vec![
-        Packet {
-            name: "in: TCP data",
-            bytes: tcp(ACK, PORT),
-            direction: Direction::In,
-            passes: true,
-        },
-        Packet {
-            name: "in: TCP SYN, accepted",
-            bytes: tcp(SYN, PORT),
-            direction: Direction::In,
-            passes: true,
-        },
-        Packet {
-            name: "in: TCP SYN, refused",
-            bytes: tcp(SYN, 23),
-            direction: Direction::In,
-            passes: false,
-        },
-        Packet {
-            name: "out: TCP data",
-            bytes: segment(OWN, peer(0), ACK, 443),
-            direction: Direction::Out,
-            passes: true,
-        },
-    ]
-}
-
-/// An IPv4 TCP segment without payload; the filter does not look at checksums.
-fn segment(source: Ipv4Addr, destination: Ipv4Addr, flags: u8, port: u16) -> Vec<u8> {
-    let mut packet = vec![0u8; 40];
-    packet[0] = 0x45;
-    packet[3] = 40;
-    packet[8] = 64;
-    packet[9] = 6;
-    packet[12..16].copy_from_slice(&source.octets());
-    packet[16..20].copy_from_slice(&destination.octets());
-    packet[20..22].copy_from_slice(&40_000u16.to_be_bytes());
-    packet[22..24].copy_from_slice(&port.to_be_bytes());
-    packet[32] = 0x50;
-    packet[33] = flags;
-    packet
+fn once(name: &str, installed: &[Installed], value: fn(&Installed) -> f64) -> Figure {
+    let mut figure = Figure::new(name, "ms", Better::Less);
+    for one in installed {
+        figure.push(one.set.name(), vec![value(one)]);
+    }
+    figure
 }

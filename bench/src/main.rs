@@ -48,8 +48,6 @@ struct Arguments {
 enum What {
     /// Run scenarios: all that make sense here, or those whose name contains one of these
     Run(Run),
-    /// Nanoseconds per packet of the eBPF filter, by number of rules
-    Filter(filter::Options),
     /// Write the report of results
     Report {
         /// The results' JSON
@@ -108,7 +106,6 @@ impl Plan {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().what {
         What::Run(options) => run(&options),
-        What::Filter(options) => filter::run(&options).map(|()| ExitCode::SUCCESS),
         What::Report { results, out } => {
             let text = fs::read_to_string(&results)
                 .with_context(|| format!("read {}", results.display()))?;
@@ -180,6 +177,7 @@ fn measure(scenario: &Scenario, plan: &Plan) -> Result<ScenarioResults> {
         Kind::Tunnel(tunnel) => tunnel::run(tunnel, plan),
         Kind::Netmap(netmap) => netmap::run(netmap, plan),
         Kind::Agent(agent) => agent::run(agent, plan),
+        Kind::Filter(filter) => filter::run(filter, plan),
     };
     xtask::signals::check()?;
     let (mut figures, failed) = match figures {

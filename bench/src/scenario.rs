@@ -19,6 +19,7 @@ struct File {
     tunnel: Option<Tunnel>,
     netmap: Option<Netmap>,
     agent: Option<Agent>,
+    filter: Option<Filter>,
 }
 
 /// One file.
@@ -38,6 +39,7 @@ pub enum Kind {
     Tunnel(Tunnel),
     Netmap(Netmap),
     Agent(Agent),
+    Filter(Filter),
 }
 
 /// Where a scenario makes sense.
@@ -136,6 +138,20 @@ pub struct Agent {
     pub quick_idle_seconds: f64,
 }
 
+/// The eBPF filter's time per packet by test-run, beside an empty program and nftables.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    /// Rule sets of so many rules, each for a peer, a port and both families.
+    pub rules: Vec<usize>,
+    /// Rule sets of one rule that admits so many peers.
+    pub nodes: Vec<usize>,
+    /// Packets in a sample.
+    pub repeat: u32,
+    pub rounds: usize,
+    pub quick_rounds: usize,
+}
+
 impl Scenario {
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
@@ -149,12 +165,13 @@ impl Scenario {
             file.tunnel.map(Kind::Tunnel),
             file.netmap.map(Kind::Netmap),
             file.agent.map(Kind::Agent),
+            file.filter.map(Kind::Filter),
         ]
         .into_iter()
         .flatten();
         let kind = kinds
             .next()
-            .context("has no [tunnel], [netmap] or [agent]")?;
+            .context("has no [tunnel], [netmap], [agent] or [filter]")?;
         ensure!(
             kinds.next().is_none(),
             "has more than one kind of measurement"
@@ -204,7 +221,7 @@ mod tests {
     #[test]
     fn the_scenarios_that_come_along_can_be_read() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
-        assert!(all(&folder).unwrap().len() >= 5);
+        assert!(all(&folder).unwrap().len() >= 6);
     }
 
     #[test]
