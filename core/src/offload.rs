@@ -4,11 +4,12 @@
 //! `struct virtio_net_hdr` (`include/uapi/linux/virtio_net.h`), which the device puts in front of each packet
 //! (`Documentation/networking/tuntap.rst`). Pure functions of bytes: property tests take apart again what was put together.
 
-mod checksum;
 mod coalesce;
 mod split;
 #[cfg(test)]
 mod tests;
+
+use lowroad_wire::checksum;
 
 pub use self::coalesce::{Coalescer, Frame};
 pub use self::split::split;

@@ -7,6 +7,7 @@
 //! Every decoder takes bytes from strangers: it returns an error or an answer, never panics, and bounds what it allocates.
 
 mod bytes;
+pub mod checksum;
 pub mod classify;
 pub mod control;
 pub mod derp;

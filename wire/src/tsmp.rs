@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::{Error, bytes::Reader, key::DiscoPublic};
+use crate::{Error, bytes::Reader, checksum, key::DiscoPublic};
 
 /// The IP protocol number.
 pub const PROTOCOL: u8 = 99;
@@ -214,8 +214,8 @@ impl Packet {
                 self.message.put(&mut out);
                 let length = out.len() as u16;
                 out[2..4].copy_from_slice(&length.to_be_bytes());
-                let checksum = checksum(&out[..V4_HEADER]);
-                out[10..12].copy_from_slice(&checksum.to_be_bytes());
+                let checksum = checksum::of(&[&out[..V4_HEADER]]);
+                out[10..12].copy_from_slice(&checksum);
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 out.extend_from_slice(&[0x60, 0, 0, 0, 0, 0, PROTOCOL, HOP_LIMIT]);
@@ -250,16 +250,4 @@ impl Packet {
             message,
         })
     }
-}
-
-/// The checksum of an IPv4 header whose checksum field is zero.
-fn checksum(header: &[u8]) -> u16 {
-    let words = header
-        .chunks_exact(2)
-        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }

@@ -1,6 +1,8 @@
 //! Bytes of raw packets: UDP headers, checksums, and the filter that picks our datagrams out of WireGuard's.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+
+use lowroad_wire::checksum;
 
 use super::sys::Instruction;
 
@@ -71,8 +73,9 @@ pub(super) fn udp4(
     payload: &[u8],
 ) -> Option<Vec<u8>> {
     let mut packet = udp(source.1, to.1, payload)?;
-    let sum = udp_checksum(source.0.into(), to.0.into(), &packet);
-    packet[6..8].copy_from_slice(&sum.to_be_bytes());
+    let (head, payload) = packet.split_at(UDP_HEADER);
+    let sum = udp_checksum([&source.0.octets(), &to.0.octets()], [head, payload]);
+    packet[6..8].copy_from_slice(&sum);
     Some(packet)
 }
 
@@ -141,9 +144,11 @@ impl InjectedHeader {
         let ports = (source.port(), to.port());
         put_udp(&mut bytes[IPV6_HEADER..], ports.0, ports.1, udp_length);
         // IPv6 knows no absent checksum.
-        let pseudo = pseudo_sum((*source.ip()).into(), (*to.ip()).into(), udp_length);
-        let sum = fold(add(add(pseudo, &bytes[IPV6_HEADER..]), payload));
-        bytes[IPV6_HEADER + 6..].copy_from_slice(&sum.to_be_bytes());
+        let sum = udp_checksum(
+            [&source.ip().octets(), &to.ip().octets()],
+            [&bytes[IPV6_HEADER..], payload],
+        );
+        bytes[IPV6_HEADER + 6..].copy_from_slice(&sum);
         let length = IPV6_HEADER + UDP_HEADER;
         Some(Self { bytes, length })
     }
@@ -171,43 +176,13 @@ fn put_udp(bytes: &mut [u8], source: u16, to: u16, length: u16) {
     }
 }
 
-fn udp_checksum(source: IpAddr, to: IpAddr, datagram: &[u8]) -> u16 {
-    let length =
-        u16::try_from(datagram.len()).expect("the datagram's length field was made from it");
-    fold(add(pseudo_sum(source, to, length), datagram))
-}
-
-fn pseudo_sum(source: IpAddr, to: IpAddr, length: u16) -> u64 {
-    let addresses = [source, to]
-        .into_iter()
-        .fold(0, |sum, address| match address {
-            IpAddr::V4(address) => add(sum, &address.octets()),
-            IpAddr::V6(address) => add(sum, &address.octets()),
-        });
-    addresses + u64::from(UDP) + u64::from(length)
-}
-
-/// One's complement sum of 16-bit words, not folded; only the last slice added may have an odd length.
-fn add(sum: u64, bytes: &[u8]) -> u64 {
-    let (words, tail) = bytes.as_chunks::<4>();
-    let sum = words
-        .iter()
-        .fold(sum, |sum, word| sum + u64::from(u32::from_be_bytes(*word)));
-    let (pairs, odd) = tail.as_chunks::<2>();
-    let sum = pairs
-        .iter()
-        .fold(sum, |sum, pair| sum + u64::from(u16::from_be_bytes(*pair)));
-    odd.first()
-        .map_or(sum, |byte| sum + (u64::from(*byte) << 8))
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
+/// Of a datagram whose own field is zero: header and payload.
+fn udp_checksum(addresses: [&[u8]; 2], datagram: [&[u8]; 2]) -> [u8; 2] {
+    let tail = checksum::pseudo_tail(UDP, datagram[0].len() + datagram[1].len());
+    let [from, to] = addresses;
     // Zero would mean "no checksum".
-    match !(sum as u16) {
-        0 => 0xffff,
+    match checksum::of(&[from, to, &tail, datagram[0], datagram[1]]) {
+        [0, 0] => [0xff, 0xff],
         sum => sum,
     }
 }

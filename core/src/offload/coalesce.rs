@@ -6,9 +6,11 @@
 
 use std::ops::Range;
 
+use lowroad_wire::checksum;
+
 use super::{
-    ACK, GSO_TCPV4, GSO_TCPV6, MAX_PACKET, NEEDS_CSUM, PSH, TCP, TCP_CHECKSUM, Vnet, checksum,
-    get16, get32, set_length,
+    ACK, GSO_TCPV4, GSO_TCPV6, MAX_PACKET, NEEDS_CSUM, PSH, TCP, TCP_CHECKSUM, Vnet, get16, get32,
+    set_length,
 };
 
 /// Segments in one packet; the kernel takes more, in one `writev`, than ever fit.
@@ -262,7 +264,7 @@ fn segment(packet: &[u8], transport: usize, length: usize) -> Option<Segment> {
 }
 
 fn has_right_checksums(packet: &[u8], transport: usize) -> bool {
-    let tail = checksum::pseudo_tail(packet.len() - transport);
+    let tail = checksum::pseudo_tail(TCP, packet.len() - transport);
     (transport != 20 || checksum::is_right(&[&packet[..20]]))
         && checksum::is_right(&[checksum::addresses(packet), &tail, &packet[transport..]])
 }
@@ -274,7 +276,7 @@ fn lead(head: &mut [u8], segment: &Segment, length: usize, pushes: bool) -> Vnet
     if pushes {
         head[tcp + 13] |= PSH;
     }
-    let tail = checksum::pseudo_tail(length - tcp);
+    let tail = checksum::pseudo_tail(TCP, length - tcp);
     let sum = checksum::partial(&[checksum::addresses(head), &tail]);
     head[tcp + TCP_CHECKSUM..][..2].copy_from_slice(&sum);
     Vnet {

@@ -1,8 +1,10 @@
 //! One packet out of the device, as WireGuard wants it: segments with all their checksums.
 
+use lowroad_wire::checksum;
+
 use super::{
     CWR, FIN, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, MAX_PACKET, NEEDS_CSUM, PSH, TCP,
-    TCP_CHECKSUM, Vnet, checksum, get16, get32, put16, put32, set_length,
+    TCP_CHECKSUM, Vnet, get16, get32, put16, put32, set_length,
 };
 
 /// IPv4 with all options, TCP with all of its own; IPv6 with some extension headers.
@@ -73,7 +75,7 @@ fn segments(
         let not_here = if number < last { FIN | PSH } else { 0 } | if number > 0 { CWR } else { 0 };
         own[transport + 13] = flags & !not_here;
         put16(own, transport + TCP_CHECKSUM, 0);
-        let tail = checksum::pseudo_tail(head_len - transport + chunk.len());
+        let tail = checksum::pseudo_tail(TCP, head_len - transport + chunk.len());
         let sum = checksum::of(&[checksum::addresses(own), &tail, &own[transport..], chunk]);
         own[transport + TCP_CHECKSUM..][..2].copy_from_slice(&sum);
         emit(own, chunk);

@@ -48,7 +48,7 @@ impl Tcp {
         bytes[ip + 12] = ((head - ip) / 4 * 16) as u8;
         bytes[ip + 13] = self.flags;
         put16(&mut bytes, ip + 14, 500);
-        let tail = checksum::pseudo_tail(whole - ip);
+        let tail = checksum::pseudo_tail(TCP, whole - ip);
         let sum = checksum::of(&[checksum::addresses(&bytes), &tail, &bytes[ip..]]);
         bytes[ip + TCP_CHECKSUM..][..2].copy_from_slice(&sum);
         bytes
@@ -200,7 +200,7 @@ fn segments_of_the_kernel_are_numbered_and_only_the_last_ends_the_stream() {
     ];
     assert_eq!(packets.iter().map(fields).collect::<Vec<_>>(), expected);
     for packet in &packets {
-        let tail = checksum::pseudo_tail(packet.len() - 20);
+        let tail = checksum::pseudo_tail(TCP, packet.len() - 20);
         assert!(checksum::is_right(&[&packet[..20]]));
         assert!(checksum::is_right(&[
             checksum::addresses(packet),
@@ -214,7 +214,7 @@ fn segments_of_the_kernel_are_numbered_and_only_the_last_ends_the_stream() {
 fn a_checksum_left_to_the_device_is_completed() {
     let right = Tcp::data(1, b"abc").bytes();
     let mut left = right.clone();
-    let tail = checksum::pseudo_tail(left.len() - 20);
+    let tail = checksum::pseudo_tail(TCP, left.len() - 20);
     let sum = checksum::partial(&[checksum::addresses(&left), &tail]);
     left[36..38].copy_from_slice(&sum);
     let vnet = Vnet {
