@@ -15,7 +15,10 @@ mod user;
 
 pub use cell::{Bucket, TABLE_SIZES};
 pub use event::{DROP_EVENTS_PER_SECOND, EventKind, EventRecord, PUNTS_PER_SECOND, Tuple};
-pub use flow::{FLOW_ENTRIES, FlowKey, FlowKey4};
+pub use flow::{
+    FLOW_4_WORDS, FLOW_6_WORDS, FLOW_ENTRIES, FLOW_SETS, FLOW_WAYS, FlowKey4, FlowKey6, FlowSet4,
+    FlowSet6, flow_hash, flow_set, flow_tail,
+};
 pub use outcome::{COUNTER_SLOTS, Direction, DropReason, Pass, counter_slot};
 pub use settings::{Geometry, RATE_SLOTS, RateWindow, SLOTS, Settings};
 pub use table::{
@@ -24,7 +27,7 @@ pub use table::{
 };
 
 /// Version of this contract. Maps pinned under another one are not adopted.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// First bytes of every disco message.
 pub const DISCO_MAGIC: [u8; 6] = *b"TS\xf0\x9f\x92\xac";

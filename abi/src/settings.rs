@@ -15,6 +15,7 @@ pub struct Settings {
     peer_api_port: [u8; 2],
     pad: [u8; 6],
     disco: [u8; 32],
+    flow_seed: u64,
     geometry: Geometry,
 }
 
@@ -66,8 +67,13 @@ impl Settings {
             peer_api_port: peer_api_port.unwrap_or(0).to_be_bytes(),
             pad: [0; 6],
             disco: disco.unwrap_or([0; 32]),
+            flow_seed: 0,
             geometry,
         }
+    }
+    /// The same with the secret that flows are hashed with: as it was before, or all are forgotten.
+    pub const fn with_flow_seed(self, flow_seed: u64) -> Self {
+        Self { flow_seed, ..self }
     }
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
@@ -86,6 +92,11 @@ impl Settings {
     #[inline(always)]
     pub const fn disco(&self) -> &[u8; 32] {
         &self.disco
+    }
+    /// Zero where none was chosen yet.
+    #[inline(always)]
+    pub const fn flow_seed(&self) -> u64 {
+        self.flow_seed
     }
     #[inline(always)]
     pub const fn geometry(&self) -> &Geometry {
@@ -107,6 +118,6 @@ pub struct RateWindow {
 }
 
 const _: () = {
-    assert!(size_of::<Settings>() == 72);
+    assert!(size_of::<Settings>() == 80);
     assert!(size_of::<RateWindow>() == 16);
 };

@@ -1,6 +1,6 @@
 //! Permission for aya to copy these types to and from maps.
 
-use crate::{Address, Class, Count, FlowKey, FlowKey4, Numbered, RateWindow, Settings};
+use crate::{Address, Class, Count, Numbered, RateWindow, Settings};
 
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => {
@@ -11,6 +11,4 @@ macro_rules! pod {
     };
 }
 
-pod!(
-    Address, Class, Count, FlowKey, FlowKey4, Numbered, RateWindow, Settings
-);
+pod!(Address, Class, Count, Numbered, RateWindow, Settings);

@@ -39,7 +39,8 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<Pass, DropReason> {
         return Err(DropReason::OwnDisco);
     }
     if flow::has_flows(packet) {
-        flow::record(packet, rules.settings, rules.is_jailed_destination(packet));
+        let jailed = rules.is_jailed_destination(packet);
+        flow::record(packet, rules.settings, jailed);
     }
     Ok(Pass::Outbound)
 }

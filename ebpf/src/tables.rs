@@ -4,12 +4,12 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use lowroad_abi::{
-    Address, Bucket, COUNTER_BLOCKS, COUNTER_SLOTS, Count, CounterBlock, EventRecord, FLOW_ENTRIES,
-    FlowKey, FlowKey4, MAX_COUNTERS, Numbered, RATE_SLOTS, RateWindow, SLOTS, Settings,
+    Address, Bucket, COUNTER_BLOCKS, COUNTER_SLOTS, Count, CounterBlock, EventRecord, FLOW_SETS,
+    FlowSet4, FlowSet6, MAX_COUNTERS, Numbered, RATE_SLOTS, RateWindow, SLOTS, Settings,
     TABLE_SIZES,
 };
 
@@ -52,11 +52,11 @@ pub static NUMBERS: HashMap<u64, Numbered, MAX_COUNTERS, NO_PREALLOC> = HashMap:
 #[btf_map]
 pub static COUNTERS: PerCpuArray<Count, COUNTER_SLOTS> = PerCpuArray::new();
 
-/// Flows that went out, with when they began.
+/// Flows that went out.
 #[btf_map]
-pub static FLOWS: LruHashMap<FlowKey, u64, FLOW_ENTRIES> = LruHashMap::new();
+pub static FLOWS: Array<FlowSet6, FLOW_SETS> = Array::new();
 #[btf_map]
-pub static FLOWS_4: LruHashMap<FlowKey4, u64, FLOW_ENTRIES> = LruHashMap::new();
+pub static FLOWS_4: Array<FlowSet4, FLOW_SETS> = Array::new();
 
 /// 4,096 records.
 #[btf_map]

@@ -53,14 +53,15 @@ fn settings(
         let read = maps.settings.get(&slot, 0);
         read.map_err(|e| FilterError::kernel("reading the settings in force", e))
     };
+    let all: Vec<Settings> = (0..SLOTS as u32).map(of).collect::<Result<_, _>>()?;
     let before = match active.checked_sub(1) {
         Some(slot) => of(slot)?,
         None => {
-            let all: Result<Vec<_>, _> = (0..SLOTS as u32).map(of).collect();
-            let latest = all?.into_iter().max_by_key(Settings::epoch);
+            let latest = all.iter().copied().max_by_key(Settings::epoch);
             latest.expect("there is more than one slot")
         }
     };
+    let seed = all.iter().map(Settings::flow_seed).find(|seed| *seed != 0);
     let raised = compiled.shields_up && !before.has(Settings::SHIELDS_UP);
     let epoch = before.epoch().wrapping_add(u32::from(raised));
     Ok(Settings::new(
@@ -70,7 +71,8 @@ fn settings(
         compiled.peer_api_port,
         compiled.disco,
         geometry,
-    ))
+    )
+    .with_flow_seed(seed.unwrap_or_else(rand::random)))
 }
 
 /// A rule set's maps, not yet in force.
