@@ -13,6 +13,7 @@ mod measures;
 mod net;
 pub mod node;
 mod pings;
+mod probe;
 mod revive;
 mod session;
 mod up;

@@ -33,7 +33,7 @@ pub use self::{
 };
 use crate::{
     prefs::{AuthKey, Change},
-    status::{Flow, PingResult, Progress, Status, VERSION, WhoIs},
+    status::{Flow, PingKind, PingResult, Progress, Status, VERSION, WhoIs},
 };
 
 /// Largest request body.
@@ -97,6 +97,7 @@ pub enum Ask {
     },
     Ping {
         ip: IpAddr,
+        kind: PingKind,
         reply: oneshot::Sender<PingResult>,
     },
     DerpMap {

@@ -4,7 +4,9 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
+    str::FromStr,
 };
 
 use ipnet::IpNet;
@@ -247,6 +249,42 @@ impl PeerStatus {
                 .next()
                 .is_some_and(|label| !label.is_empty() && name.eq_ignore_ascii_case(label))
             || name.eq_ignore_ascii_case(&self.host_name)
+    }
+}
+
+/// What a ping asks: the other agent outside the tunnel, the other agent in it, or the operating system behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PingKind {
+    #[default]
+    Disco,
+    Tsmp,
+    Icmp,
+}
+
+impl fmt::Display for PingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disco => "disco",
+            Self::Tsmp => "TSMP",
+            Self::Icmp => "ICMP",
+        })
+    }
+}
+
+impl FromStr for PingKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "disco" => Ok(Self::Disco),
+            "TSMP" => Ok(Self::Tsmp),
+            "ICMP" => Ok(Self::Icmp),
+            "peerapi" => Err(
+                "lowroad knows no pings of type \"peerapi\"; disco, TSMP and ICMP it does"
+                    .to_owned(),
+            ),
+            _ => Err("invalid 'type' parameter: disco, TSMP or ICMP".to_owned()),
+        }
     }
 }
 

@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::status::PingKind;
+
 pub const DEFAULT_SOCKET: &str = "/run/lowroad/lowroad.sock";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/lowroad";
 
@@ -204,13 +206,23 @@ pub struct PingArgs {
     /// How long to wait for each answer.
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub timeout: Duration,
-    /// Ping through the tunnel without the peer's operating system (not yet).
+    /// Ping through the tunnel; the peer's node answers, whatever its policy. Ends with the first answer.
     #[arg(long)]
     pub tsmp: bool,
-    /// Ping through the tunnel by ICMP (use the ping program).
-    #[arg(long)]
+    /// Ping through the tunnel by ICMP; the peer's operating system answers, if its policy lets it. Ends with the first answer.
+    #[arg(long, conflicts_with = "tsmp")]
     pub icmp: bool,
     pub peer: String,
+}
+
+impl PingArgs {
+    pub fn kind(&self) -> PingKind {
+        match (self.tsmp, self.icmp) {
+            (true, _) => PingKind::Tsmp,
+            (_, true) => PingKind::Icmp,
+            _ => PingKind::Disco,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

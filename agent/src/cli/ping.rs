@@ -5,28 +5,19 @@ use std::{io::Write, time::Duration};
 use serde_json::json;
 
 use super::{Failure, Outcome, args::PingArgs, client::Client, render};
-use crate::status::{PingResult, Status, TIMED_OUT};
+use crate::status::{PingKind, PingResult, Status, TIMED_OUT};
 
 /// Pause between two pings.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 pub async fn run(client: &Client, args: &PingArgs) -> Outcome {
-    if args.tsmp {
-        return Err(Failure::new(
-            "--tsmp is refused: lowroad answers TSMP pings, but cannot send them yet",
-        ));
-    }
-    if args.icmp {
-        return Err(Failure::new(
-            "--icmp is refused: the tunnel is an ordinary device here, use the `ping` program",
-        ));
-    }
     let address = resolve(client, &args.peer).await?;
-    let until_direct = args.until_direct.unwrap_or(true);
+    let kind = args.kind();
+    let until_direct = args.until_direct.unwrap_or(true) && kind == PingKind::Disco;
     let mut answered = false;
     let mut sent = 0u32;
     loop {
-        let path = format!("/localapi/v0/ping?ip={address}&type=disco");
+        let path = format!("/localapi/v0/ping?ip={address}&type={kind}");
         let answer =
             tokio::time::timeout(args.timeout, client.post::<PingResult>(&path, &json!({}))).await;
         sent = sent.saturating_add(1);
@@ -42,9 +33,11 @@ pub async fn run(client: &Client, args: &PingArgs) -> Outcome {
             }
             Ok(Ok(result)) if !result.err.is_empty() => return Err(Failure::new(result.err)),
             Ok(Ok(result)) => {
-                writeln!(out, "{}", render::pong(&result))?;
+                writeln!(out, "{}", render::pong(&result, kind))?;
                 answered = true;
-                if until_direct && !result.endpoint.is_empty() {
+                // As the stock client does: through the tunnel, one answer says it all.
+                let found = until_direct && !result.endpoint.is_empty();
+                if found || kind != PingKind::Disco {
                     return Ok(());
                 }
             }

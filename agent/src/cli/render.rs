@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use serde_json::Value;
 
-use crate::status::{BackendState, Flow, NEVER, PeerStatus, PingResult, Status, UserStatus, WhoIs};
+use crate::status::{
+    BackendState, Flow, NEVER, PeerStatus, PingKind, PingResult, Status, UserStatus, WhoIs,
+};
 
 /// What `status` shows besides the nodes' lines.
 #[derive(Clone, Copy, Debug)]
@@ -196,8 +198,10 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// One line for a ping's answer.
-pub fn pong(result: &PingResult) -> String {
-    let via = if !result.endpoint.is_empty() {
+pub fn pong(result: &PingResult, kind: PingKind) -> String {
+    let via = if kind != PingKind::Disco {
+        kind.to_string()
+    } else if !result.endpoint.is_empty() {
         result.endpoint.clone()
     } else if !result.peer_relay.is_empty() {
         format!("peer-relay({})", result.peer_relay)
@@ -205,10 +209,12 @@ pub fn pong(result: &PingResult) -> String {
         format!("DERP({})", result.derp_region_code)
     };
     let latency = Duration::try_from_secs_f64(result.latency_seconds).unwrap_or_default();
+    let port = result.peer_api_port.map(|port| format!(", {port}"));
     format!(
-        "pong from {} ({}) via {via} in {}",
+        "pong from {} ({}{}) via {via} in {}",
         result.node_name,
         result.node_ip,
+        port.unwrap_or_default(),
         go_milliseconds(latency)
     )
 }

@@ -12,7 +12,7 @@ pub fn send(device: &str, mark: u32, packet: &[u8]) {
     }
 }
 
-fn try_send(device: &str, mark: u32, packet: &[u8]) -> io::Result<()> {
+pub fn try_send(device: &str, mark: u32, packet: &[u8]) -> io::Result<()> {
     let protocol: u16 = match packet.first().map(|byte| byte >> 4) {
         Some(4) => libc::ETH_P_IP as u16,
         Some(6) => libc::ETH_P_IPV6 as u16,

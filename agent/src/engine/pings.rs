@@ -1,12 +1,13 @@
 //! Pings that somebody waits for.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use lowroad_core::path;
 use lowroad_wire::control::DerpMap;
 use tokio::sync::oneshot;
 
-use crate::status::{PingResult, TIMED_OUT};
+use super::{Engine, probe::Probe};
+use crate::status::{PingKind, PingResult, TIMED_OUT};
 
 /// Answers owed, by the ping's number.
 #[derive(Debug, Default)]
@@ -57,5 +58,83 @@ impl Pings {
         }
         // Whoever asked may have gone.
         let _ = reply.send(answer);
+    }
+}
+
+/// What was asked for, under way.
+enum Begun {
+    Disco(path::PingId),
+    Through(Probe),
+}
+
+impl Engine {
+    /// Answers `reply`, at once or later.
+    pub(super) fn ping(&mut self, ip: IpAddr, kind: PingKind, reply: oneshot::Sender<PingResult>) {
+        let begun = self.begin_ping(ip, kind);
+        // Whoever asked may have gone.
+        match (begun, &mut self.session) {
+            (Ok((Begun::Disco(id), name)), Some(session)) => {
+                session.pings.wait(id, ip, name, reply);
+            }
+            (Ok((Begun::Through(probe), name)), _) => {
+                tokio::spawn(async move { reply.send(probe.result(kind, name).await) });
+            }
+            (Err(refusal), _) => drop(reply.send(*refusal)),
+            (Ok(_), None) => {}
+        }
+    }
+
+    fn begin_ping(
+        &mut self,
+        ip: IpAddr,
+        kind: PingKind,
+    ) -> Result<(Begun, String), Box<PingResult>> {
+        let refusal = |err: &str| {
+            Box::new(PingResult {
+                ip: ip.to_string(),
+                err: err.to_owned(),
+                ..PingResult::default()
+            })
+        };
+        let node = self.session.as_mut().and_then(|it| it.node.as_mut());
+        let (map, own, node) = node
+            .and_then(|node| {
+                let map = node.map.as_ref()?;
+                Some((
+                    map,
+                    map.self_node.as_ref()?,
+                    (&mut node.paths, &node.choices),
+                ))
+            })
+            .ok_or_else(|| refusal("not connected: run `lowroad up`"))?;
+        if own.ips().any(|own| own == ip) {
+            let mut local = refusal(&format!("{ip} is local Tailscale IP"));
+            local.is_local_ip = true;
+            return Err(local);
+        }
+        let mut peers = map.peers.values();
+        let peer = peers
+            .find(|peer| peer.ips().any(|own| own == ip))
+            .ok_or_else(|| refusal("no matching peer"))?;
+        let name = peer.name.split('.').next().unwrap_or_default().to_owned();
+        let (paths, choices) = node;
+        if kind == PingKind::Disco {
+            let why = format!("{name} cannot be pinged: it takes part in no path discovery");
+            let id = paths.ping(Instant::now(), peer.key);
+            return id
+                .map(|id| (Begun::Disco(id), name))
+                .ok_or_else(|| refusal(&why));
+        }
+        let from = own.ips().find(|own| own.is_ipv4() == ip.is_ipv4());
+        let mut data = [0; 8];
+        getrandom::fill(&mut data).map_err(|error| refusal(&error.to_string()))?;
+        let probe = Probe {
+            device: choices.device.clone(),
+            mark: choices.mark.value,
+            from: from.ok_or_else(|| refusal("this node has no address of that family"))?,
+            to: ip,
+            data,
+        };
+        Ok((Begun::Through(probe), name))
     }
 }

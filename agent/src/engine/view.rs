@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,6 @@ use lowroad_wire::{
 };
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::{Engine, net::Net, session::Session};
@@ -22,8 +20,7 @@ use crate::{
     localapi::{Ask, Who},
     prefs::Change,
     status::{
-        BackendState, Lowroad, NEVER, PeerStatus, PingResult, Status, Tailnet, UserStatus, VERSION,
-        WhoIs,
+        BackendState, Lowroad, NEVER, PeerStatus, Status, Tailnet, UserStatus, VERSION, WhoIs,
     },
 };
 
@@ -52,7 +49,7 @@ impl Engine {
             } => drop(reply.send(self.start_without_waiting(auth_key, change).await)),
             Ask::Down { reply } => drop(reply.send(self.on_down().await)),
             Ask::Logout { reply } => self.on_logout(reply).await,
-            Ask::Ping { ip, reply } => self.ping(ip, reply),
+            Ask::Ping { ip, kind, reply } => self.ping(ip, kind, reply),
             Ask::DerpMap { reply } => drop(reply.send(self.derp_map())),
             Ask::Netcheck { reply } => drop(reply.send(self.netcheck())),
             Ask::Metrics { reply } => drop(reply.send(self.metrics())),
@@ -396,48 +393,6 @@ impl Engine {
             user_profile,
             cap_map: Some(granted_here(map, node)).filter(|caps| !caps.is_empty()),
         })
-    }
-
-    fn ping(&mut self, ip: IpAddr, reply: oneshot::Sender<PingResult>) {
-        let answer = |err: String| PingResult {
-            ip: ip.to_string(),
-            err,
-            ..PingResult::default()
-        };
-        let Some((session, map)) = self.session.as_mut().and_then(|session| {
-            let map = session.node.as_ref()?.map.clone()?;
-            Some((session, map))
-        }) else {
-            return drop(reply.send(answer("not connected: run `lowroad up`".to_owned())));
-        };
-        if map
-            .self_node
-            .as_ref()
-            .is_some_and(|own| own.ips().any(|own| own == ip))
-        {
-            return drop(reply.send(PingResult {
-                is_local_ip: true,
-                ..answer(format!("{ip} is local Tailscale IP"))
-            }));
-        }
-        let Some(peer) = map
-            .peers
-            .values()
-            .find(|peer| peer.ips().any(|own| own == ip))
-        else {
-            return drop(reply.send(answer("no matching peer".to_owned())));
-        };
-        let name = peer.name.split('.').next().unwrap_or_default().to_owned();
-        let id = session
-            .node
-            .as_mut()
-            .and_then(|node| node.paths.ping(Instant::now(), peer.key));
-        match id {
-            Some(id) => session.pings.wait(id, ip, name, reply),
-            None => drop(reply.send(answer(format!(
-                "{name} cannot be pinged: it takes part in no path discovery"
-            )))),
-        }
     }
 }
 

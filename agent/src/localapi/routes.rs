@@ -226,17 +226,13 @@ async fn ping(server: &Server, call: &Call<'_>) -> Result<Response<Body>, Refusa
         .parameter("ip")
         .and_then(|ip| ip.parse().ok())
         .ok_or_else(|| bad("invalid 'ip' parameter"))?;
-    match call.parameter("type").as_deref() {
-        Some("disco") => Ok(json_response(
-            &server
-                .ask(call.may_write, |reply| Ask::Ping { ip, reply })
-                .await?,
-        )),
-        Some(other) => Err(bad(&format!(
-            "pings of type {other:?} cannot be sent yet; disco can"
-        ))),
-        None => Err(bad("missing 'type' parameter")),
-    }
+    let kind = call
+        .parameter("type")
+        .ok_or_else(|| bad("missing 'type' parameter"))?
+        .parse()
+        .map_err(|why: String| bad(&why))?;
+    let ask = |reply| Ask::Ping { ip, kind, reply };
+    Ok(json_response(&server.ask(call.may_write, ask).await?))
 }
 
 fn done(result: Result<(), String>) -> Result<Response<Body>, Refusal> {

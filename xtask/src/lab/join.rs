@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{ALLOW_ALL, Lab, ms, secs};
+use super::{ALLOW_ALL, Lab, ms, policy::pong, secs};
 use crate::{
     tailnet::Node,
     topology::Nat,
@@ -39,8 +39,12 @@ pub fn two_nodes_join_and_reach_each_other(lab: &Lab) -> Result<()> {
             "TCP over IPv{family}: {:.0} Mbit/s",
             fetched.megabits_per_second()
         ));
-        let ping = Pinger::start(&bravo.namespace, alpha.ip(family)?, ms(50))?;
+        let address = alpha.ip(family)?;
+        let ping = Pinger::start(&bravo.namespace, address, ms(50))?;
         ping.first_answer(REACH)?;
+        for kind in ["--tsmp", "--icmp"] {
+            pong(&bravo, kind, &address.to_string())?;
+        }
     }
     let status = alpha.status()?;
     ensure!(status["BackendState"] == "Running", "{status}");

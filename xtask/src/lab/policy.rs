@@ -53,6 +53,29 @@ pub fn a_refused_connection_is_dropped_and_told_and_a_change_opens_it(lab: &Lab)
     // One attempt must run into its own limit first.
     lab.within("closing it again", time, secs(1))?;
     traffic::get(&alpha.namespace, at(80)?, 1000, secs(5))?;
+    // They still know each other, but alpha may do nothing.
+    let (from, to) = (bravo.ip(4)?, alpha.ip(4)?);
+    coordinator.set_policy(&format!(
+        r#"{{"acls": [{{"action": "accept", "src": ["{from}"], "dst": ["{to}:80"]}}]}}"#
+    ))?;
+    let once = ["ping", "-c", "1", "--timeout", "500ms", "--icmp", "bravo"];
+    wait::wait_for("ICMP refused", secs(20), || {
+        let ping = alpha.try_cli(&once)?;
+        Ok(ping.stderr.contains("no reply").then_some(()))
+    })?;
+    // The node itself answers whatever its policy.
+    pong(&alpha, "--tsmp", "bravo")
+}
+
+/// `ping` through the tunnel, answered.
+pub fn pong(from: &Node, kind: &str, to: &str) -> Result<()> {
+    let line = from.cli(&["ping", "-c", "1", kind, to])?;
+    let via = kind.trim_start_matches('-').to_uppercase();
+    let expected = format!("via {via} in");
+    ensure!(
+        line.starts_with("pong from ") && line.contains(&expected),
+        "{line}"
+    );
     Ok(())
 }
 

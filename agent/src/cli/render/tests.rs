@@ -93,17 +93,22 @@ fn a_pong_reads_as_the_stock_clients() {
         ..PingResult::default()
     };
     if let Some(text) = captured("ping-d.txt") {
-        assert_eq!(pong(&result), text.trim_end());
+        assert_eq!(pong(&result, PingKind::Disco), text.trim_end());
     }
     result.endpoint.clear();
     result.derp_region_code = "lab".into();
     result.latency_seconds = 0.0016;
     assert_eq!(
-        pong(&result),
+        pong(&result, PingKind::Disco),
         "pong from d (100.64.0.4) via DERP(lab) in 2ms"
     );
     result.latency_seconds = 1.25;
-    assert!(pong(&result).ends_with("in 1.25s"));
+    assert!(pong(&result, PingKind::Disco).ends_with("in 1.25s"));
+    result.peer_api_port = Some(40_001);
+    assert_eq!(
+        pong(&result, PingKind::Tsmp),
+        "pong from d (100.64.0.4, 40001) via TSMP in 1.25s"
+    );
 }
 
 #[test]
