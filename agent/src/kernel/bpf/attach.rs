@@ -144,8 +144,11 @@ impl Place<'_> {
             return Ok((Hook::Tcx, false));
         }
         let program = object::program(self.programs, direction)?;
-        let existed = !attach_by_clsact(program, self.device, direction)?;
-        if existed && have_rules {
+        // Asked first: an adopted device isn't told what it has.
+        let existed = has_filter(self.ifindex, direction)?;
+        if !existed {
+            attach_by_clsact(program, self.device, direction)?;
+        } else if have_rules {
             replace(program, clsact_link(self.device, direction)?)?;
         }
         Ok((Hook::Clsact, existed))
@@ -171,12 +174,12 @@ impl Place<'_> {
     }
 }
 
-/// Attaches by clsact, unless there is one of ours already; says whether it did.
+/// Attaches by clsact, where there is none of ours.
 fn attach_by_clsact(
     program: &mut SchedClassifier,
     device: &str,
     direction: Direction,
-) -> Result<bool, FilterError> {
+) -> Result<(), FilterError> {
     match qdisc_add_clsact(device) {
         Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
         other => {
@@ -188,17 +191,29 @@ fn attach_by_clsact(
         handle: HANDLE,
         classid: None,
     });
-    let attached = program
+    let link = program
         .attach_with_options(device, hook(direction), options)
-        .and_then(|id| program.take_link(id));
-    match attached {
-        Ok(link) => {
-            release(link);
-            Ok(true)
-        }
-        Err(error) if os_error(&error) == Some(libc::EEXIST) => Ok(false),
-        Err(error) => Err(FilterError::kernel(format!("attaching to {device}"), error)),
-    }
+        .and_then(|id| program.take_link(id))
+        .map_err(|e| FilterError::kernel(format!("attaching to {device}"), e))?;
+    release(link);
+    Ok(())
+}
+
+/// Whether our place on the device's clsact is taken.
+fn has_filter(ifindex: u32, direction: Direction) -> Result<bool, FilterError> {
+    const CLSACT: u32 = 0xffff_0000;
+    let place = clsact::Place {
+        ifindex,
+        parent: CLSACT
+            | match direction {
+                Direction::In => 0xfff2,
+                Direction::Out => 0xfff3,
+            },
+        priority: PRIORITY,
+        handle: HANDLE.into(),
+    };
+    clsact::has_filter(&place)
+        .map_err(|e| FilterError::kernel("asking for the device's filters", e))
 }
 
 /// Lets go of a link without taking the program off: a pinned one stays by its pin, a clsact filter by its device.
@@ -234,16 +249,6 @@ fn clsact_link(device: &str, direction: Direction) -> Result<SchedClassifierLink
     })
 }
 
-fn os_error(error: &ProgramError) -> Option<i32> {
-    match error {
-        ProgramError::TcError(TcError::NetlinkError(e)) | ProgramError::NetlinkError(e) => {
-            e.raw_os_error()
-        }
-        ProgramError::TcError(TcError::IoError(e)) | ProgramError::IOError(e) => e.raw_os_error(),
-        _ => None,
-    }
-}
-
 impl Attachments {
     /// Puts our programs where an earlier agent's were left until now.
     pub fn replace_pending(
@@ -273,8 +278,7 @@ impl Attachments {
         for attachment in &self.list {
             let there = match attachment.hook {
                 Hook::Tcx => self.has_link(attachment.direction, pins),
-                Hook::Clsact => clsact::has_filter(&self.place(attachment.direction))
-                    .map_err(|e| FilterError::kernel("asking for the device's filters", e))?,
+                Hook::Clsact => has_filter(self.ifindex, attachment.direction)?,
             };
             if !there {
                 return Ok(false);
@@ -288,20 +292,6 @@ impl Attachments {
         let link = pins.and_then(|pins| PinnedLink::from_pin(pins.link(name(direction))).ok());
         let program = link.and_then(|link| program_of(&FdLink::from(link)));
         program.is_some_and(|program| tcx::programs(self.ifindex, direction).contains(&program))
-    }
-
-    fn place(&self, direction: Direction) -> clsact::Place {
-        const CLSACT: u32 = 0xffff_0000;
-        clsact::Place {
-            ifindex: self.ifindex,
-            parent: CLSACT
-                | match direction {
-                    Direction::In => 0xfff2,
-                    Direction::Out => 0xfff3,
-                },
-            priority: PRIORITY,
-            handle: HANDLE.into(),
-        }
     }
 
     /// Takes the programs off the device; of pinned links the pin's removal does it.
