@@ -5,17 +5,24 @@
 
 mod calls;
 mod seccomp;
+mod wireguard;
 
 use std::{
     os::{fd::OwnedFd, unix::process::CommandExt},
     process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
 use self::calls::{Call, Program};
+use crate::wait;
+
+pub use self::wireguard::{DeviceSet, PeerSet};
+
+const QUIET: Duration = Duration::from_secs(2);
 
 /// What to do at the n-th change (from 1) after [`Watched::arm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +41,8 @@ pub enum Fault {
 pub struct Account {
     /// In order, as `RTM_NEWLINK` or `bpf PROG_LOAD`; the last is the one with the fault.
     pub changes: Vec<String>,
+    /// What each `WG_CMD_SET_DEVICE` among them says; `None` for one that cannot be read.
+    pub wireguard: Vec<Option<DeviceSet>>,
     /// Whether the fault happened.
     pub hit: bool,
 }
@@ -44,6 +53,8 @@ pub type Observer = Box<dyn FnMut(&str) + Send>;
 struct State {
     fault: Fault,
     armed: bool,
+    /// Of changes since the watch began, armed or not.
+    total: usize,
     account: Account,
     observer: Option<Observer>,
 }
@@ -75,6 +86,7 @@ impl Watched {
         let state = Arc::new(Mutex::new(State {
             fault: Fault::None,
             armed: false,
+            total: 0,
             account: Account::default(),
             observer: None,
         }));
@@ -102,6 +114,17 @@ impl Watched {
         state.armed = false;
         state.fault = Fault::None;
         std::mem::take(&mut state.account)
+    }
+
+    /// Waits until the program has had nothing to change for two seconds.
+    pub fn quiet(&self, limit: Duration) -> Result<()> {
+        let changes = || lock(&self.state).total;
+        wait::wait_for("a program with nothing to change", limit, || {
+            let before = changes();
+            wait::pass(QUIET)?;
+            Ok((changes() == before).then_some(()))
+        })
+        .map(drop)
     }
 
     pub fn observe(&self, observer: Observer) {
@@ -145,10 +168,14 @@ enum Answer {
 }
 
 fn decide(program: &Program, call: &Call, state: &mut State) -> Answer {
+    state.total += 1;
     if !state.armed {
         return Answer::GoOn;
     }
     state.account.changes.push(call.name.clone());
+    if call.is_wireguards() {
+        state.account.wireguard.push(call.wireguard.clone());
+    }
     if let Some(observer) = &mut state.observer {
         observer(&call.name);
     }

@@ -9,8 +9,10 @@ mod join;
 mod kernel;
 mod network;
 mod paths;
+mod peers;
 mod policy;
 mod restart;
+mod roaming;
 mod secrets;
 mod traces;
 mod underlay;
@@ -200,9 +202,34 @@ const IN_THE_VM: &[(&str, bool, Scenario)] = &[
         underlay::strict_filters_a_closed_firewall_and_a_small_mtu_change_nothing,
     ),
     (
+        "kernel-peers",
+        true,
+        peers::peers_come_and_go_without_a_word_about_those_that_stay,
+    ),
+    (
+        "kernel-roaming",
+        false,
+        roaming::an_endpoint_that_a_middlebox_moved_is_put_back,
+    ),
+    (
+        "kernel-late-relay",
+        false,
+        roaming::what_comes_late_by_the_relay_moves_no_endpoint,
+    ),
+    (
         "kernel-foreign",
         false,
         foreign::what_others_put_on_the_device_and_into_the_tables_stays,
+    ),
+    (
+        "kernel-tcx",
+        false,
+        foreign::other_programs_on_the_same_hooks_go_on,
+    ),
+    (
+        "kernel-without-control",
+        true,
+        restart::an_agent_that_starts_without_control_goes_on_with_what_it_knew,
     ),
 ];
 
@@ -342,6 +369,14 @@ impl Lab<'_> {
     /// An agent on the public segment, at 203.0.113.`last`.
     pub fn public_node(&self, name: &str, last: u8) -> Result<Node> {
         Node::start(self.net, name, self.net.public(name, last)?)
+    }
+
+    /// As [`Self::public_node`], with IPv4 only: there is one path to it, and nothing to choose.
+    pub fn single_path_node(&self, name: &str, last: u8) -> Result<Node> {
+        let node = self.public_node(name, last)?;
+        let address = format!("addr del 2001:db8::{last}/64 dev wan0");
+        node.namespace.ip(&address)?;
+        Ok(node)
     }
 
     /// An agent behind a router of its own, which is at 203.0.113.`last`.

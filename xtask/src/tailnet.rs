@@ -2,6 +2,7 @@
 
 mod coordinator;
 mod node;
+mod wg;
 
 use std::{
     env,
@@ -14,6 +15,7 @@ use anyhow::Result;
 
 pub use coordinator::{Coordinator, URL, URL_V6};
 pub use node::{Node, PathKind, print_logs};
+pub use wg::WgPeer;
 
 use crate::{ebpf, shell::cargo, workspace::target};
 

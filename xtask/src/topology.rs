@@ -4,7 +4,9 @@
 //! behind them. Names carry this process's id, so that runs don't meet. Dropping it removes everything.
 
 mod bpffs;
+mod events;
 mod namespace;
+pub mod tcx;
 
 use std::{
     fs,
@@ -20,6 +22,7 @@ use std::{
 use anyhow::{Context, Result};
 
 pub use bpffs::Bpffs;
+pub use events::Events;
 pub use namespace::Namespace;
 
 static RUNS: AtomicU32 = AtomicU32::new(0);

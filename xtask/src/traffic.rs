@@ -1,7 +1,9 @@
-//! Traffic to look at: an HTTP server and client, and a ping that counts.
+//! Traffic to look at: an HTTP server and client, a ping that counts, and a flood that nobody wants.
 
+mod flood;
 mod http;
 mod ping;
 
+pub use flood::Flood;
 pub use http::{Server, get, status};
 pub use ping::{Pinger, Report, fits};

@@ -35,6 +35,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("zstd", "zstd"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
+    ("wg", "wireguard-tools"),
 ];
 
 /// Far above what the demo or a suite take on a busy machine.

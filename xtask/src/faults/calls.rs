@@ -5,10 +5,12 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
-use super::seccomp::Notice;
+use super::{seccomp::Notice, wireguard::DeviceSet};
 
 /// Longest part of a message or path that is looked at.
 const HEAD: usize = 256;
+/// Longest message to WireGuard; the senders' buffers are smaller.
+const MESSAGE: usize = 64 * 1024;
 /// `struct nlmsghdr`.
 const NETLINK_HEADER: usize = 16;
 /// Generic netlink's controller, which is only asked.
@@ -155,6 +157,8 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 /// A call that would change something.
 pub struct Call {
     pub name: String,
+    /// What it tells WireGuard.
+    pub wireguard: Option<DeviceSet>,
     message: Option<Message>,
 }
 
@@ -174,6 +178,7 @@ impl Call {
         let plain = |name: String| {
             Some(Self {
                 name,
+                wireguard: None,
                 message: None,
             })
         };
@@ -206,6 +211,10 @@ impl Call {
 
     pub fn is_message(&self) -> bool {
         self.message.is_some()
+    }
+
+    pub fn is_wireguards(&self) -> bool {
+        self.message.is_some_and(|message| message.generic)
     }
 
     /// Makes a netlink message one that the kernel refuses. False if it is no message.
@@ -251,13 +260,16 @@ fn netlink(program: &Program, descriptor: u64, address: u64) -> Option<Call> {
             let (_, name) = ROUTE_CHANGES.iter().find(|(change, _)| *change == kind)?;
             Some(Call {
                 name: (*name).to_owned(),
+                wireguard: None,
                 message: message(false),
             })
         }
         // WireGuard's commands: 0 asks, 1 sets.
         libc::NETLINK_GENERIC if kind != GENERIC_CONTROLLER && head.get(16) == Some(&1) => {
+            let length = u32::from_ne_bytes(*head.first_chunk()?) as usize;
             Some(Call {
                 name: "WG_CMD_SET_DEVICE".to_owned(),
+                wireguard: DeviceSet::parse(&program.read(address, length.min(MESSAGE))),
                 message: message(true),
             })
         }

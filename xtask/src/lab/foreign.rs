@@ -1,9 +1,20 @@
 //! What others put on our device and into the tables.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{ALLOW_ALL, Lab, ms, secs};
-use crate::{process, shell::find_program, topology::Namespace, traffic::Pinger, wait};
+use super::{ALLOW_ALL, Lab, kernel::device_index, ms, secs};
+use crate::{
+    process,
+    shell::find_program,
+    topology::{
+        Namespace,
+        tcx::{Counter, Place, Way},
+    },
+    traffic::{Flood, Pinger},
+    wait,
+};
 
 const LIMIT: std::time::Duration = secs(60);
 
@@ -62,6 +73,76 @@ pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Res
     let left = theirs(&host)?;
     for stays in ["throw 198.51.101.0/24", "5310:", "5210:"] {
         ensure!(left.contains(stays), "`down` took {stays} with it:\n{left}");
+    }
+    Ok(())
+}
+
+/// Others' programs before and behind ours on the same TCX hooks: all see their packets, whatever becomes of the agent.
+pub fn other_programs_on_the_same_hooks_go_on(lab: &Lab) -> Result<()> {
+    let coordinator = lab.coordinator(ALLOW_ALL)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let mut alpha = lab.public_node("alpha", 30)?;
+    let bravo = lab.public_node("bravo", 31)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    let device = device_index(&alpha)?;
+    let mut theirs = Vec::new();
+    for way in [Way::In, Way::Out] {
+        for place in [Place::First, Place::Last] {
+            let counter = Counter::attach(&alpha.namespace, "lowroad0", way, place)?;
+            theirs.push((format!("{way:?} {place:?}"), counter));
+        }
+    }
+    let all_count = |when: &str| {
+        for (which, counter) in &theirs {
+            let before = counter.packets()?;
+            let what = format!("packets at their program ({which}) {when}");
+            wait::wait_for(&what, LIMIT, || {
+                Ok((counter.packets()? > before + 10).then_some(()))
+            })?;
+            ensure!(
+                counter.device()? == device,
+                "{which} hangs elsewhere {when}"
+            );
+        }
+        Ok(())
+    };
+    let ping = Pinger::start(&bravo.namespace, alpha.ip(4)?, ms(20))?;
+    all_count("at first")?;
+    alpha.kill_9();
+    all_count("without an agent")?;
+    alpha.start_agent()?;
+    alpha.wait_until_running(LIMIT)?;
+    all_count("with a new agent")?;
+    alpha.stop_agent();
+    alpha.start_agent()?;
+    alpha.wait_until_running(LIMIT)?;
+    // Refused packets end at our program: what is behind it doesn't see them.
+    drop(ping);
+    coordinator.set_policy(&ALLOW_ALL.replace("*:*", "*:80"))?;
+    let to = SocketAddr::new(alpha.ip(4)?, 81);
+    let flood = Flood::start(&bravo.namespace, &alpha.namespace, to, ms(20))?;
+    let [(_, first), (_, last), ..] = &theirs[..] else {
+        bail!("not four programs");
+    };
+    wait::wait_for("refused packets before our program only", LIMIT, || {
+        let before = (first.packets()?, last.packets()?);
+        wait::pass(ms(500))?;
+        Ok((first.packets()? > before.0 + 10 && last.packets()? == before.1).then_some(()))
+    })?;
+    drop(flood);
+    coordinator.set_policy(ALLOW_ALL)?;
+    let ping = Pinger::start(&bravo.namespace, alpha.ip(4)?, ms(20))?;
+    ping.first_answer(LIMIT)?;
+    all_count("with the policy open again")?;
+    let counts: Vec<String> = theirs
+        .iter()
+        .map(|(which, counter)| Ok(format!("{which} {}", counter.packets()?)))
+        .collect::<Result<_>>()?;
+    lab.note(&format!("packets counted by others: {}", counts.join(", ")));
+    alpha.cli(&["down"])?;
+    for (which, counter) in &theirs {
+        ensure!(counter.device()? == 0, "{which} outlived its device");
     }
     Ok(())
 }

@@ -128,7 +128,7 @@ pub fn a_killed_agent_loses_no_packet_and_its_filter_stays(lab: &Lab) -> Result<
     Ok(())
 }
 
-fn device_index(node: &Node) -> Result<u32> {
+pub fn device_index(node: &Node) -> Result<u32> {
     let name = c"lowroad0";
     // SAFETY: a terminated string that outlives the call.
     let index = node

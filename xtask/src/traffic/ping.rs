@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -23,6 +23,9 @@ static IDENTIFIERS: AtomicU16 = AtomicU16::new(1);
 const STRAGGLERS: Duration = Duration::from_secs(2);
 
 const PAYLOAD: usize = 48;
+/// Bytes of the socket's buffer. It gets every ICMP packet of its host, also while its reader has no time for a second or two:
+/// what is lost here would count as lost on the way.
+const BUFFER: i32 = 8 << 20;
 /// Of the numbers of lost packets.
 const SHOWN: usize = 20;
 
@@ -67,6 +70,7 @@ struct Shared {
     stop_sending: AtomicBool,
     stop: AtomicBool,
     packets: Mutex<Packets>,
+    answered: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +132,7 @@ impl Pinger {
             stop_sending: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             packets: Mutex::default(),
+            answered: AtomicUsize::new(0),
         });
         let (to_send, sending) = (Arc::clone(&socket), Arc::clone(&shared));
         let receiving = Arc::clone(&shared);
@@ -147,7 +152,7 @@ impl Pinger {
 
     /// How many answers have come so far.
     pub fn answered(&self) -> usize {
-        self.report().answered
+        self.shared.answered.load(Ordering::Relaxed)
     }
 
     /// Waits for the first answer.
@@ -249,8 +254,9 @@ fn receive_loop(socket: &Socket, shared: &Shared, identifier: u16) {
             continue;
         };
         let now = Instant::now();
-        if let Some((_, answered)) = shared.lock().seen.get_mut(&number) {
-            answered.get_or_insert(now);
+        if let Some((_, answered @ None)) = shared.lock().seen.get_mut(&number) {
+            *answered = Some(now);
+            shared.answered.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -280,7 +286,9 @@ impl Socket {
         let handle = UdpSocket::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
         handle.set_read_timeout(Some(Duration::from_millis(50)))?;
         let to = SocketAddr::new(to, 0);
-        Ok(Self { handle, to })
+        let socket = Self { handle, to };
+        socket.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)?;
+        Ok(socket)
     }
 
     fn send(&self, identifier: u16, number: u16, payload: usize) -> io::Result<()> {
@@ -314,19 +322,24 @@ impl Socket {
             )]
         };
         for (level, name, value) in options {
-            // SAFETY: the value outlives the call, and its size is given.
-            let result = unsafe {
-                libc::setsockopt(
-                    self.handle.as_raw_fd(),
-                    *level,
-                    *name,
-                    std::ptr::from_ref(value).cast(),
-                    size_of::<i32>() as libc::socklen_t,
-                )
-            };
-            if result != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            self.set(*level, *name, *value)?;
+        }
+        Ok(())
+    }
+
+    fn set(&self, level: i32, name: i32, value: i32) -> io::Result<()> {
+        // SAFETY: the value outlives the call, and its size is given.
+        let result = unsafe {
+            libc::setsockopt(
+                self.handle.as_raw_fd(),
+                level,
+                name,
+                (&raw const value).cast(),
+                size_of::<i32>() as libc::socklen_t,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
         }
         Ok(())
     }

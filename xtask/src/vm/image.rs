@@ -27,7 +27,7 @@ const CORPUS: &str = "corpus/ebpf";
 const VECTORS: &str = "vectors/filter.jsonl";
 
 /// Programs of the host that go along.
-const HOST_PROGRAMS: &[&str] = &["ip", "tc", "nft"];
+const HOST_PROGRAMS: &[&str] = &["ip", "tc", "nft", "wg"];
 
 /// Packs it all, for any of these kernels, with Debian's systemd if there is one in `userland`; returns the archive's path.
 pub fn build(
