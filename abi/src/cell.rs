@@ -11,7 +11,7 @@ pub type Bucket = [u64; 8];
 
 /// Numbers of buckets that the array of a rule set can have: the kernel inlines lookups only where it knows the size.
 /// The example of each is allocated with the programs, so the largest is no larger than 100,000 rules in both families need.
-pub const TABLE_SIZES: [u32; 3] = [1 << 9, 1 << 14, 1 << 18];
+pub const TABLE_SIZES: [u32; 3] = [1 << 9, 1 << 14, 3 << 17];
 
 /// Narrow entries in a bucket.
 pub const NARROW: usize = 4;

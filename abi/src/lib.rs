@@ -27,7 +27,7 @@ pub use table::{
 };
 
 /// Version of this contract. Maps pinned under another one are not adopted.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// First bytes of every disco message.
 pub const DISCO_MAGIC: [u8; 6] = *b"TS\xf0\x9f\x92\xac";

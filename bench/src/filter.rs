@@ -46,11 +46,13 @@ pub fn run(filter: &scenario::Filter, plan: &Plan) -> Result<Vec<Figure>> {
     let rounds = plan.rounds(filter.rounds, filter.quick_rounds);
     let mut empty = Vec::new();
     let mut verdicts: Vec<Samples> = vec![vec![Vec::new(); sets.len()]; cases.len()];
-    for _ in 0..rounds {
+    for round in 0..rounds {
         xtask::signals::check()?;
         for (case, samples) in cases.iter().zip(&mut verdicts) {
-            for (one, samples) in installed.iter_mut().zip(samples) {
-                samples.push(one.verdict(case, repeat)?);
+            // Another one first in each round: who comes after the empty program finds the caches cold.
+            for n in 0..sets.len() {
+                let n = (n + round) % sets.len();
+                samples[n].push(installed[n].verdict(case, repeat)?);
             }
             let nothing = installed[0].filter.run_nothing(&case.packet, repeat)?;
             empty.push(nothing.nanoseconds as f64);

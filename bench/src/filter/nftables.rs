@@ -113,8 +113,8 @@ fn table(n: usize, set: RuleSet) -> String {
     }
     let [v4, v6] = elements;
     format!(
-        "{}
-        table inet bench{n} {{
+        "table inet bench{n} {{
+            flags dormant;
             set v4 {{ type ipv4_addr . inet_proto . inet_service; elements = {{ {v4} }} }}
             set v6 {{ type ipv6_addr . inet_proto . inet_service; elements = {{ {v6} }} }}
             chain input {{
@@ -122,8 +122,7 @@ fn table(n: usize, set: RuleSet) -> String {
                 ip daddr {OWN} ip saddr . meta l4proto . th dport @v4 counter accept
                 ip6 daddr {OWN_6} ip6 saddr . meta l4proto . th dport @v6 counter accept
             }}
-        }}",
-        dormant(n)
+        }}"
     )
 }
 

@@ -372,6 +372,25 @@ mod tests {
         assert_eq!(Layout::new(&tables, |_| 1), Err(TooLarge));
     }
 
+    /// As many entries as these rules have: a source of their own in each family, a port in 40,000 by TCP and UDP, and a ping.
+    #[test]
+    fn a_hundred_thousand_rules_have_room() {
+        let rules = 100_000;
+        let hosts = tables(rules).hosts;
+        let ports = (0..160_000).map(|n| {
+            let key = PortKey::new(n / 40_000, 6, ((n % 40_000) as u16 + 1).to_be_bytes());
+            (PortKey::ANY_PORT_BITS + 16, key, Service::new(n, NO_RULE))
+        });
+        let pairs = (0..4 * rules).map(|n| (PairKey::new(n / 2, n % 40_000), 1));
+        let tables = Tables {
+            hosts,
+            ports: ports.collect(),
+            pairs: pairs.collect(),
+            ..Tables::default()
+        };
+        assert!(Layout::new(&tables, |_| 1).is_ok());
+    }
+
     #[test]
     fn few_keys_are_in_their_second_bucket() {
         let layout = Layout::new(&tables(20_000), |_| 1).expect("room");
