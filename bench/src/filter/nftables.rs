@@ -10,7 +10,6 @@ use std::{
     net::{SocketAddr, UdpSocket},
     process::{Command, Stdio},
     thread,
-    time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -167,10 +166,22 @@ impl Path {
     }
 
     fn nanoseconds(&self) -> Result<f64> {
-        let begun = Instant::now();
+        let begun = thread_time()?;
         for _ in 0..PACKETS {
             self.sender.send(&[0; 8])?;
         }
-        Ok(begun.elapsed().as_nanos() as f64 / f64::from(PACKETS))
+        Ok((thread_time()? - begun) / f64::from(PACKETS))
     }
+}
+
+/// Nanoseconds that this thread has run: what the machine does meanwhile is left out, and over loopback a packet is received by the thread that sends it.
+fn thread_time() -> Result<f64> {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a struct of ours, alive during the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    ensure!(result == 0, "the thread's CPU time");
+    Ok(time.tv_sec as f64 * 1e9 + time.tv_nsec as f64)
 }

@@ -45,6 +45,10 @@ impl Layout {
             let Some(size) = TABLE_SIZES.iter().position(fits) else {
                 continue;
             };
+            // All the room that this size has: fewer keys in their second bucket.
+            let all = TABLE_SIZES[size] as usize;
+            let narrow = all * narrow / (narrow + wide);
+            let wide = all - narrow;
             for seed in 0..SEEDS {
                 let geometry = Geometry {
                     seed: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
