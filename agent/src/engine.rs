@@ -47,7 +47,7 @@ use crate::{
     traversal::{port::Datagram, relay::RelayEvent, stun::Probed},
 };
 
-/// The kernel is compared with what it should hold at least this often.
+/// All that the kernel holds is compared with what it should hold at least this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 /// Changes that come together are done together.
 const COALESCE: Duration = Duration::from_millis(5);
@@ -134,6 +134,8 @@ pub struct Engine {
     /// The ways out of this host, as of the last look.
     links: Links,
     reconcile_at: Instant,
+    /// When what has changed of the netmap is programmed.
+    changes_at: Option<Instant>,
     /// When to try again to start a session that could not be.
     restart_at: Option<Instant>,
     /// Why the node isn't running although it should: for `status`.
@@ -168,6 +170,7 @@ impl Engine {
             notified: None,
             links: Links::default(),
             reconcile_at: now + RECONCILE_INTERVAL,
+            changes_at: None,
             restart_at: None,
             failure: None,
         };
@@ -215,8 +218,10 @@ impl Engine {
         let ups = self.ups.iter().filter_map(PendingUp::deadline).min();
         // Somebody who interrupts `up` makes no event of his own.
         let watch = (!self.ups.is_empty()).then(|| Instant::now() + WATCH_UPS);
-        [session, ups, watch, self.restart_at, self.cache.due()]
+        let others = [self.changes_at, self.restart_at, self.cache.due()];
+        [session, ups, watch]
             .into_iter()
+            .chain(others)
             .flatten()
             .fold(self.reconcile_at, Instant::min)
     }
@@ -263,6 +268,10 @@ impl Engine {
             self.keep_netmap(now);
         }
         if self.reconcile_at <= now {
+            self.reconcile_at = now + RECONCILE_INTERVAL;
+            self.with_session(Session::compare_whole);
+            self.reconcile(now).await;
+        } else if self.changes_at.is_some_and(|at| at <= now) {
             self.reconcile(now).await;
         }
     }
@@ -334,8 +343,13 @@ impl Engine {
         self.reconcile_at = self.reconcile_at.min(now + COALESCE);
     }
 
+    /// What of the netmap has changed, and no more.
+    fn program_soon(&mut self, now: Instant) {
+        self.changes_at.get_or_insert(now + COALESCE);
+    }
+
     async fn reconcile(&mut self, now: Instant) {
-        self.reconcile_at = now + RECONCILE_INTERVAL;
+        self.changes_at = None;
         let Some(session) = &mut self.session else {
             return;
         };
@@ -349,7 +363,7 @@ impl Engine {
             Err(why) => {
                 let why = whole(&why);
                 error!(error = %why, "cannot bring the kernel to what it should hold");
-                self.reconcile_at = now + RETRY_INTERVAL;
+                self.reconcile_at = self.reconcile_at.min(now + RETRY_INTERVAL);
                 self.fail_ups(&why).await;
             }
         }

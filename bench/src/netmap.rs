@@ -199,7 +199,7 @@ async fn take(node: &mut Node, bytes: &[u8]) -> Result<()> {
     let (now, clock) = (Instant::now(), OffsetDateTime::now_utc());
     node.take_map(response, &malformed, now, clock);
     node.reconcile(now, clock).await?;
-    std::hint::black_box(node.relay_table(clock));
+    std::hint::black_box(node.take_relays());
     ensure!(node.programmed, "the kernel was not programmed");
     Ok(())
 }

@@ -64,7 +64,7 @@ impl Sent {
         let message = MapResponse {
             node: Some(own.clone()),
             derp_map: Some(common.derp_map.clone().into()),
-            peers: peers.values().map(SentPeer::full).collect(),
+            peers: peers.values().map(|peer| Arc::new(peer.full())).collect(),
             dns_config: Some(common.dns.clone()),
             domain: common.domain.clone(),
             collect_services: Some(false),
@@ -156,7 +156,7 @@ impl Sent {
         for (id, peer) in &peers {
             match self.peers.get(id) {
                 Some(sent) => tell(sent, peer, message),
-                None => message.peers_changed.push(peer.full()),
+                None => message.peers_changed.push(Arc::new(peer.full())),
             }
         }
         self.peers = peers;
@@ -258,7 +258,7 @@ fn tell(sent: &SentPeer, new: &SentPeer, message: &mut MapResponse) {
                     ..PeerChange::default()
                 }) => {}
         Some(patch) => message.peers_changed_patch.push(patch),
-        None => message.peers_changed.push(now),
+        None => message.peers_changed.push(Arc::new(now)),
     }
 }
 

@@ -254,7 +254,7 @@ fn facts(node: &Node) -> NodeFacts {
 /// Without what clients know better themselves, and what no patch can say and nobody reads.
 fn comparable(netmap: &NetMap) -> NetMap {
     let mut netmap = netmap.clone();
-    for peer in netmap.peers.values_mut() {
+    for peer in netmap.peers.values_mut().map(Arc::make_mut) {
         peer.hostinfo.net_info = None;
         if peer.online == Some(true) {
             peer.last_seen = None;

@@ -1,27 +1,36 @@
 //! From the netmap and the preferences to what the kernel shall hold and what the filter shall admit (protocol.md 6.1, 5.2).
 //!
-//! Pure and deterministic: the same netmap gives the same kernel state, in whatever order its deltas came.
+//! Pure and deterministic: the same netmap gives the same kernel state, in whatever order its deltas came. [`Intent`] follows a netmap: it is told which peers
+//! have changed, and what that costs does not hang on how many there are. A whole is the same from an empty one with every peer changed.
+
+mod claims;
+mod follow;
+mod held;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lowroad_wire::{
-    control::{Node, NodeId},
+    control::Node,
     key::{NodePrivate, NodePublic},
     netmap::NetMap,
 };
 use time::OffsetDateTime;
 
 use crate::{
-    desired::{DEFAULT_MTU, Desired, Mark, Peer, Route, RouteKind, WireGuard, policy_rules},
+    desired::{
+        DEFAULT_MTU, Desired, Mark, Observed, Peer, Route, RouteKind, WireGuard, policy_rules,
+    },
     filter,
 };
 
-/// More IPv4 nodes than this are routed as one prefix: ten thousand routes cost the kernel more than they tell it.
-const MAX_HOST_ROUTES: usize = 10_000;
+pub use self::{
+    follow::{Change, Intent},
+    held::Held,
+};
 
 /// The preferences and options that matter here.
 #[derive(Clone, Debug)]
@@ -38,77 +47,138 @@ pub struct Choices {
     pub disco: [u8; 32],
 }
 
-/// What the kernel shall hold. `endpoint` is the path chosen for a peer; `now` is the server's time.
+impl Intent {
+    /// What the kernel shall hold. `endpoint` is the path chosen for a peer.
+    pub fn desired(
+        &self,
+        choices: &Choices,
+        endpoint: impl Fn(&NodePublic) -> Option<SocketAddr>,
+    ) -> Desired {
+        let peers = self
+            .peers()
+            .map(|node| (node.key, self.peer_of(node, &endpoint)));
+        Desired {
+            routes: self.routes().map(into_tunnel).collect(),
+            wireguard: WireGuard {
+                peers: peers.collect(),
+                ..wireguard(choices)
+            },
+            ..self.without_peers(choices)
+        }
+    }
+
+    /// Of what the kernel shall hold, and of what it holds, the part that has changed: the plan from the one to the other is the plan for the whole, as long as
+    /// the kernel holds the rest.
+    pub fn part(
+        &self,
+        held: &Held,
+        choices: &Choices,
+        endpoint: impl Fn(&NodePublic) -> Option<SocketAddr>,
+    ) -> (Desired, Observed) {
+        let peers = held
+            .peers
+            .keys()
+            .filter_map(|key| Some((*key, self.peer(key, &endpoint)?)));
+        let routes = held
+            .routes
+            .keys()
+            .copied()
+            .filter(|prefix| self.has_route(prefix));
+        let desired = Desired {
+            routes: routes.map(into_tunnel).collect(),
+            wireguard: WireGuard {
+                peers: peers.collect(),
+                ..wireguard(choices)
+            },
+            ..self.without_peers(choices)
+        };
+        let observed = held.observed(&desired);
+        (desired, observed)
+    }
+
+    /// A peer that packets may be exchanged with, as the kernel shall hold it.
+    pub fn peer(
+        &self,
+        key: &NodePublic,
+        endpoint: impl Fn(&NodePublic) -> Option<SocketAddr>,
+    ) -> Option<Peer> {
+        Some(self.peer_of(self.node(key)?, &endpoint))
+    }
+
+    fn peer_of(&self, node: &Node, endpoint: &impl Fn(&NodePublic) -> Option<SocketAddr>) -> Peer {
+        let fixed = node.endpoints.first().copied();
+        Peer {
+            endpoint: endpoint(&node.key).or(fixed.filter(|_| node.is_wireguard_only)),
+            allowed_ips: self.owned(node),
+        }
+    }
+
+    fn without_peers(&self, choices: &Choices) -> Desired {
+        Desired {
+            device: choices.device.clone(),
+            mtu: DEFAULT_MTU,
+            addresses: self
+                .own_addresses()
+                .iter()
+                .copied()
+                .map(IpNet::from)
+                .collect(),
+            wireguard: wireguard(choices),
+            routes: BTreeSet::new(),
+            rules: policy_rules(choices.mark),
+        }
+    }
+
+    /// What decides the filter. The rules are those of all named filters, in the order of their names.
+    pub fn filter_input(&self, map: &NetMap, choices: &Choices) -> filter::Input {
+        let own = self.own_addresses().to_vec();
+        filter::Input {
+            rules: map.filter_rules().cloned().collect(),
+            local: own.iter().copied().map(IpNet::from).collect(),
+            peers: self.peers().map(|node| peer_facts(node, choices)).collect(),
+            own_addresses: own,
+            peer_api_port: None,
+            shields_up: choices.shields_up,
+            disco: Some(choices.disco),
+        }
+    }
+}
+
+/// What the kernel shall hold of this netmap. `now` is the server's time.
 pub fn desired(
     map: &NetMap,
     choices: &Choices,
     endpoint: impl Fn(&NodePublic) -> Option<SocketAddr>,
     now: OffsetDateTime,
 ) -> Desired {
-    let owned = owned_prefixes(map, choices, now);
-    let mut routes: BTreeSet<_> = owned
-        .values()
-        .flatten()
-        .map(|prefix| Route {
-            prefix: *prefix,
-            kind: RouteKind::Device,
-        })
-        .collect();
-    collapse_host_routes(&mut routes);
-    let peers = owned
-        .into_iter()
-        .filter_map(|(id, allowed_ips)| {
-            let node = map.peers.get(&id)?;
-            let endpoint = endpoint(&node.key).or_else(|| {
-                node.endpoints
-                    .first()
-                    .copied()
-                    .filter(|_| node.is_wireguard_only)
-            });
-            Some((
-                node.key,
-                Peer {
-                    endpoint,
-                    allowed_ips,
-                },
-            ))
-        })
-        .collect();
-    Desired {
-        device: choices.device.clone(),
-        mtu: DEFAULT_MTU,
-        addresses: own_addresses(map).into_iter().map(IpNet::from).collect(),
-        wireguard: WireGuard {
-            private_key: choices.private_key.clone(),
-            listen_port: choices.listen_port,
-            fwmark: choices.mark.value,
-            peers,
-        },
-        routes,
-        rules: policy_rules(choices.mark),
+    Intent::new(map, choices, now).desired(choices, endpoint)
+}
+
+/// What decides the filter of this netmap.
+pub fn filter_input(map: &NetMap, choices: &Choices, now: OffsetDateTime) -> filter::Input {
+    Intent::new(map, choices, now).filter_input(map, choices)
+}
+
+fn wireguard(choices: &Choices) -> WireGuard {
+    WireGuard {
+        private_key: choices.private_key.clone(),
+        listen_port: choices.listen_port,
+        fwmark: choices.mark.value,
+        peers: Default::default(),
     }
 }
 
-/// What decides the filter. The rules are those of all named filters, in the order of their names.
-pub fn filter_input(map: &NetMap, choices: &Choices, now: OffsetDateTime) -> filter::Input {
-    let own = own_addresses(map);
-    filter::Input {
-        rules: map.filter_rules().cloned().collect(),
-        local: own.iter().copied().map(IpNet::from).collect(),
-        peers: routable_peers(map, now)
-            .map(|node| peer_facts(node, choices))
-            .collect(),
-        own_addresses: own,
-        peer_api_port: None,
-        shields_up: choices.shields_up,
-        disco: Some(choices.disco),
+fn into_tunnel(prefix: IpNet) -> Route {
+    Route {
+        prefix,
+        kind: RouteKind::Device,
     }
 }
 
 fn peer_facts(node: &Node, choices: &Choices) -> filter::PeerFacts {
     filter::PeerFacts {
         addresses: node.addresses.iter().map(IpNet::addr).collect(),
-        allowed_ips: eligible(node, choices).collect(),
+        allowed_ips: eligible(node, choices.accept_routes).collect(),
         caps: node.cap_map.keys().cloned().collect(),
         jailed: node.is_jailed,
         unsigned_peer_api_only: node.unsigned_peer_api_only,
@@ -116,22 +186,13 @@ fn peer_facts(node: &Node, choices: &Choices) -> filter::PeerFacts {
 }
 
 /// Our addresses in the tailnet; none without a netmap.
-pub fn own_addresses(map: &NetMap) -> Vec<IpAddr> {
+fn own_addresses(map: &NetMap) -> Vec<IpAddr> {
     map.self_node
         .iter()
         .flat_map(|node| &node.addresses)
         .filter(|net| is_host(net))
         .map(IpNet::addr)
         .collect()
-}
-
-/// Peers that packets may be exchanged with, in the order of their numbers. A node key names one peer only; the lowest number has it.
-pub fn routable_peers(map: &NetMap, now: OffsetDateTime) -> impl Iterator<Item = &Node> {
-    let own = map.self_node.as_ref().map(|node| node.key);
-    let mut seen = BTreeSet::new();
-    map.peers.values().filter(move |node| {
-        is_routable(node, now) && Some(node.key) != own && seen.insert(node.key)
-    })
 }
 
 /// True if the key has expired, by the server's word or its clock.
@@ -146,31 +207,6 @@ fn is_routable(node: &Node, now: OffsetDateTime) -> bool {
             || node.is_wireguard_only)
 }
 
-/// Each routable peer's prefixes; each prefix has one owner.
-fn owned_prefixes(
-    map: &NetMap,
-    choices: &Choices,
-    now: OffsetDateTime,
-) -> BTreeMap<NodeId, BTreeSet<IpNet>> {
-    let own: BTreeSet<_> = own_addresses(map).into_iter().map(IpNet::from).collect();
-    let mut owners: BTreeMap<IpNet, &Node> = BTreeMap::new();
-    let mut owned: BTreeMap<NodeId, BTreeSet<IpNet>> = BTreeMap::new();
-    for node in routable_peers(map, now) {
-        owned.entry(node.id).or_default();
-        // Nobody else answers for our own addresses.
-        for prefix in eligible(node, choices).filter(|prefix| !own.contains(prefix)) {
-            let owner = owners.entry(prefix).or_insert(node);
-            if rank(node, &prefix) > rank(owner, &prefix) {
-                *owner = node;
-            }
-        }
-    }
-    for (prefix, node) in owners {
-        owned.entry(node.id).or_default().insert(prefix);
-    }
-    owned
-}
-
 /// Who of several claimants gets a prefix: whose own address it is, then whom the server made primary; the earlier one on a tie.
 fn rank(node: &Node, prefix: &IpNet) -> u8 {
     if node.addresses.contains(prefix) {
@@ -181,8 +217,7 @@ fn rank(node: &Node, prefix: &IpNet) -> u8 {
 }
 
 /// The prefixes that may be routed to this peer, by its facts and our preferences.
-fn eligible<'a>(node: &'a Node, choices: &Choices) -> impl Iterator<Item = IpNet> + use<'a> {
-    let accept_routes = choices.accept_routes;
+fn eligible(node: &Node, accept_routes: bool) -> impl Iterator<Item = IpNet> {
     let claimed = if node.unsigned_peer_api_only {
         &node.addresses[..]
     } else {
@@ -213,17 +248,6 @@ pub fn is_tailscale(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => CGNAT.contains(&v4) && !CHROME_OS.contains(&v4),
         IpAddr::V6(v6) => ULA.contains(&v6),
-    }
-}
-
-fn collapse_host_routes(routes: &mut BTreeSet<Route>) {
-    let is_node = |route: &Route| matches!(route.prefix, IpNet::V4(net) if net.prefix_len() == 32 && CGNAT.contains(&net.addr()));
-    if routes.iter().filter(|route| is_node(route)).count() > MAX_HOST_ROUTES {
-        routes.retain(|route| !is_node(route));
-        routes.insert(Route {
-            prefix: CGNAT.into(),
-            kind: RouteKind::Device,
-        });
     }
 }
 

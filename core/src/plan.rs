@@ -1,6 +1,7 @@
 //! The plan: the set difference between [`Desired`] and [`Observed`], as [`Step`]s in an order that is safe to stop at any point.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
@@ -8,8 +9,11 @@ use lowroad_wire::key::{NodePrivate, NodePublic};
 
 use crate::desired::{Desired, Observed, ObservedDevice, Peer, Route, Rule};
 
+mod model;
 #[cfg(test)]
 mod tests;
+
+pub use self::model::{Model, apply_to_model};
 
 /// One change of kernel state. Applying a step that is already in force is not an error.
 #[derive(Clone, Debug)]
@@ -222,95 +226,23 @@ fn one_route_a_prefix(routes: &BTreeSet<Route>) -> BTreeSet<Route> {
 }
 
 /// WireGuard gives a prefix to one peer only; so do we, or two peers would take it from each other in every plan.
-fn without_double_owners(peers: &BTreeMap<NodePublic, Peer>) -> BTreeMap<NodePublic, Peer> {
+fn without_double_owners(
+    peers: &BTreeMap<NodePublic, Peer>,
+) -> Cow<'_, BTreeMap<NodePublic, Peer>> {
+    let mut seen = HashSet::new();
+    let mut prefixes = peers.values().flat_map(|peer| &peer.allowed_ips);
+    if prefixes.all(|prefix| prefix.trunc() == *prefix && seen.insert(*prefix)) {
+        return Cow::Borrowed(peers);
+    }
     let mut taken = BTreeSet::new();
-    peers
-        .iter()
-        .map(|(key, peer)| {
-            let allowed_ips = peer
-                .allowed_ips
-                .iter()
-                .map(IpNet::trunc)
-                .filter(|prefix| taken.insert(*prefix))
-                .collect();
-            (
-                *key,
-                Peer {
-                    endpoint: peer.endpoint,
-                    allowed_ips,
-                },
-            )
-        })
-        .collect()
-}
-
-/// What a step does to a kernel that does exactly that: the model of the tests and of the fake kernel.
-pub fn apply_to_model(model: &mut Observed, step: &Step) {
-    match step {
-        Step::CreateDevice { mtu } => {
-            model.device.get_or_insert_with(|| ObservedDevice {
-                mtu: *mtu,
-                ..ObservedDevice::default()
-            });
-        }
-        Step::AddRoute(route) => {
-            model.routes.retain(|other| other.prefix != route.prefix);
-            model.routes.insert(*route);
-        }
-        Step::RemoveRoute(route) => drop(model.routes.remove(route)),
-        Step::AddRule(rule) => drop(model.rules.insert(*rule)),
-        Step::RemoveRule(rule) => drop(model.rules.remove(rule)),
-        on_device => {
-            if let Some(device) = &mut model.device {
-                apply_to_device(device, on_device);
-            }
-        }
-    }
-}
-
-fn apply_to_device(device: &mut ObservedDevice, step: &Step) {
-    match step {
-        Step::AttachFilter => device.filter_attached = true,
-        Step::SetPrivateKey(key) => device.public_key = Some(key.public()),
-        Step::SetListenPort(port) => device.listen_port = *port,
-        Step::SetFwmark(mark) => device.fwmark = *mark,
-        Step::AddPeer { key, peer } => {
-            take_prefixes(device, &peer.allowed_ips);
-            device.peers.insert(*key, peer.clone());
-        }
-        Step::UpdatePeer {
-            key,
-            endpoint,
+    let owned = peers.iter().map(|(key, peer)| {
+        let prefixes = peer.allowed_ips.iter().map(IpNet::trunc);
+        let allowed_ips = prefixes.filter(|prefix| taken.insert(*prefix)).collect();
+        let peer = Peer {
+            endpoint: peer.endpoint,
             allowed_ips,
-        } => {
-            if let AllowedIps::Append(prefixes) | AllowedIps::Replace(prefixes) = allowed_ips {
-                take_prefixes(device, prefixes);
-            }
-            let Some(peer) = device.peers.get_mut(key) else {
-                return;
-            };
-            peer.endpoint = endpoint.or(peer.endpoint);
-            match allowed_ips {
-                AllowedIps::Keep => {}
-                AllowedIps::Append(prefixes) => peer.allowed_ips.extend(prefixes),
-                AllowedIps::Replace(prefixes) => peer.allowed_ips.clone_from(prefixes),
-            }
-        }
-        Step::RemovePeer(key) => drop(device.peers.remove(key)),
-        Step::AddAddress(address) => drop(device.addresses.insert(*address)),
-        Step::RemoveAddress(address) => drop(device.addresses.remove(address)),
-        Step::SetMtu(mtu) => device.mtu = *mtu,
-        Step::LinkUp => device.up = true,
-        Step::CreateDevice { .. }
-        | Step::AddRoute(_)
-        | Step::RemoveRoute(_)
-        | Step::AddRule(_)
-        | Step::RemoveRule(_) => {}
-    }
-}
-
-fn take_prefixes(device: &mut ObservedDevice, prefixes: &BTreeSet<IpNet>) {
-    for peer in device.peers.values_mut() {
-        peer.allowed_ips.retain(|prefix| !prefixes.contains(prefix));
-    }
+        };
+        (*key, peer)
+    });
+    Cow::Owned(owned.collect())
 }

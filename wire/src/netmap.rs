@@ -1,6 +1,9 @@
 //! The netmap: what the messages of one map stream add up to (protocol.md 1.7).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -24,7 +27,8 @@ const MAX_NAMED: usize = 256;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NetMap {
     pub self_node: Option<Node>,
-    pub peers: BTreeMap<NodeId, Node>,
+    /// Shared with whoever follows the netmap: most of them stay as they are for long.
+    pub peers: BTreeMap<NodeId, Arc<Node>>,
     /// In force is their concatenation, see [`Self::filter_rules`].
     pub filters: BTreeMap<String, Vec<FilterRule>>,
     pub derp_map: DerpMap,
@@ -67,6 +71,12 @@ impl Changes {
         !(self.peers_added.is_empty()
             && self.peers_changed.is_empty()
             && self.peers_removed.is_empty())
+    }
+
+    /// All that were added, changed or removed.
+    pub fn peers(&self) -> impl Iterator<Item = NodeId> {
+        let changed = self.peers_added.iter().chain(&self.peers_changed);
+        changed.chain(&self.peers_removed).copied()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -268,7 +278,7 @@ impl NetMap {
         }
     }
 
-    fn put_peer(&mut self, node: Node, changes: &mut Changes) {
+    fn put_peer(&mut self, node: Arc<Node>, changes: &mut Changes) {
         let id = node.id;
         let full = self.peers.len() >= MAX_NODES;
         match self.peers.get_mut(&id) {
@@ -294,9 +304,10 @@ impl NetMap {
         let Some(node) = self.peers.get_mut(&id) else {
             return;
         };
-        let before = node.clone();
-        change(node);
-        if *node != before {
+        let mut after = Node::clone(node);
+        change(&mut after);
+        if after != **node {
+            *node = Arc::new(after);
             changes.note_changed(id);
         }
     }
@@ -311,9 +322,9 @@ impl Changes {
 }
 
 struct PeerChanges {
-    all: Vec<Node>,
+    all: Vec<Arc<Node>>,
     removed: Vec<NodeId>,
-    changed: Vec<Node>,
+    changed: Vec<Arc<Node>>,
     seen: BTreeMap<NodeId, bool>,
     online: BTreeMap<NodeId, bool>,
     patches: Vec<PeerChange>,

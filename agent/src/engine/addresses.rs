@@ -44,11 +44,10 @@ impl RelayAddresses {
         address
     }
 
-    /// Forgets peers that are not in `kept`.
-    pub fn retain(&mut self, kept: &BTreeSet<NodePublic>) {
-        let taken = &mut self.taken;
-        self.by_peer
-            .retain(|peer, address| kept.contains(peer) || !taken.remove(address));
+    pub fn forget(&mut self, peer: &NodePublic) {
+        if let Some(address) = self.by_peer.remove(peer) {
+            self.taken.remove(&address);
+        }
     }
 }
 
@@ -85,7 +84,7 @@ mod tests {
         addresses.adopt(a, SocketAddr::new(found.into(), 41642));
         addresses.adopt(b, "192.0.2.1:41641".parse().unwrap());
         assert_eq!(addresses.of(a), found);
-        addresses.retain(&BTreeSet::new());
+        addresses.forget(&a);
         addresses.adopt(b, SocketAddr::new(found.into(), 41642));
         assert_eq!(addresses.of(b), found);
     }

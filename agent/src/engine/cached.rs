@@ -30,7 +30,6 @@ impl Engine {
         );
         node.take_cached(cached.map, cached.saved, now, clock);
         session.set_derp_map();
-        session.table_is_stale();
         self.reconcile_at = now;
     }
 

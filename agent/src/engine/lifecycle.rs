@@ -185,8 +185,7 @@ impl Engine {
                     session.set_derp_map();
                 }
                 if consequences.kernel {
-                    session.table_is_stale();
-                    self.reconcile_soon(now);
+                    self.program_soon(now);
                 }
                 if consequences.kernel || consequences.derp_map {
                     // Before anything of it is programmed.

@@ -16,14 +16,14 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
 use tracing::{debug, info, warn};
 
-use super::Sources;
+use super::{Sources, node::Relays};
 use crate::{
     derp::{DerpEvent, DerpPool, Why},
     kernel::{KernelError, KernelOptions},
     tls::TlsConfig,
     traversal::{
         port::{Datagram, Port},
-        relay::{FromRelay, Inlet, RelayDoor, RelayEvent, RelayTable, Relayed},
+        relay::{FromRelay, Inlet, RelayDoor, RelayEvent, Relayed},
         stun::{Probed, Prober},
     },
 };
@@ -135,8 +135,12 @@ impl Net {
     }
 
     /// To be called after WireGuard has the peers.
-    pub fn set_table(&self, table: RelayTable) {
-        self.door.set_table(table);
+    pub fn set_relays(&self, relays: Relays) {
+        match relays {
+            Relays::Whole(table) => self.door.set_table(table),
+            Relays::Changes(changes) if changes.is_empty() => {}
+            Relays::Changes(changes) => self.door.change(changes),
+        }
     }
 
     pub fn send(&self, region: RegionId, to: NodePublic, bytes: Vec<u8>) {

@@ -1,5 +1,7 @@
 //! This node's data plane: from the netmap to kernel state and relay table. No sockets; the kernel is behind its seam.
 
+mod follow;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -7,25 +9,23 @@ use std::{
 };
 
 use lowroad_core::{
-    desired::PeerStats,
+    desired::{Desired, Observed, PeerStats},
     filter::{self, Compiled},
-    intent::{self, Choices},
-    path::{Config, PathPeer, Paths},
+    intent::{Choices, Held, Intent},
+    path::{Config, Paths},
     plan::{AllowedIps, Step, plan},
 };
 use lowroad_wire::{
     control::{Malformed, MapResponse},
     key::{DiscoPrivate, NodePublic},
-    netmap::NetMap,
+    netmap::{Changes, NetMap},
 };
 use time::OffsetDateTime;
 use tracing::{debug, error, info, warn};
 
+pub use self::follow::Relays;
 use super::{addresses::RelayAddresses, whole};
-use crate::{
-    kernel::{Kernel, KernelError},
-    traversal::relay::{RelayEntry, RelayTable},
-};
+use crate::kernel::{Kernel, KernelError};
 
 /// Parts of a policy that are not in force and are told of.
 const MAX_NOTES: usize = 16;
@@ -35,6 +35,10 @@ const MAX_MALFORMED: usize = 64;
 /// What a netmap message asks the engine to do beside reconciling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Consequences {
+    /// It began a new netmap.
+    pub begins: bool,
+    /// The netmap is another one than before.
+    pub netmap: bool,
     pub derp_map: bool,
     /// Peers, addresses or rules changed: the kernel is to be reconciled.
     pub kernel: bool,
@@ -56,6 +60,7 @@ pub struct Node {
     pub was_programmed: bool,
     /// An earlier agent, or an earlier identity, left a device.
     pub found_device: bool,
+    /// Of those that have exchanged anything.
     pub stats: BTreeMap<NodePublic, PeerStats>,
     relay_port: u16,
     relays: RelayAddresses,
@@ -63,8 +68,15 @@ pub struct Node {
     adopted: BTreeMap<NodePublic, SocketAddr>,
     /// The next message begins a new netmap.
     fresh: bool,
-    /// How many peers were routable at the last look: a key expires without a message.
-    routable: usize,
+    /// What the netmap asks for; `None` if it is to be read anew.
+    intent: Option<Intent>,
+    /// How the kernel differs from that, unless everything is to be compared.
+    held: Held,
+    /// What the kernel holds is to be read, and everything compared.
+    whole: bool,
+    /// Peers whose relay entry may have changed, and whether all of them have.
+    relay_changed: BTreeSet<NodePublic>,
+    relay_whole: bool,
     filter_stale: bool,
     installed: Option<Compiled>,
     /// Why nothing passes: the policy of the netmap cannot be put in force.
@@ -134,7 +146,11 @@ impl Node {
             relays,
             adopted,
             fresh: true,
-            routable: 0,
+            intent: None,
+            held: Held::default(),
+            whole: true,
+            relay_changed: BTreeSet::new(),
+            relay_whole: true,
             filter_stale: true,
             installed: None,
             closed: None,
@@ -151,8 +167,7 @@ impl Node {
         self.map = Some(NetMap::default());
         self.cached = None;
         self.fresh = true;
-        self.filter_stale = true;
-        self.programmed = false;
+        self.read_anew();
     }
 
     /// Goes on with what an earlier agent knew, until the server sends a netmap.
@@ -166,9 +181,8 @@ impl Node {
         self.map = Some(map);
         self.cached = Some(saved);
         self.fresh = true;
-        self.filter_stale = true;
-        self.programmed = false;
-        self.update_paths(now, clock);
+        self.read_anew();
+        self.follow(&Changes::default(), now, clock);
     }
 
     /// Nobody renews the own key while the server is away: with it ends what the kept netmap allowed.
@@ -227,70 +241,52 @@ impl Node {
             filter = changes.filter,
             "netmap"
         );
-        let peers = begins || changes.any_peers();
-        let consequences = Consequences {
-            derp_map: begins || changes.derp,
-            kernel: peers || changes.filter || changes.self_node,
-        };
         self.map = Some(map);
-        if consequences.kernel {
-            self.filter_stale = true;
-            self.programmed = false;
+        if begins {
+            self.read_anew();
         }
-        if peers {
-            self.update_paths(now, clock);
+        self.follow(&changes, now, clock);
+        Consequences {
+            begins,
+            netmap: begins || !changes.is_empty(),
+            derp_map: begins || changes.derp,
+            kernel: !self.programmed,
         }
-        consequences
     }
 
     /// The preferences have changed.
     pub fn set_choices(&mut self, choices: Choices) {
         self.choices = choices;
-        self.filter_stale = true;
-        self.programmed = false;
+        self.read_anew();
     }
 
-    fn update_paths(&mut self, now: Instant, clock: OffsetDateTime) {
-        let Some(map) = &self.map else { return };
-        let clock = map.control_time(clock);
-        self.routable = intent::routable_peers(map, clock).count();
-        let mut peers = Vec::new();
-        let mut kept = BTreeSet::new();
-        for node in intent::routable_peers(map, clock).filter(|node| !node.is_wireguard_only) {
-            kept.insert(node.key);
-            peers.push(PathPeer {
-                key: node.key,
-                disco: node.disco_key,
-                home: node.home_region(),
-                endpoints: node.endpoints.clone(),
-                relay_address: self.relays.of(node.key),
-                adopted: self.adopted.get(&node.key).copied(),
-            });
-        }
-        self.paths.set_peers(now, peers);
-        self.relays.retain(&kept);
-        self.stats.retain(|key, _| kept.contains(key));
-        self.adopted.clear();
+    /// The kernel may hold something else than it was told: everything is to be compared with it.
+    pub fn compare_whole(&mut self) {
+        self.whole = true;
     }
 
     /// Makes the kernel hold what netmap and preferences want. Returns how many steps that took; none if it did already.
     ///
     /// Without a netmap nothing is done: what an earlier agent left stays in force, and a new device does not exist yet.
     ///
-    /// With one, a policy that may be older must not stay in force: what fails is tried a second time at once, and if the policy isn't in force then, nothing
-    /// passes until it is.
+    /// What is known to have changed is programmed; everything is compared where that is asked for, and after a failure.
+    ///
+    /// With a netmap, a policy that may be older must not stay in force: what fails is tried a second time at once, and if the policy isn't in force then,
+    /// nothing passes until it is.
     pub async fn reconcile(
         &mut self,
         now: Instant,
         clock: OffsetDateTime,
     ) -> Result<usize, KernelError> {
         let older_policy = self.found_device || self.was_programmed;
+        let part = !self.whole;
         match self.bring_about(now, clock).await {
-            Err(why) if self.filter_stale && older_policy => {
-                debug!(%why, "trying once more before the filter is closed");
+            Err(why) if part || (self.filter_stale && older_policy) => {
+                debug!(%why, "trying once more, with everything compared");
                 let again = self.bring_about(now, clock).await;
                 if let Err(why) = &again
                     && self.filter_stale
+                    && older_policy
                 {
                     self.close(why).await;
                 }
@@ -305,27 +301,28 @@ impl Node {
         now: Instant,
         clock: OffsetDateTime,
     ) -> Result<usize, KernelError> {
-        let Some(map) = &self.map else { return Ok(0) };
-        if intent::routable_peers(map, map.control_time(clock)).count() != self.routable {
-            self.filter_stale = true;
-            self.update_paths(now, clock);
+        if self.map.is_none() {
+            return Ok(0);
         }
+        // Keys expire without a message.
+        self.follow(&Changes::default(), now, clock);
         self.programmed = false;
-        let new_filter = self.stale_filter(clock).await;
-        let observed = self.kernel.observe().await?;
-        // A peer may have moved by itself, and be right: Paths has to see that before its choice is put back.
-        if observed.device.is_some() {
-            self.read_stats(now).await?;
-        }
-        let Some(map) = &self.map else { return Ok(0) };
-        let clock = map.control_time(clock);
-        let desired = intent::desired(map, &self.choices, |key| self.paths.endpoint(key), clock);
+        let mut new_filter = self.stale_filter().await;
+        // Whatever fails from here on: what the kernel holds then is to be read.
+        let whole = std::mem::replace(&mut self.whole, true);
+        let (desired, observed) = if whole {
+            self.compared(now).await?
+        } else {
+            self.intent()
+                .part(&self.held, &self.choices, |key| self.paths.endpoint(key))
+        };
         let steps = plan(&desired, &observed);
         let attached = observed
             .device
             .as_ref()
             .is_some_and(|device| device.filter_attached);
-        if attached && let Some(compiled) = &new_filter {
+        drop((desired, observed));
+        if attached && let Some(compiled) = new_filter.take() {
             self.install(compiled).await?;
         }
         for step in &steps {
@@ -336,36 +333,52 @@ impl Node {
             .position(|step| matches!(step, Step::AttachFilter));
         let (first, rest) = steps.split_at(attach.map_or(0, |attach| attach + 1));
         self.kernel.apply_all(first).await?;
-        if attach.is_some() {
-            let compiled = new_filter.as_ref().or(self.installed.as_ref()).cloned();
-            if let Some(compiled) = &compiled {
-                self.install(compiled).await?;
-            }
+        if attach.is_some()
+            && let Some(compiled) = new_filter.or_else(|| self.installed.take())
+        {
+            self.install(compiled).await?;
         }
         self.kernel.apply_all(rest).await?;
+        self.held.clear();
+        self.whole = false;
+        self.relay_whole |= whole;
         self.programmed = true;
         self.was_programmed = true;
         Ok(steps.len())
     }
 
+    /// All that the kernel shall hold, and all that it holds.
+    async fn compared(&mut self, now: Instant) -> Result<(Desired, Observed), KernelError> {
+        let observed = self.kernel.observe().await?;
+        // A peer may have moved by itself, and be right: Paths has to see that before its choice is put back.
+        if observed.device.is_some() {
+            self.read_stats(now).await?;
+        }
+        let desired = self
+            .intent()
+            .desired(&self.choices, |key| self.paths.endpoint(key));
+        Ok((desired, observed))
+    }
+
     /// The filter of the netmap, if it isn't the installed one.
-    async fn stale_filter(&mut self, clock: OffsetDateTime) -> Option<Compiled> {
+    async fn stale_filter(&mut self) -> Option<Compiled> {
         if !self.filter_stale {
             return None;
         }
-        let map = self.map.as_ref()?;
-        let input = intent::filter_input(map, &self.choices, map.control_time(clock));
+        let input = self
+            .intent()
+            .filter_input(self.map.as_ref()?, &self.choices);
         let compiled = compile(input).await;
         // It stays stale until it is installed, whatever fails before.
         self.filter_stale = self.installed.as_ref() != Some(&compiled);
         self.filter_stale.then_some(compiled)
     }
 
-    async fn install(&mut self, compiled: &Compiled) -> Result<(), KernelError> {
+    async fn install(&mut self, compiled: Compiled) -> Result<(), KernelError> {
         // If this fails it is not known what is in force.
         self.installed = None;
         self.filter_stale = true;
-        self.kernel.install_filter(compiled).await?;
+        self.kernel.install_filter(&compiled).await?;
         info!(
             rules = compiled.rules.len(),
             "the packet filter is in force"
@@ -373,7 +386,7 @@ impl Node {
         for note in compiled.notes.iter().take(MAX_NOTES) {
             warn!(note, "part of the policy is not in force");
         }
-        self.installed = Some(compiled.clone());
+        self.installed = Some(compiled);
         self.filter_stale = false;
         self.closed = None;
         Ok(())
@@ -414,17 +427,21 @@ impl Node {
     pub async fn read_stats(&mut self, now: Instant) -> Result<(), KernelError> {
         let stats = self.kernel.peer_stats().await?;
         self.paths.on_stats(now, &stats);
-        self.stats = stats.into_iter().map(|stats| (stats.key, stats)).collect();
+        let alive = stats
+            .into_iter()
+            .filter(|stats| stats.last_handshake.is_some() || stats.rx_bytes + stats.tx_bytes > 0);
+        self.stats = alive.map(|stats| (stats.key, stats)).collect();
         Ok(())
     }
 
-    /// Programs one peer's endpoint, and touches nothing else. A peer that the kernel doesn't have yet gets it when it is added.
+    /// Programs one peer's endpoint, and touches nothing else. A peer that the kernel is behind with gets it with the rest.
     pub async fn set_endpoint(
         &mut self,
         peer: NodePublic,
         endpoint: SocketAddr,
     ) -> Result<(), KernelError> {
-        if !self.programmed {
+        self.relay_changed.insert(peer);
+        if self.whole || self.held.has(&peer) {
             return Ok(());
         }
         let step = Step::UpdatePeer {
@@ -432,37 +449,9 @@ impl Node {
             endpoint: Some(endpoint),
             allowed_ips: AllowedIps::Keep,
         };
-        self.kernel.apply(&step).await
-    }
-
-    /// How every peer is relayed.
-    pub fn relay_table(&mut self, clock: OffsetDateTime) -> RelayTable {
-        let Some(map) = &self.map else {
-            return RelayTable::new();
-        };
-        let clock = map.control_time(clock);
-        let mut table = RelayTable::new();
-        for node in intent::routable_peers(map, clock).filter(|node| !node.is_wireguard_only) {
-            let address = self.relays.of(node.key);
-            let region = self
-                .paths
-                .status(&node.key)
-                .and_then(|status| status.relay)
-                .or(node.home_region());
-            let endpoint = self
-                .paths
-                .endpoint(&node.key)
-                .unwrap_or_else(|| SocketAddr::new(address.into(), self.relay_port));
-            table.insert(
-                node.key,
-                RelayEntry {
-                    address,
-                    region,
-                    endpoint,
-                },
-            );
-        }
-        table
+        let applied = self.kernel.apply(&step).await;
+        self.whole |= applied.is_err();
+        applied
     }
 }
 

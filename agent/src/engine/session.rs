@@ -64,7 +64,6 @@ pub struct Session {
     facts: Facts,
     acknowledged: u64,
     pub pings: Pings,
-    table_stale: bool,
     /// The user wants a new login although the old one may be valid: until it is done, what the kernel holds stays.
     forced_login: bool,
     check_filter_at: Instant,
@@ -104,7 +103,6 @@ impl Session {
             facts,
             acknowledged: 0,
             pings: Pings::default(),
-            table_stale: false,
             forced_login,
             check_filter_at: Instant::now() + CHECK_FILTER,
             revival: (plane.dataplane == Dataplane::Userspace)
@@ -121,11 +119,6 @@ impl Session {
             dataplane: self.dataplane,
             why_userspace: self.why_userspace,
         })
-    }
-
-    /// Peers or their relays have changed.
-    pub fn table_is_stale(&mut self) {
-        self.table_stale = true;
     }
 
     pub fn acknowledge(&mut self, generation: u64) {
@@ -248,7 +241,7 @@ impl Session {
             return;
         };
         let known = |peer: &&NodeFacts| peer.disco_key == Some(envelope.sender);
-        let Some(peer) = map.peers.values().find(known) else {
+        let Some(peer) = map.peers.values().map(|peer| &**peer).find(known) else {
             return;
         };
         let stats = node.stats.get(&peer.key);
@@ -288,11 +281,17 @@ impl Session {
         }
     }
 
+    /// Everything is to be compared with the kernel the next time.
+    pub fn compare_whole(&mut self) {
+        if let Some(node) = &mut self.node {
+            node.compare_whole();
+        }
+    }
+
     pub async fn reconcile(&mut self, now: Instant) -> Result<usize, KernelError> {
         let Some(node) = &mut self.node else {
             return Ok(0);
         };
-        self.table_stale = true;
         let clock = OffsetDateTime::now_utc();
         node.drop_expired_cache(clock);
         node.reconcile(now, clock).await
@@ -316,7 +315,6 @@ impl Session {
                     }
                 }
                 Command::SetEndpoint { peer, endpoint } => {
-                    self.table_stale = true;
                     node.set_endpoint(peer, endpoint).await?;
                 }
                 Command::RefreshEndpoints => {
@@ -332,9 +330,7 @@ impl Session {
             }
         }
         if let Some(net) = &mut self.net {
-            if std::mem::take(&mut self.table_stale) {
-                net.set_table(node.relay_table(OffsetDateTime::now_utc()));
-            }
+            net.set_relays(node.take_relays());
             if net.take_new_endpoints() {
                 node.paths.set_local_endpoints(
                     now,

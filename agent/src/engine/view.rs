@@ -373,7 +373,7 @@ impl Engine {
 
     fn whois(&self, who: Who) -> Option<WhoIs> {
         let map = self.map()?;
-        let mut nodes = map.peers.values().chain(&map.self_node);
+        let mut nodes = map.peers.values().map(|node| &**node).chain(&map.self_node);
         let node = nodes.find(|node| match who {
             Who::Address(ip) => node.ips().any(|own| own == ip),
             Who::Key(key) => node.key == key,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use futures_util::FutureExt;
 use lowroad_core::desired::{Observed, PeerStats};
 use lowroad_core::filter::{Compiled, FilterCounters, FilterEvent};
-use lowroad_core::plan::{Step, apply_to_model};
+use lowroad_core::plan::{Model, Step};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
@@ -33,7 +33,7 @@ type Failure = Box<dyn FnMut(&Step) -> bool + Send>;
 
 #[derive(Default)]
 struct State {
-    observed: Observed,
+    model: Model,
     steps: Vec<Step>,
     installed: Vec<Compiled>,
     /// Installations that are to fail.
@@ -49,7 +49,7 @@ struct State {
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("State")
-            .field("observed", &self.observed)
+            .field("observed", self.model.observed())
             .field("steps", &self.steps)
             .finish_non_exhaustive()
     }
@@ -84,12 +84,15 @@ pub async fn start(dataplane: Dataplane) -> std::io::Result<(Started, FakeHandle
 
 impl FakeHandle {
     pub fn observed(&self) -> Observed {
-        self.lock().observed.clone()
+        self.lock().model.observed().clone()
     }
 
     /// Changes what is there behind the agent's back.
     pub fn change(&self, change: impl FnOnce(&mut Observed)) {
-        change(&mut self.lock().observed);
+        let mut state = self.lock();
+        let mut observed = std::mem::take(&mut state.model).into_observed();
+        change(&mut observed);
+        state.model = observed.into();
     }
 
     /// Steps since the last call.
@@ -156,7 +159,7 @@ impl Kernel for FakeKernel {
         let state = lock(&self.state);
         let result = match state.fail_observe {
             true => Err(KernelError::Injected("observe".into())),
-            false => Ok(state.observed.clone()),
+            false => Ok(state.model.observed().clone()),
         };
         async move { result }.boxed()
     }
@@ -169,7 +172,7 @@ impl Kernel for FakeKernel {
         let result = if fails {
             Err(KernelError::Injected(format!("{step:?}")))
         } else {
-            apply_to_model(&mut state.observed, step);
+            state.model.apply(step);
             Ok(())
         };
         async move { result }.boxed()
@@ -188,7 +191,8 @@ impl Kernel for FakeKernel {
     fn install_filter<'a>(&'a mut self, compiled: &'a Compiled) -> KernelFuture<'a, ()> {
         let mut state = lock(&self.state);
         let attached = state
-            .observed
+            .model
+            .observed()
             .device
             .as_ref()
             .is_some_and(|device| device.filter_attached);
@@ -214,7 +218,7 @@ impl Kernel for FakeKernel {
 
     fn filter_is_lost(&mut self) -> bool {
         let state = lock(&self.state);
-        let device = state.observed.device.as_ref();
+        let device = state.model.observed().device.as_ref();
         device.is_some_and(|device| !device.filter_attached)
     }
 
@@ -229,7 +233,7 @@ impl Kernel for FakeKernel {
 
     fn teardown(&mut self) -> KernelFuture<'_, ()> {
         let mut state = lock(&self.state);
-        state.observed = Observed::default();
+        state.model = Model::default();
         state.torn_down = true;
         async move { Ok(()) }.boxed()
     }

@@ -134,6 +134,24 @@ struct Table {
     by_address: HashMap<Ipv4Addr, NodePublic>,
 }
 
+impl Table {
+    fn change(&mut self, key: NodePublic, entry: Option<RelayEntry>) {
+        let old = match entry {
+            Some(entry) => self.by_key.insert(key, entry),
+            None => self.by_key.remove(&key),
+        };
+        // By now another peer may have its address.
+        if let Some(old) = old
+            && self.by_address.get(&old.address) == Some(&key)
+        {
+            self.by_address.remove(&old.address);
+        }
+        if let Some(entry) = entry {
+            self.by_address.insert(entry.address, key);
+        }
+    }
+}
+
 impl RelayDoor {
     /// Opens the socket on `lo` at `port` (WireGuard's port plus one) and starts to pass what WireGuard sends to
     /// `send`, which must not block: `DerpPool::send`. `mark` is that of WireGuard's packets.
@@ -195,13 +213,12 @@ impl RelayDoor {
         self.inner.release_held();
     }
 
-    /// Adds or changes one peer; for [`lowroad_core::path::Command::SetEndpoint`], after WireGuard has it.
-    pub fn set_entry(&self, key: NodePublic, entry: RelayEntry) {
+    /// Adds, changes or removes (`None`) single peers, likewise after WireGuard has them.
+    pub fn change(&self, changes: impl IntoIterator<Item = (NodePublic, Option<RelayEntry>)>) {
         let mut table = self.inner.write();
-        if let Some(old) = table.by_key.insert(key, entry) {
-            table.by_address.remove(&old.address);
+        for (key, entry) in changes {
+            table.change(key, entry);
         }
-        table.by_address.insert(entry.address, key);
         drop(table);
         self.inner.release_held();
     }

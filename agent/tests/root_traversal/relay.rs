@@ -59,7 +59,7 @@ fn what_is_injected_comes_to_the_address_that_answers_leave_from() {
             // Only what is sent to this address arrives. WireGuard would answer from `::1` to what comes there.
             let own = UdpSocket::bind("[fd09::1]:41641").await.unwrap();
             let (door, _events) = RelayDoor::start(RELAY_PORT, PORT, MARK, |_, _, _| {}).unwrap();
-            door.set_entry(key(1), entry(1, Some(REGION), endpoint));
+            door.change([(key(1), Some(entry(1, Some(REGION), endpoint)))]);
             let data = a_data_packet(500);
             door.deliver(&[from_relay(1, &data)]);
             assert_eq!(receive(&own).await, (data, endpoint));
@@ -212,7 +212,7 @@ fn the_first_handshake_of_an_unknown_key_waits_for_its_peer() {
             key(2),
             entry(2, Some(REGION), relay(2)),
         )]));
-        door.set_entry(key(1), entry(1, Some(REGION), relay(1)));
+        door.change([(key(1), Some(entry(1, Some(REGION), relay(1))))]);
         assert_eq!(receive(&v4).await, (initiation, relay(1)));
         door.deliver(&[from_relay(2, &a_data_packet(50))]);
         assert_eq!(

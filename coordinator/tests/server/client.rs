@@ -408,5 +408,6 @@ pub fn peer<'a>(netmap: &'a NetMap, name: &str) -> Option<&'a lowroad_wire::cont
     netmap
         .peers
         .values()
+        .map(|node| &**node)
         .find(|node| node.name == format!("{name}.tail.test."))
 }

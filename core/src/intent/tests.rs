@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::desired::DEFAULT_MARK;
 
+mod follow;
+
 fn choices(accept_routes: bool) -> Choices {
     Choices {
         device: "lowroad0".into(),

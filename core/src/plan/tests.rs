@@ -293,7 +293,7 @@ prop_compose! {
             mtu: desired.mtu, up, filter_attached, addresses: desired.addresses,
             public_key: Some(desired.wireguard.private_key.public()),
             listen_port: desired.wireguard.listen_port, fwmark: desired.wireguard.fwmark,
-            peers: without_double_owners(&desired.wireguard.peers),
+            peers: without_double_owners(&desired.wireguard.peers).into_owned(),
         };
         Observed { device: present.then_some(device), routes: desired.routes, rules: desired.rules }
     }

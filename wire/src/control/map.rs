@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -131,10 +131,18 @@ pub struct MapResponse {
     #[serde(rename = "DERPMap", skip_serializing_if = "Option::is_none")]
     pub derp_map: Option<DerpMapUpdate>,
     /// Unless empty: all of the peers, instead of any other change of them.
-    #[serde(rename = "Peers", skip_serializing_if = "Vec::is_empty")]
-    pub peers: Vec<Node>,
-    #[serde(rename = "PeersChanged", skip_serializing_if = "Vec::is_empty")]
-    pub peers_changed: Vec<Node>,
+    #[serde(
+        rename = "Peers",
+        serialize_with = "shared",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub peers: Vec<Arc<Node>>,
+    #[serde(
+        rename = "PeersChanged",
+        serialize_with = "shared",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub peers_changed: Vec<Arc<Node>>,
     #[serde(rename = "PeersRemoved", skip_serializing_if = "Vec::is_empty")]
     pub peers_removed: Vec<NodeId>,
     #[serde(rename = "PeersChangedPatch", skip_serializing_if = "Vec::is_empty")]
@@ -250,6 +258,11 @@ pub struct PeerChange {
         skip_serializing_if = "Option::is_none"
     )]
     pub key_expiry: Option<OffsetDateTime>,
+}
+
+/// serde's own way needs a feature of it.
+fn shared<S: serde::Serializer>(nodes: &[Arc<Node>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(nodes.iter().map(Arc::as_ref))
 }
 
 fn cap_map<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<CapMap>, D::Error> {

@@ -1,6 +1,6 @@
 //! Reading a [`MapResponse`] so that one malformed piece costs that piece and nothing more.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -173,7 +173,7 @@ impl Reader {
         )
     }
 
-    fn nodes(&mut self, name: &'static str) -> Vec<Node> {
+    fn nodes(&mut self, name: &'static str) -> Vec<Arc<Node>> {
         let raw = self.take(name);
         let elements = raw.as_deref().and_then(|raw| self.elements(name, raw));
         let elements = elements.unwrap_or_default();
@@ -183,7 +183,7 @@ impl Reader {
         }
         elements
             .iter()
-            .filter_map(|element| self.node(name, element))
+            .filter_map(|element| self.node(name, element).map(Arc::new))
             .collect()
     }
 

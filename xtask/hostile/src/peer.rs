@@ -39,7 +39,7 @@ pub async fn run(args: &Args) -> Result<()> {
     let mut poll = member.poll(own_name, &[endpoint]).await?;
     let name = args.text("victim")?;
     let victim = poll
-        .until(|netmap| find(netmap.peers.values(), name))
+        .until(|netmap| find(netmap.peers.values().map(|node| &**node), name))
         .await?;
     let (attack, end) = (args.text("attack")?, Instant::now() + args.duration()?);
     let sent = match attack {

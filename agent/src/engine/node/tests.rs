@@ -108,6 +108,100 @@ async fn a_change_of_one_of_a_thousand_peers_touches_only_that_peer() {
 }
 
 #[tokio::test]
+async fn a_change_reads_nothing_back_and_what_the_kernel_lost_is_put_right_by_comparing() {
+    let (mut node, kernel) = node_on(|_| {}).await;
+    take(&mut node, &netmap(1..=3));
+    reconcile(&mut node).await;
+    kernel.fail_observe(true);
+    let consequences = take(&mut node, &json!({"OnlineChange": {"2": true}}));
+    assert!(consequences.netmap && !consequences.kernel && node.programmed);
+    assert!(
+        take(
+            &mut node,
+            &json!({"PeersChanged": [peer(4)], "PeersRemoved": [2]})
+        )
+        .kernel
+    );
+    assert!(!node.programmed);
+    reconcile(&mut node).await;
+    kernel.heal();
+    let keys = |kernel: &FakeHandle| -> Vec<_> {
+        kernel
+            .observed()
+            .device
+            .unwrap()
+            .peers
+            .into_keys()
+            .collect()
+    };
+    let mut expected = [peer_key(2), peer_key(3), peer_key(4)];
+    expected.sort();
+    assert_eq!(keys(&kernel), expected);
+
+    kernel.change(|observed| observed.device.as_mut().unwrap().peers.clear());
+    assert_eq!(reconcile(&mut node).await, 0);
+    node.compare_whole();
+    assert_eq!(reconcile(&mut node).await, 3);
+    assert_eq!(keys(&kernel), expected);
+}
+
+#[tokio::test]
+async fn a_part_that_fails_is_made_up_for_by_comparing_everything_at_once() {
+    let (mut node, kernel) = node_on(|_| {}).await;
+    take(&mut node, &netmap(1..=3));
+    reconcile(&mut node).await;
+    kernel.change(|observed| observed.device = None);
+    let mut failures = 1;
+    kernel.fail_steps(move |step| {
+        let fails = failures > 0 && matches!(step, Step::AddPeer { .. });
+        failures -= i32::from(fails);
+        fails
+    });
+    take(&mut node, &json!({"PeersChanged": [peer(4)]}));
+    reconcile(&mut node).await;
+    assert_eq!(kernel.observed().device.unwrap().peers.len(), 4);
+    assert!(node.programmed);
+}
+
+#[tokio::test]
+async fn a_relay_entry_follows_its_peer_and_waits_until_the_kernel_has_it() {
+    let (mut node, _kernel) = node_on(|_| {}).await;
+    let changes = |node: &mut Node| match node.take_relays() {
+        Relays::Changes(changes) => changes,
+        Relays::Whole(table) => panic!("of all {} peers", table.len()),
+    };
+    take(&mut node, &netmap(1..=3));
+    assert!(changes(&mut node).is_empty());
+    reconcile(&mut node).await;
+    assert!(matches!(node.take_relays(), Relays::Whole(table) if table.len() == 3));
+    let mut moved = peer(1);
+    moved["HomeDERP"] = json!(7);
+    take(
+        &mut node,
+        &json!({"PeersChanged": [moved, peer(4)], "PeersRemoved": [3]}),
+    );
+    let region = |entry: &Option<crate::traversal::relay::RelayEntry>| {
+        entry.map(|entry| entry.region.unwrap().0)
+    };
+    let told: BTreeMap<_, _> = changes(&mut node)
+        .iter()
+        .map(|(key, entry)| (*key, region(entry)))
+        .collect();
+    assert_eq!(
+        told,
+        [(peer_key(1), Some(7))].into(),
+        "the kernel is behind with the others"
+    );
+    reconcile(&mut node).await;
+    let told: BTreeMap<_, _> = changes(&mut node)
+        .iter()
+        .map(|(key, entry)| (*key, region(entry)))
+        .collect();
+    assert_eq!(told, [(peer_key(2), None), (peer_key(4), Some(999))].into());
+    assert!(changes(&mut node).is_empty());
+}
+
+#[tokio::test]
 async fn an_endpoint_is_set_without_touching_anything_else() {
     let (mut node, kernel) = node_on(|_| {}).await;
     take(&mut node, &netmap(1..=10));
@@ -143,7 +237,7 @@ async fn without_a_netmap_nothing_is_made_and_without_rules_everything_is_droppe
     assert_eq!(reconcile(&mut node).await, 0);
     assert!(kernel.observed().device.is_none());
     take(&mut node, &json!({"Node": own(), "Peers": [peer(1)]}));
-    let mut judge = Evaluator::new(&intent::filter_input(
+    let mut judge = Evaluator::new(&lowroad_core::intent::filter_input(
         node.map.as_ref().unwrap(),
         &node.choices,
         OffsetDateTime::UNIX_EPOCH,
@@ -314,6 +408,7 @@ async fn while_a_policy_cannot_be_put_in_force_nothing_passes_by_the_one_before(
         let mut message = other_policy();
         message["PacketFilter"][0]["DstPorts"][0]["Ports"] = json!({"First": port, "Last": port});
         take(&mut node, &message);
+        node.compare_whole();
         cause(&kernel);
         assert!(node.reconcile(Instant::now(), clock).await.is_err());
         assert!(kernel.is_closed() && node.closed().is_some());
@@ -329,6 +424,7 @@ async fn a_failure_that_concerns_no_policy_closes_nothing() {
     take(&mut node, &netmap(1..=1));
     reconcile(&mut node).await;
     kernel.fail_observe(true);
+    node.compare_whole();
     let clock = OffsetDateTime::UNIX_EPOCH;
     assert!(node.reconcile(Instant::now(), clock).await.is_err());
     take(&mut node, &json!({"PeersChanged": [peer(1)]}));
@@ -345,6 +441,7 @@ async fn a_filter_that_somebody_took_off_is_lost_and_comes_back() {
     assert!(!node.filter_is_lost());
     kernel.change(|observed| observed.device.as_mut().unwrap().filter_attached = false);
     assert!(node.filter_is_lost());
+    node.compare_whole();
     reconcile(&mut node).await;
     assert!(!node.filter_is_lost());
     assert_eq!(kernel.installed().len(), 2, "with its policy");
