@@ -353,6 +353,7 @@ impl Engine {
         let Some(session) = &mut self.session else {
             return;
         };
+        self.cache.sync().await;
         match session.reconcile(now).await {
             Ok(steps) => {
                 if steps > 0 {

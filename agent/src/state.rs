@@ -276,6 +276,20 @@ fn new_disco_key(random: &mut impl FnMut(&mut [u8])) -> DiscoPrivate {
 
 /// Writes a new file that only its owner may read, down to the disk.
 fn write_private(path: &Path, parts: &[&[u8]]) -> Result<(), StateError> {
+    let mut file = create_private(path)?;
+    parts
+        .iter()
+        .try_for_each(|part| file.write_all(part))
+        .and_then(|()| file.sync_all())
+        .map_err(|source| StateError::Io {
+            what: "write",
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// A new file, in place of whatever is there.
+fn create_private(path: &Path) -> Result<File, StateError> {
     let failed = |what| {
         let path = path.to_owned();
         move |source| StateError::Io { what, path, source }
@@ -287,17 +301,12 @@ fn write_private(path: &Path, parts: &[&[u8]]) -> Result<(), StateError> {
         }
         _ => {}
     }
-    let mut file = OpenOptions::new()
+    OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .map_err(failed("create"))?;
-    parts
-        .iter()
-        .try_for_each(|part| file.write_all(part))
-        .and_then(|()| file.sync_all())
-        .map_err(failed("write"))
+        .map_err(failed("create"))
 }
 
 /// Renames, down to the disk.

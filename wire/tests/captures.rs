@@ -98,7 +98,7 @@ fn the_netmap_of_node_a_is_what_the_marks_say() {
             .netmap
             .peers
             .values()
-            .all(complete)
+            .all(|peer| complete(peer))
     );
     assert_eq!(
         at("d up, same user as a").netmap.peers[&D].user,

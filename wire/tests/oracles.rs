@@ -384,7 +384,7 @@ fn map_responses(key: NodePublic) -> Vec<MapResponse> {
     };
     let first = MapResponse {
         node: Some(node(1, key)),
-        peers: vec![node(2, key)],
+        peers: vec![node(2, key).into()],
         domain: "tail.lab".into(),
         derp_map: Some(
             DerpMap {

@@ -51,6 +51,7 @@ impl Engine {
     /// The same for an agent that ends: a write that is due is not put off.
     pub(super) fn keep_netmap_now(&mut self) {
         if self.cache.due().is_some()
+            && !self.cache.is_kept()
             && let Some(write) = self.begin_write(Instant::now())
         {
             write.run(OffsetDateTime::now_utc());

@@ -179,17 +179,23 @@ impl Engine {
                 let Some(node) = &mut session.node else {
                     return;
                 };
-                let consequences =
-                    node.take_map(*response, &malformed, now, OffsetDateTime::now_utc());
+                // For the kept netmap; one that begins it is kept as a whole.
+                let difference = (!node.begins() && !response.keep_alive)
+                    .then(|| serde_json::to_vec(&response).expect("what was read can be written"));
+                let clock = OffsetDateTime::now_utc();
+                let consequences = node.take_map(*response, &malformed, now, clock);
+                let clock_offset = node.map.as_ref().and_then(|map| map.clock_offset);
                 if consequences.derp_map {
                     session.set_derp_map();
                 }
                 if consequences.kernel {
                     self.program_soon(now);
                 }
-                if consequences.kernel || consequences.derp_map {
-                    // Before anything of it is programmed.
-                    self.cache.changed(now);
+                // Before anything of it is programmed.
+                match difference.filter(|_| !consequences.begins) {
+                    _ if !consequences.netmap => {}
+                    Some(message) => self.cache.append(now, &message, clock_offset, clock),
+                    None => self.cache.replaced(now),
                 }
             }
             ControlEvent::Acknowledged(generation) => {

@@ -162,6 +162,11 @@ impl Node {
         self.fresh = true;
     }
 
+    /// Whether the next message begins a netmap.
+    pub fn begins(&self) -> bool {
+        self.fresh || self.map.is_none()
+    }
+
     /// The netmap holds no more: no peers, no addresses, and a filter that drops everything.
     pub fn forget_map(&mut self) {
         self.map = Some(NetMap::default());

@@ -38,7 +38,7 @@ async fn every_change_reaches_a_connected_node_promptly() {
     prompt(&mut poll, "join", now, |netmap| peer(netmap, "b").is_some()).await;
     let id = poll.peer("b").unwrap().id;
     let b_is = move |netmap: &NetMap, is: &dyn Fn(&lowroad_wire::control::Node) -> bool| {
-        netmap.peers.get(&id).is_some_and(is)
+        netmap.peers.get(&id).is_some_and(|node| is(node))
     };
 
     let now = Instant::now();

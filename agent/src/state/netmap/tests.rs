@@ -26,7 +26,7 @@ fn map() -> NetMap {
 }
 
 fn keep(cache: &mut NetmapCache, now: Instant) {
-    cache.changed(now);
+    cache.replaced(now);
     assert_eq!(cache.due(), Some(now));
     cache.begin(now, of(1), &map()).run(NOW);
     assert_eq!(cache.due(), None);
@@ -76,29 +76,117 @@ fn a_damaged_file_is_thrown_away_wherever_the_damage_is() {
             assert_eq!((found.map, found.saved), (map(), NOW), "byte {at}");
         }
     }
-    let other = String::from_utf8(whole)
-        .unwrap()
-        .replacen("\"version\":1", "\"version\":2", 1);
-    fs::write(&file, other).unwrap();
-    assert!(cache.load(&of(1), NOW).is_none(), "another version");
     fs::create_dir(&file).unwrap();
     assert!(cache.load(&of(1), NOW).is_none(), "not even a file");
 }
 
+/// A message that gives the peer a name; the netmap with it.
+fn named(name: &str) -> (Vec<u8>, NetMap) {
+    let text =
+        json!({"PeersChanged": [{"ID": 2, "Key": format!("nodekey:{:064x}", 2), "Name": name}]})
+            .to_string();
+    let (response, _) = MapResponse::parse(text.as_bytes()).unwrap();
+    let mut map = map();
+    map.apply(response, NOW);
+    (text.into_bytes(), map)
+}
+
+#[tokio::test]
+async fn what_changes_is_appended_and_found_again_with_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(FILE);
+    let mut cache = NetmapCache::new(dir.path());
+    let (start, later) = (Instant::now(), NOW + time::Duration::HOUR);
+    keep(&mut cache, start);
+    let minute = Some(time::Duration::MINUTE);
+    for name in ["a.", "b."] {
+        cache.append(start, &named(name).0, minute, later);
+    }
+    cache.sync().await;
+    assert!(cache.is_kept() && cache.due().is_none());
+    let found = NetmapCache::new(dir.path()).load(&of(1), later).unwrap();
+    let expected = NetMap {
+        clock_offset: minute,
+        ..named("b.").1
+    };
+    assert_eq!((found.map, found.saved), (expected, later));
+
+    // Of damage in what was appended nothing is loaded, or what was there.
+    let whole = fs::read(&file).unwrap();
+    for at in 0..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 1;
+        fs::write(&file, &bad).unwrap();
+        if let Some(found) = cache.load(&of(1), later) {
+            assert_eq!(found.map.peers, named("b.").1.peers, "byte {at}");
+        }
+    }
+    let text = String::from_utf8(whole).unwrap();
+    let without_the_first: Vec<&str> = text
+        .lines()
+        .enumerate()
+        .filter(|(n, _)| *n != 3)
+        .map(|(_, line)| line)
+        .collect();
+    fs::write(&file, without_the_first.join("\n") + "\n").unwrap();
+    assert!(
+        cache.load(&of(1), later).is_none(),
+        "one of them is missing"
+    );
+}
+
 #[test]
-fn a_change_removes_the_old_netmap_at_once_and_writes_of_the_new_one_keep_a_pause() {
+fn what_changes_during_a_write_is_in_what_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cache = NetmapCache::new(dir.path());
+    let now = Instant::now();
+    cache.replaced(now);
+    let write = cache.begin(now, of(1), &map());
+    cache.append(now, &named("a.").0, None, NOW);
+    assert!(!cache.is_kept() && cache.due().is_none());
+    write.run(NOW);
+    cache.append(now, &named("b.").0, None, NOW);
+    let found = NetmapCache::new(dir.path()).load(&of(1), NOW).unwrap();
+    assert_eq!(found.map, named("b.").1);
+}
+
+#[test]
+fn more_changes_than_netmap_are_written_anew_and_until_then_appended() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(FILE);
+    let mut cache = NetmapCache::new(dir.path());
+    let now = Instant::now();
+    keep(&mut cache, now);
+    let (message, long) = named(&"x".repeat(1000));
+    let mut appended = 0;
+    while cache.due().is_none() {
+        cache.append(now, &message, None, NOW);
+        appended += message.len() as u64;
+        assert!(appended <= MIN_JOURNAL);
+    }
+    assert_eq!(cache.due(), Some(now + WRITE_PAUSE));
+    assert!(fs::metadata(&file).unwrap().len() > MIN_JOURNAL);
+    cache.begin(now, of(1), &long).run(NOW);
+    assert!(fs::metadata(&file).unwrap().len() < 3000);
+    cache.append(now, &named("b.").0, None, NOW);
+    let found = NetmapCache::new(dir.path()).load(&of(1), NOW).unwrap();
+    assert_eq!(found.map, named("b.").1);
+}
+
+#[test]
+fn a_new_netmap_removes_the_old_one_at_once_and_writes_of_the_new_one_keep_a_pause() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE);
     let mut cache = NetmapCache::new(dir.path());
     let start = Instant::now();
     keep(&mut cache, start);
     assert!(file.exists());
-    cache.changed(start + WRITE_PAUSE / 2);
+    cache.replaced(start + WRITE_PAUSE / 2);
     assert!(!file.exists(), "an older policy must not come back");
     assert_eq!(cache.due(), Some(start + WRITE_PAUSE));
 
     let late = cache.begin(start + WRITE_PAUSE, of(1), &map());
-    cache.changed(start + WRITE_PAUSE);
+    cache.replaced(start + WRITE_PAUSE);
     late.run(NOW);
     assert!(
         !file.exists(),
@@ -113,7 +201,7 @@ fn a_change_removes_the_old_netmap_at_once_and_writes_of_the_new_one_keep_a_paus
         .map(|n| (lowroad_wire::control::NodeId(n), peer.clone()))
         .collect();
     drop(cache.begin(start, of(1), &large));
-    cache.changed(start);
+    cache.replaced(start);
     assert_eq!(cache.due(), Some(start + 10 * WRITE_PAUSE));
 }
 

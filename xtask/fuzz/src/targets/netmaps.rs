@@ -153,18 +153,19 @@ pub fn netmap_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// A kept netmap, as a file on the disk: its first line and what follows as they are, and what follows under a first line that is right.
+/// A kept netmap, as a file on the disk: its lines as they are; and those after the first under a first line that is right,
+/// with the checksums that belong to them.
 pub fn netmap_cache(input: &[u8]) {
     let of = Of {
         node_key: NodePublic::from_bytes([3; 32]),
         server: "https://hs.example".to_owned(),
     };
-    let body = input
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .map_or(input, |newline| &input[newline + 1..]);
-    let header = cache::header(&of, NOW, None, body).expect("plain");
-    for text in [input.to_vec(), [&header, body].concat()] {
+    let mut lines = input.split(|byte| *byte == b'\n').skip(1);
+    let mut right = written(&of, NOW, None, lines.next().unwrap_or(input));
+    for (number, line) in lines.filter(|line| !line.is_empty()).enumerate() {
+        right.extend(cache::record(1 + number as u64, line, None, NOW));
+    }
+    for text in [input.to_vec(), right] {
         match cache::parse(&text, &of, NOW) {
             Ok(kept) => kept_again(&of, &kept),
             Err(why) => assert!(why.len() < 100 && !why.contains("privkey:"), "{why}"),
@@ -172,12 +173,24 @@ pub fn netmap_cache(input: &[u8]) {
     }
 }
 
+fn written(
+    of: &Of,
+    saved: OffsetDateTime,
+    clock_offset: Option<time::Duration>,
+    body: &[u8],
+) -> Vec<u8> {
+    let header = cache::header(of, saved, clock_offset, 0);
+    let (text, size) =
+        cache::whole(Vec::new(), &header, |to| to.write_all(body)).expect("memory takes it");
+    assert_eq!(text.len() as u64, size);
+    text
+}
+
 /// What was understood is kept whole the next time.
 fn kept_again(of: &Of, kept: &CachedNetmap) {
     let body = serde_json::to_vec(&kept.map.to_response()).expect("what was read can be written");
-    let header =
-        cache::header(of, kept.saved, kept.map.clock_offset, &body).expect("it is a header");
-    let again = cache::parse(&[header, body].concat(), of, NOW).expect("what we keep, we find");
+    let text = written(of, kept.saved, kept.map.clock_offset, &body);
+    let again = cache::parse(&text, of, NOW).expect("what we keep, we find");
     assert_eq!(again.map, kept.map);
     assert_eq!(again.saved, kept.saved);
 }
