@@ -1,5 +1,7 @@
 //! The netmap: what the messages of one map stream add up to (protocol.md 1.7).
 
+mod room;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -12,6 +14,8 @@ use crate::control::{
     ClientVersion, ControlDialPlan, DerpMap, DisplayMessage, DnsConfig, FilterRule, MapResponse,
     Node, NodeId, PeerChange, TkaInfo, UserId, UserProfile,
 };
+
+pub use self::room::Room;
 
 /// The name of the filter that the field without a name stands for.
 const BASE: &str = "base";
@@ -46,6 +50,8 @@ pub struct NetMap {
     pub audit_log_id: String,
     /// The control server's clock minus ours, as of the last message that told it.
     pub clock_offset: Option<time::Duration>,
+    /// What peers, users, filters and messages for people take. There is an end to it.
+    pub room: Room,
 }
 
 /// What a message changed. A part that was sent again as it was has not changed.
@@ -119,12 +125,7 @@ impl NetMap {
             changes.domain = replace(&mut self.domain, response.domain);
         }
         for profile in response.user_profiles {
-            if self.users.len() >= MAX_NODES && !self.users.contains_key(&profile.id) {
-                changes.left_out += 1;
-                continue;
-            }
-            let known = self.users.insert(profile.id, profile.clone());
-            changes.users |= known != Some(profile);
+            self.put_user(profile, &mut changes);
         }
         if let Some(health) = response.health {
             changes.health |= replace(&mut self.health, health);
@@ -158,6 +159,24 @@ impl NetMap {
         };
         self.apply_peers(peers, now, &mut changes);
         changes
+    }
+
+    fn put_user(&mut self, profile: UserProfile, changes: &mut Changes) {
+        let known = self.users.get(&profile.id);
+        if known == Some(&profile) {
+            return;
+        }
+        let room = Room::of(&profile);
+        let full = known.is_none() && self.users.len() >= MAX_NODES;
+        if full || !self.room.has_room_for(room) {
+            changes.left_out += 1;
+            return;
+        }
+        self.room.take(room);
+        if let Some(before) = self.users.insert(profile.id, profile) {
+            self.room.give(Room::of(&before));
+        }
+        changes.users = true;
     }
 
     /// One message from which an empty netmap becomes this one, but for its clock: for keeping it.
@@ -206,17 +225,39 @@ impl NetMap {
         named: BTreeMap<String, Option<Vec<FilterRule>>>,
         left_out: &mut usize,
     ) -> bool {
-        let before = (base.is_some() || !named.is_empty()).then(|| self.filters.clone());
+        if base.is_none() && named.is_empty() {
+            return false;
+        }
+        let before = self.filters.clone();
         if let Some(rules) = base {
             self.filters.insert(BASE.to_owned(), rules);
         }
         if named.get(ALL).is_some_and(Option::is_none) {
             self.filters.clear();
         }
+        let mut names: Vec<String> = vec![BASE.to_owned()];
+        names.extend(named.keys().cloned());
         for (name, rules) in named {
             change_entry(&mut self.filters, name, rules, left_out);
         }
-        before.is_some_and(|before| before != self.filters)
+        let changed = before != self.filters;
+        if changed {
+            self.room.give(Room::of(&before));
+            // Rules only ever allow: without those that there is no room for, less is admitted, and never more.
+            for name in names {
+                if !self.room.has_room_for(Room::of(&self.filters))
+                    && let Some(rules) = self
+                        .filters
+                        .get_mut(&name)
+                        .filter(|rules| !rules.is_empty())
+                {
+                    *rules = Vec::new();
+                    *left_out += 1;
+                }
+            }
+            self.room.take(Room::of(&self.filters));
+        }
+        changed
     }
 
     fn apply_display_messages(
@@ -224,19 +265,34 @@ impl NetMap {
         messages: BTreeMap<String, Option<DisplayMessage>>,
         left_out: &mut usize,
     ) -> bool {
-        let before = (!messages.is_empty()).then(|| self.display_messages.clone());
+        if messages.is_empty() {
+            return false;
+        }
+        let before = self.display_messages.clone();
         if messages.get(ALL).is_some_and(Option::is_none) {
             self.display_messages.clear();
         }
         for (id, message) in messages {
             change_entry(&mut self.display_messages, id, message, left_out);
         }
-        before.is_some_and(|before| before != self.display_messages)
+        self.room.give(Room::of(&before));
+        if !self.room.has_room_for(Room::of(&self.display_messages)) {
+            *left_out += self.display_messages.len();
+            self.display_messages.clear();
+        }
+        self.room.take(Room::of(&self.display_messages));
+        before != self.display_messages
     }
 
     /// In the order that the protocol lays down.
     fn apply_peers(&mut self, peers: PeerChanges, now: OffsetDateTime, changes: &mut Changes) {
         if !peers.all.is_empty() {
+            let mut others = self.room;
+            others.give(self.peers.values().map(|node| Room::of(&**node)).sum());
+            if !others.has_room_for(peers.all.iter().map(|node| Room::of(&**node)).sum()) {
+                changes.left_out += peers.all.len();
+                return;
+            }
             let kept: BTreeSet<NodeId> = peers.all.iter().map(|node| node.id).collect();
             let gone: Vec<NodeId> = self
                 .peers
@@ -256,8 +312,18 @@ impl NetMap {
             .removed
             .into_iter()
             .for_each(|id| self.remove_peer(id, changes));
-        peers
-            .changed
+        let whole = peers.changed.iter().map(|node| Room::of(&**node));
+        let patches = peers.patches.iter().map(Room::of);
+        // All of them or none: which ones there is room for would be chance.
+        let refused = !self.room.has_room_for(whole.chain(patches).sum());
+        if refused {
+            changes.left_out += peers.changed.len() + peers.patches.len();
+        }
+        let (changed, patches) = match refused {
+            true => (Vec::new(), Vec::new()),
+            false => (peers.changed, peers.patches),
+        };
+        changed
             .into_iter()
             .for_each(|node| self.put_peer(node, changes));
         for (id, seen) in peers.seen {
@@ -266,13 +332,17 @@ impl NetMap {
         for (id, online) in peers.online {
             self.change_peer(id, changes, |node| node.online = Some(online));
         }
-        for patch in peers.patches {
+        for patch in patches {
             self.change_peer(patch.node_id, changes, |node| patch_node(node, patch));
         }
     }
 
     fn remove_peer(&mut self, id: NodeId, changes: &mut Changes) {
-        if self.peers.remove(&id).is_some() && !changes.peers_added.remove(&id) {
+        let Some(gone) = self.peers.remove(&id) else {
+            return;
+        };
+        self.room.give(Room::of(&*gone));
+        if !changes.peers_added.remove(&id) {
             changes.peers_changed.remove(&id);
             changes.peers_removed.insert(id);
         }
@@ -284,11 +354,14 @@ impl NetMap {
         match self.peers.get_mut(&id) {
             Some(known) if *known == node => {}
             Some(known) => {
+                self.room.give(Room::of(&**known));
+                self.room.take(Room::of(&*node));
                 *known = node;
                 changes.note_changed(id);
             }
             None if full => changes.left_out += 1,
             None => {
+                self.room.take(Room::of(&*node));
                 self.peers.insert(id, node);
                 // Removed and back in one message: for the reader, changed.
                 if changes.peers_removed.remove(&id) {
@@ -307,6 +380,8 @@ impl NetMap {
         let mut after = Node::clone(node);
         change(&mut after);
         if after != **node {
+            self.room.give(Room::of(&**node));
+            self.room.take(Room::of(&after));
             *node = Arc::new(after);
             changes.note_changed(id);
         }

@@ -54,6 +54,8 @@ pub struct Node {
     pub cached: Option<OffsetDateTime>,
     /// What was left out of the netmap, for `status`.
     pub malformed: Vec<String>,
+    /// Pieces of the netmap that there was no room for.
+    pub left_out: usize,
     /// The kernel holds what the netmap wants.
     pub programmed: bool,
     /// It has held what a netmap wanted at least once.
@@ -138,6 +140,7 @@ impl Node {
             map: None,
             cached: None,
             malformed: Vec::new(),
+            left_out: 0,
             programmed: false,
             was_programmed: false,
             found_device,
@@ -213,6 +216,7 @@ impl Node {
     ) -> Consequences {
         if self.fresh {
             self.malformed.clear();
+            self.left_out = 0;
         }
         for piece in malformed {
             warn!(%piece, "part of the netmap was left out");
@@ -232,6 +236,7 @@ impl Node {
             self.map.take().unwrap_or_default()
         };
         let changes = map.apply(response, clock);
+        self.left_out = self.left_out.saturating_add(changes.left_out);
         if changes.left_out > 0 {
             warn!(
                 pieces = changes.left_out,

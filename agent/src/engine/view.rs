@@ -340,6 +340,12 @@ impl Engine {
                     node.filter_notes().len()
                 ));
             }
+            if node.left_out > 0 {
+                health.push(format!(
+                    "the netmap is too large: {} parts of it were left out",
+                    node.left_out
+                ));
+            }
             if !node.malformed.is_empty() {
                 health.push(format!(
                     "{} malformed parts of the netmap were left out (see the log)",
