@@ -41,38 +41,49 @@ pub fn run(agent: &Agent, plan: &Plan) -> Result<Vec<Figure>> {
     let mut peak = Figure::new("resident memory, at most", "MB", Better::Less);
     let mut up = Figure::new("`up`, until it returns", "ms", Better::Less);
     let mut idle = Figure::new("CPU when idle", "ms per minute", Better::Less);
+    let mut adopted = Figure::new("adoption after `kill -9`", "ms", Better::Less);
     for &peers in &agent.peers {
         let label = format!("{peers} peers");
-        let seconds = plan.seconds(agent.idle_seconds, agent.quick_idle_seconds);
+        let seconds = plan.idle_seconds(agent.idle_seconds, agent.quick_idle_seconds);
         match one(peers, seconds, plan.place) {
             Ok(one) => {
                 eprintln!(
-                    "      {label}: {:.1} MB, up in {:.0} ms, {:.0} ms of CPU a minute",
-                    one.memory.resident, one.up, one.idle
+                    "      {label}: {:.1} MB, up in {:.0} ms, {:.0} ms of CPU a minute, adopted in {:.0} ms",
+                    one.memory.resident, one.up, one.idle, one.adopted
                 );
                 resident.push(&label, vec![one.memory.resident]);
                 anonymous.push(&label, vec![one.memory.anonymous]);
                 peak.push(&label, vec![one.memory.peak]);
                 up.push(&label, vec![one.up]);
                 idle.push(&label, vec![one.idle]);
+                adopted.push(&label, vec![one.adopted]);
             }
             Err(error) => {
                 xtask::signals::check()?;
                 let why = format!("{error:#}");
                 eprintln!("      {label}: {why}");
-                for figure in [&mut resident, &mut anonymous, &mut peak, &mut up, &mut idle] {
+                for figure in [
+                    &mut resident,
+                    &mut anonymous,
+                    &mut peak,
+                    &mut up,
+                    &mut idle,
+                    &mut adopted,
+                ] {
                     figure.push_missing(&label, &why);
                 }
             }
         }
     }
-    Ok(vec![resident, anonymous, peak, up, idle])
+    Ok(vec![resident, anonymous, peak, up, idle, adopted])
 }
 
 struct One {
     memory: Memory,
     up: f64,
     idle: f64,
+    /// From the start of the next agent until the kernel holds what it should, in milliseconds.
+    adopted: f64,
 }
 
 fn one(peers: usize, idle_seconds: f64, place: Place) -> Result<One> {
@@ -85,7 +96,7 @@ fn one(peers: usize, idle_seconds: f64, place: Place) -> Result<One> {
         Place::Vm => "kernel",
     };
     let host = net.public("agent", 20)?;
-    let node = Node::start_with(&net, "agent", host, &["--dataplane", dataplane])?;
+    let mut node = Node::start_with(&net, "agent", host, &["--dataplane", dataplane])?;
     let start = Instant::now();
     node.up(&key)?;
     let up = start.elapsed().as_secs_f64() * 1e3;
@@ -104,10 +115,21 @@ fn one(peers: usize, idle_seconds: f64, place: Place) -> Result<One> {
     let before = cpu::of_process(pid)?;
     wait::pass(Duration::from_secs_f64(idle_seconds))?;
     let spent = cpu::of_process(pid)? - before;
+    let memory = Memory::of(pid)?;
+    wait::wait_for("the netmap being kept", PATIENCE, || {
+        let kept = node.state_folder().join("netmap.cache");
+        Ok(kept.exists().then_some(()))
+    })?;
+    node.kill_9();
+    node.start_agent()?;
+    let (adopted, _) = wait::wait_for("the next agent", PATIENCE, || {
+        Ok(node.status()?["Lowroad"]["AdoptedMs"].as_f64())
+    })?;
     Ok(One {
-        memory: Memory::of(pid)?,
+        memory,
         up,
         idle: spent.as_secs_f64() * 1e3 * 60.0 / idle_seconds,
+        adopted,
     })
 }
 

@@ -70,6 +70,9 @@ struct Run {
     /// Few and short rounds, to see that it works
     #[arg(long)]
     quick: bool,
+    /// How long an agent is watched that has nothing to do, instead of what the scenario says
+    #[arg(long, value_name = "SECONDS")]
+    idle: Option<f64>,
     /// Folder of the report
     #[arg(long, default_value = "docs/bench")]
     out: PathBuf,
@@ -84,6 +87,7 @@ pub struct Plan {
     pub place: Place,
     pub quick: bool,
     rounds: Option<usize>,
+    idle: Option<f64>,
     folder: PathBuf,
 }
 
@@ -95,6 +99,11 @@ impl Plan {
 
     pub fn seconds(&self, normally: f64, quickly: f64) -> f64 {
         if self.quick { quickly } else { normally }
+    }
+
+    pub fn idle_seconds(&self, normally: f64, quickly: f64) -> f64 {
+        let chosen = self.seconds(normally, quickly);
+        self.idle.unwrap_or(chosen).max(1.0)
     }
 
     /// Folder of the drivers' programs.
@@ -131,6 +140,7 @@ fn run(options: &Run) -> Result<ExitCode> {
         place: machine::place(),
         quick: options.quick,
         rounds: options.rounds,
+        idle: options.idle,
         folder,
     };
     let chosen: Vec<&Scenario> = all.iter().filter(|one| is_chosen(one, options)).collect();

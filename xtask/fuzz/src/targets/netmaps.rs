@@ -199,12 +199,8 @@ pub fn netmap_cache_seeds() -> Vec<Vec<u8>> {
     netmap_seeds()
         .into_iter()
         .flat_map(|messages| {
-            let body = messages
-                .split(|byte| *byte == b'\n')
-                .next()
-                .unwrap_or_default();
-            let of = r#"{"version":1,"node_key":"nodekey:0303030303030303030303030303030303030303030303030303030303030303","server":"https://hs.example","saved":-9223372036854775808,"clock_offset":9223372036854775807,"checksum":""}"#;
-            [body.to_vec(), [of.as_bytes(), b"\n", body].concat()]
+            let first = r#"{"version":2,"node_key":"nodekey:0303030303030303030303030303030303030303030303030303030303030303","server":"https://hs.example","saved":-9223372036854775808,"clock_offset":9223372036854775807,"generation":0}"#;
+            [messages.clone(), [first.as_bytes(), b"\n", &messages].concat()]
         })
         .collect()
 }
