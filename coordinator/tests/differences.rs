@@ -268,6 +268,7 @@ fn comparable(netmap: &NetMap) -> NetMap {
     let owners: BTreeSet<_> = netmap
         .peers
         .values()
+        .map(|node| &**node)
         .chain(&netmap.self_node)
         .map(|node| node.user)
         .collect();
