@@ -284,7 +284,9 @@ impl Intent {
                     .filter(|cap| self.caps.contains(*cap))
                     .cloned()
                     .collect();
-                let by_address = node.unsigned_peer_api_only || !caps.is_empty();
+                // Where one is jailed, what the others have and may send from counts as well.
+                let jail = self.jailed > 0 || node.unsigned_peer_api_only;
+                let by_address = jail || !caps.is_empty();
                 FilterFacts {
                     caps,
                     jailed: node.is_jailed,
@@ -295,9 +297,8 @@ impl Intent {
                         .copied()
                         .filter(|_| by_address)
                         .collect(),
-                    // Where one is jailed, what the others may send from counts as well.
                     allowed_ips: eligible(node, self.accept_routes)
-                        .filter(|_| self.jailed > 0 || node.unsigned_peer_api_only)
+                        .filter(|_| jail)
                         .collect(),
                 }
             })

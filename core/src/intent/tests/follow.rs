@@ -27,6 +27,20 @@ proptest! {
     }
 }
 
+#[test]
+fn an_address_of_a_jailed_peer_that_goes_changes_the_filter() {
+    let mut jailed = peer(2, &[]);
+    jailed["IsJailed"] = json!(true);
+    jailed["AllowedIPs"] = json!([]);
+    let mut map = super::map(&[jailed.clone()]);
+    let mut intent = Intent::new(&map, &choices(false), NOW);
+    jailed["Addresses"] = json!([]);
+    let (response, _) =
+        MapResponse::parse(json!({"PeersChanged": [jailed]}).to_string().as_bytes()).unwrap();
+    let changes = map.apply(response, NOW);
+    assert!(intent.update(&map, changes.peers(), NOW).filter);
+}
+
 /// A netmap, what follows it, and a kernel that is brought up to date by nothing but the differences.
 struct Follower {
     map: NetMap,
