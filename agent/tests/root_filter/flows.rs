@@ -73,7 +73,8 @@ fn flows_in_use_outlive_a_flood_of_others() {
                 100 + (n % 50_000) as u16,
                 100 + (n / 50_000) as u16,
             );
-            if n % 500 == 0 {
+            // Often enough that three of the flood hardly ever fall into one set in between: the seed is another every time.
+            if n % 25 == 0 {
                 for local in in_use.clone() {
                     assert!(is_answered(&mut filter, family, local, 7), "after {n}");
                 }
