@@ -29,7 +29,7 @@ use crate::{
     daemon,
     localapi::UpRequest,
     prefs::{AuthKey, Change, PrefsError},
-    status::{Flow, Progress, Status, VERSION, WhoIs},
+    status::{self, Flow, Progress, Status, WhoIs},
 };
 
 /// A command that failed: its line for standard error, and the exit status.
@@ -384,14 +384,14 @@ fn version(as_json: bool) -> Outcome {
             cap: u16,
         }
         let value = Version {
-            major_minor_patch: VERSION,
-            short: VERSION,
-            long: VERSION,
+            major_minor_patch: status::version(),
+            short: status::version(),
+            long: status::version(),
             cap: CAPABILITY_VERSION,
         };
         return Ok(writeln!(out, "{}", pretty(&value, b"\t"))?);
     }
-    Ok(writeln!(out, "{VERSION}")?)
+    Ok(writeln!(out, "{}", status::version())?)
 }
 
 async fn flows(client: &Client, args: &FlowsArgs) -> Outcome {

@@ -74,7 +74,7 @@ async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
         age: age(),
         operator,
     };
-    info!(version = crate::status::VERSION, socket = %socket.display(), state = %args.state_dir.display(), "lowroad agent");
+    info!(version = crate::status::version(), socket = %socket.display(), state = %args.state_dir.display(), "lowroad agent");
     Engine::new(engine, dir, state, asks, stop).run().await;
     if let Err(error) = fs::remove_file(socket) {
         warn!(%error, "cannot remove the socket");

@@ -33,7 +33,7 @@ pub use self::{
 };
 use crate::{
     prefs::{AuthKey, Change},
-    status::{Flow, PingKind, PingResult, Progress, Status, VERSION, WhoIs},
+    status::{Flow, PingKind, PingResult, Progress, Status, WhoIs, version},
 };
 
 /// Largest request body.
@@ -241,7 +241,7 @@ impl Server {
         let headers = response.headers_mut();
         headers.insert(
             "Tailscale-Version",
-            header::HeaderValue::from_static(VERSION),
+            header::HeaderValue::from_static(version()),
         );
         headers.insert("Tailscale-Cap", CAPABILITY_VERSION.into());
         response

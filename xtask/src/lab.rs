@@ -8,12 +8,14 @@ mod hostile;
 mod join;
 mod kernel;
 mod network;
+mod outage;
 mod paths;
 mod peers;
 mod policy;
 mod restart;
 mod roaming;
 mod secrets;
+mod survival;
 mod traces;
 mod underlay;
 mod units;
@@ -41,6 +43,8 @@ pub struct Lab<'a> {
     pub net: &'a Net,
     /// On an emulated CPU time bounds are printed, not asserted.
     pub emulated: bool,
+    /// Outages at full length: `LOWROAD_LONG`.
+    pub long: bool,
 }
 
 type Scenario = fn(&Lab) -> Result<()>;
@@ -231,6 +235,16 @@ const IN_THE_VM: &[(&str, bool, Scenario)] = &[
         true,
         restart::an_agent_that_starts_without_control_goes_on_with_what_it_knew,
     ),
+    (
+        "agents-die",
+        true,
+        survival::nothing_is_lost_while_agents_die_and_others_take_over,
+    ),
+    (
+        "outage",
+        false,
+        outage::direct_paths_outlive_control_and_relay_and_all_comes_back_without_a_storm,
+    ),
 ];
 
 /// In the VM with systemd.
@@ -327,6 +341,7 @@ fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {
     let lab = Lab {
         net: &net,
         emulated: emulated(),
+        long: long(),
     };
     let result = catch_unwind(AssertUnwindSafe(|| scenario(&lab)))
         .unwrap_or_else(|_| Err(anyhow!("panicked")));
@@ -343,6 +358,11 @@ fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether agents and servers stay dead for minutes; else for as long as all timers take.
+pub fn long() -> bool {
+    std::env::var_os("LOWROAD_LONG").is_some()
 }
 
 /// Set by the VM's init.

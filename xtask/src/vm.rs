@@ -137,13 +137,18 @@ pub fn suite(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
         .cloned()
         .collect();
     let mut machine = prepare(Debian::Trixie, &tests)?;
+    let long = if crate::lab::long() {
+        "LOWROAD_LONG=1 "
+    } else {
+        ""
+    };
     for debian in Debian::ALL {
         machine.kernel = kernel::ensure(debian)?.image;
         let suite = debian.suite();
         inside(
             &machine,
             &format!("vm/{suite}"),
-            &format!("xtask vm-suite {suite}"),
+            &format!("{long}xtask vm-suite {suite}"),
             tally,
         )?;
     }

@@ -5,13 +5,13 @@ use std::fs;
 use lowroad_wire::control::Hostinfo;
 use sha2::{Digest, Sha256};
 
-use crate::{prefs::Prefs, status::VERSION};
+use crate::{prefs::Prefs, status::version};
 
 /// Facts that stay the same while the agent runs; the preferences' share is laid over them.
 pub fn hostinfo(prefs: &Prefs, state_id: &str) -> Hostinfo {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     Hostinfo {
-        ipn_version: format!("{VERSION}-lowroad"),
+        ipn_version: format!("{}-lowroad", version()),
         // Stock servers expect 64 hex digits; nothing is ever logged there.
         backend_log_id: hex::encode(Sha256::digest(format!("lowroad log id {state_id}"))),
         os: "linux".to_owned(),

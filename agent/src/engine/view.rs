@@ -20,7 +20,7 @@ use crate::{
     localapi::{Ask, Who},
     prefs::Change,
     status::{
-        BackendState, Lowroad, NEVER, PeerStatus, Status, Tailnet, UserStatus, VERSION, WhoIs,
+        BackendState, Lowroad, NEVER, PeerStatus, Status, Tailnet, UserStatus, WhoIs, version,
     },
 };
 
@@ -136,7 +136,7 @@ impl Engine {
     }
 
     pub(super) fn notification(&self) -> Value {
-        json!({"Version": VERSION, "State": self.backend_state().number(), "Prefs": self.prefs.to_stock_json()})
+        json!({"Version": version(), "State": self.backend_state().number(), "Prefs": self.prefs.to_stock_json()})
     }
 
     fn status(&self, peers: bool) -> Status {
@@ -146,7 +146,7 @@ impl Engine {
         let suffix = own.map(|node| suffix(&node.name)).unwrap_or_default();
         let addresses: Vec<_> = own.map(|node| node.ips().collect()).unwrap_or_default();
         Status {
-            version: VERSION.to_owned(),
+            version: version().to_owned(),
             tun: true,
             backend_state: self.backend_state(),
             have_node_key: self.state.node_key.is_some(),
@@ -183,7 +183,7 @@ impl Engine {
         Lowroad {
             relayed_tx_packets: relayed.sent,
             relayed_rx_packets: relayed.received,
-            version: VERSION.to_owned(),
+            version: version().to_owned(),
             dataplane: session
                 .map(|session| session.dataplane.name().to_owned())
                 .unwrap_or_default(),

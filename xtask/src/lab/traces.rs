@@ -44,7 +44,7 @@ impl Steps {
 }
 
 /// Kinds of steps with how many there are of each: `12 bpf MAP_UPDATE_ELEM, 4 RTM_NEWRULE`.
-fn kinds(changes: &[String]) -> String {
+pub fn kinds(changes: &[String]) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for change in changes {
         let words = if change.starts_with("bpf") { 2 } else { 1 };

@@ -1,13 +1,15 @@
 //! One node: `lowroad agent` in a namespace, driven by the `lowroad` command line.
 
 use std::{
+    io::{Read, Write},
     net::IpAddr,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{URL, binaries};
@@ -41,6 +43,8 @@ pub struct Node {
     pub all_capabilities: bool,
     /// Where `up` looks for the coordinator.
     pub server: &'static str,
+    /// The program that its agent runs.
+    pub program: PathBuf,
 }
 
 impl Node {
@@ -63,6 +67,7 @@ impl Node {
             options: options.iter().map(|&option| option.to_owned()).collect(),
             all_capabilities: false,
             server: URL,
+            program: binaries().join("lowroad"),
         };
         std::fs::create_dir_all(&node.folder)?;
         node.start_agent()?;
@@ -91,7 +96,7 @@ impl Node {
 
     /// `lowroad agent` with this node's folders, not started.
     pub fn agent_command(&self) -> Command {
-        let mut command = self.namespace.command(binaries().join("lowroad"));
+        let mut command = self.namespace.command(&self.program);
         command.arg("agent").arg("--state-dir");
         command.arg(self.state_folder());
         command.arg("--socket").arg(self.socket());
@@ -122,7 +127,7 @@ impl Node {
             if let Some(status) = agent.ended() {
                 return Ok(Some(Err(status)));
             }
-            let connected = std::os::unix::net::UnixStream::connect(&socket).is_ok();
+            let connected = UnixStream::connect(&socket).is_ok();
             Ok(connected.then_some(Ok(())))
         })?;
         if let Err(status) = result {
@@ -141,6 +146,13 @@ impl Node {
     /// SIGTERM, as a service manager does on restart.
     pub fn stop_agent(&mut self) {
         self.agent = None;
+    }
+
+    /// Whether the agent has ended by itself.
+    pub fn agent_has_ended(&mut self) -> bool {
+        self.agent
+            .as_mut()
+            .is_none_or(|agent| agent.ended().is_some())
     }
 
     pub fn agent_pid(&self) -> Option<u32> {
@@ -178,6 +190,34 @@ impl Node {
     pub fn status(&self) -> Result<Value> {
         let text = self.cli(&["status", "--json"])?;
         serde_json::from_str(&text).with_context(|| format!("{}'s status {text}", self.name))
+    }
+
+    /// What the local API answers to `GET` of this path.
+    pub fn local(&self, path: &str) -> Result<Value> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(CLI_LIMIT))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: local-tailscaled.sock\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer
+            .split_once("\r\n\r\n")
+            .with_context(|| format!("{path} answered {answer:?}"))?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "{path} answered {head}");
+        serde_json::from_str(body).with_context(|| format!("{path} answered {body}"))
+    }
+
+    /// Inbound packets that the policy refused, since the filter was first put on the device.
+    pub fn refused_packets(&self) -> Result<u64> {
+        let counters = self.local("/lowroad/v0/counters")?;
+        let dropped = counters["Dropped"].as_array().context("no drop counters")?;
+        let refused = dropped
+            .iter()
+            .find(|one| one["Direction"] == "in" && one["Reason"] == "acl");
+        let refused = refused.context("no counter of packets that no rule admits")?;
+        refused["Packets"].as_u64().context("not a number")
     }
 
     /// `kernel` or `userspace`.

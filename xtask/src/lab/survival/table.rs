@@ -1,0 +1,102 @@
+//! What was lost in each case, out of how many.
+
+use std::{fmt::Write as _, time::Duration};
+
+use anyhow::{Result, bail};
+
+use crate::traffic::{Carried, Report};
+
+#[derive(Debug)]
+pub struct Row {
+    pub what: &'static str,
+    pub ping: Report,
+    pub stream: Carried,
+    pub refused_sent: u64,
+    /// Of those, how many reached a socket.
+    pub refused_passed: u64,
+    /// And how many the filter's own counter counted.
+    pub refused_counted: u64,
+    /// Whether that counter could go on.
+    pub counter_kept: bool,
+    /// What was wrong with the WireGuard session.
+    pub session: Result<(), String>,
+    /// What changed among links, addresses, routes and rules.
+    pub events: Vec<String>,
+    /// From the start of each agent until it had taken over what it found.
+    pub adopted: Vec<Duration>,
+}
+
+impl Row {
+    /// `unmade`: how many pings at most came and were not answered, for want of the kernel's memory.
+    pub fn check(&self, unmade: usize) -> Result<()> {
+        let mut wrong = String::new();
+        let mut expect = |holds: bool, what: String| {
+            if !holds {
+                let _ = write!(wrong, "; {what}");
+            }
+        };
+        expect(self.ping.lost() <= unmade, self.ping.to_string());
+        expect(
+            self.stream.lost == 0,
+            format!(
+                "{} of {} TCP segments lost",
+                self.stream.lost, self.stream.segments
+            ),
+        );
+        expect(
+            self.refused_passed == 0,
+            format!("{} refused packets passed", self.refused_passed),
+        );
+        expect(
+            self.refused_counted == self.refused_sent
+                || (!self.counter_kept && self.refused_counted > 0),
+            format!(
+                "{} of {} refused packets were counted",
+                self.refused_counted, self.refused_sent
+            ),
+        );
+        expect(
+            self.session.is_ok(),
+            self.session.clone().err().unwrap_or_default(),
+        );
+        expect(
+            self.events.is_empty(),
+            format!("the kernel's network state was changed: {:?}", self.events),
+        );
+        if !wrong.is_empty() {
+            bail!("{}: {}", self.what, wrong.trim_start_matches("; "));
+        }
+        Ok(())
+    }
+}
+
+pub fn print(kernel: &str, rows: &[Row]) {
+    eprintln!(
+        "      | case (Linux {kernel}) | pings lost | TCP segments lost | TCP, both ways, byte-exact | longest silence of TCP | refused packets passed | session | other changes | adopted after |"
+    );
+    eprintln!("      |---|---|---|---|---|---|---|---|---|");
+    for row in rows {
+        let adopted: Vec<String> = row
+            .adopted
+            .iter()
+            .map(|time| format!("{} ms", time.as_millis()))
+            .collect();
+        eprintln!(
+            "      | {} | {} of {} | {} of {} | {:.1} MB | {} ms | {} of {} | {} | {} | {} |",
+            row.what,
+            row.ping.lost(),
+            row.ping.sent,
+            row.stream.lost,
+            row.stream.segments,
+            row.stream.bytes as f64 / 1e6,
+            row.stream.longest_silence.as_millis(),
+            row.refused_passed,
+            row.refused_sent,
+            row.session
+                .as_ref()
+                .map_or_else(String::as_str, |()| "kept"),
+            row.events.len(),
+            adopted.join(", ")
+        );
+    }
+}
