@@ -106,9 +106,13 @@ impl Intent {
     }
 
     fn peer_of(&self, node: &Node, endpoint: &impl Fn(&NodePublic) -> Option<SocketAddr>) -> Peer {
-        let fixed = node.endpoints.first().copied();
+        // No path is looked for to a peer without disco: what one of an earlier life found doesn't count.
+        let endpoint = match node.is_wireguard_only {
+            true => node.endpoints.first().copied(),
+            false => endpoint(&node.key),
+        };
         Peer {
-            endpoint: endpoint(&node.key).or(fixed.filter(|_| node.is_wireguard_only)),
+            endpoint,
             allowed_ips: self.owned(node),
         }
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use lowroad_core::path;
 use lowroad_wire::control::DerpMap;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::{Engine, probe::Probe};
 use crate::status::{PingKind, PingResult, TIMED_OUT};
@@ -61,23 +61,44 @@ impl Pings {
     }
 }
 
+/// Pings through the tunnel that may be under way: each has a socket that sees all that the peer sends of its protocol.
+const MAX_THROUGH: usize = 64;
+
+static THROUGH: Semaphore = Semaphore::const_new(MAX_THROUGH);
+
+fn admit() -> Result<SemaphorePermit<'static>, String> {
+    let refused = |_| format!("{MAX_THROUGH} pings through the tunnel are under way: try again");
+    THROUGH.try_acquire().map_err(refused)
+}
+
 /// What was asked for, under way.
 enum Begun {
     Disco(path::PingId),
-    Through(Probe),
+    Through(Probe, SemaphorePermit<'static>),
 }
 
 impl Engine {
     /// Answers `reply`, at once or later.
-    pub(super) fn ping(&mut self, ip: IpAddr, kind: PingKind, reply: oneshot::Sender<PingResult>) {
+    pub(super) fn ping(
+        &mut self,
+        ip: IpAddr,
+        kind: PingKind,
+        mut reply: oneshot::Sender<PingResult>,
+    ) {
         let begun = self.begin_ping(ip, kind);
         // Whoever asked may have gone.
         match (begun, &mut self.session) {
             (Ok((Begun::Disco(id), name)), Some(session)) => {
                 session.pings.wait(id, ip, name, reply);
             }
-            (Ok((Begun::Through(probe), name)), _) => {
-                tokio::spawn(async move { reply.send(probe.result(kind, name).await) });
+            (Ok((Begun::Through(probe, permit), name)), _) => {
+                tokio::spawn(async move {
+                    tokio::select! {
+                        result = probe.result(kind, name) => drop(reply.send(result)),
+                        () = reply.closed() => {}
+                    }
+                    drop(permit);
+                });
             }
             (Err(refusal), _) => drop(reply.send(*refusal)),
             (Ok(_), None) => {}
@@ -126,6 +147,7 @@ impl Engine {
                 .ok_or_else(|| refusal(&why));
         }
         let from = own.ips().find(|own| own.is_ipv4() == ip.is_ipv4());
+        let permit = admit().map_err(|why| refusal(&why))?;
         let mut data = [0; 8];
         getrandom::fill(&mut data).map_err(|error| refusal(&error.to_string()))?;
         let probe = Probe {
@@ -135,6 +157,19 @@ impl Engine {
             to: ip,
             data,
         };
-        Ok((Begun::Through(probe), name))
+        Ok((Begun::Through(probe, permit), name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_pings_go_through_the_tunnel_at_once_than_there_are_places() {
+        let under_way: Vec<_> = (0..MAX_THROUGH).map(|_| admit().unwrap()).collect();
+        assert!(admit().unwrap_err().contains("try again"));
+        drop(under_way);
+        assert!(admit().is_ok());
     }
 }

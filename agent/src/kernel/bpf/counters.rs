@@ -25,7 +25,7 @@ impl Numbers {
         let taken: HashSet<u64> = known.values().map(|n| n.number).collect();
         let limit = u64::from(maps.rules.len()) * COUNTERS_PER_BLOCK as u64;
         let mut free = (1..limit).filter(|number| !taken.contains(number));
-        let mut out = Self::default();
+        let (mut out, mut without) = (Self::default(), 0);
         for rule in rules {
             if let Some(numbered) = known.get(&rule.key) {
                 out.of.insert(rule.key, *numbered);
@@ -34,10 +34,12 @@ impl Numbers {
                 out.of.insert(rule.key, Numbered { number, before });
                 out.new.push(rule.key);
             } else {
-                // Full, perhaps of the counters of the rule set before: those are free at the next installation.
-                tracing::warn!(rule = %rule.id, "no room for the counters of this rule and those after it");
-                break;
+                without += 1;
             }
+        }
+        if without > 0 {
+            // Full, perhaps of the counters of the rule set before: those are free at the next installation.
+            tracing::warn!(rules = without, "no room for the counters of some rules");
         }
         Ok(out)
     }

@@ -68,15 +68,15 @@ fn counter_blocks() -> Result<u32, FilterError> {
 /// The kernel's `HZ`: its coarse clocks advance once a tick, and say so.
 fn ticks_per_second() -> u32 {
     const NANOSECONDS: u64 = 1_000_000_000;
-    // The least that kernels have: limits per second would be stricter, never laxer.
-    const SLOWEST: u32 = 100;
+    // The most that kernels have: a limit per second would be stricter, never laxer.
+    const FASTEST: u32 = 1000;
     // SAFETY: zeroes are a valid `timespec`.
     let mut tick: libc::timespec = unsafe { std::mem::zeroed() };
     // SAFETY: a struct of ours, alive during the call.
     let result = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
     match u64::try_from(tick.tv_nsec) {
         Ok(tick) if result == 0 && tick > 0 => (NANOSECONDS / tick) as u32,
-        _ => SLOWEST,
+        _ => FASTEST,
     }
 }
 

@@ -5,12 +5,14 @@ use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use lowroad_core::offload::{self, Coalescer, Frame, Vnet};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use super::super::KernelError;
 
@@ -18,6 +20,9 @@ const PATH: &str = "/dev/net/tun";
 
 /// Packets taken from the device, and written to it, at once.
 const BATCH: usize = 64;
+
+/// Pause after an error that isn't the device's end, so that a lasting one can't spin.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
 /// Packets that may wait to be written.
 const WAITING: usize = 256;
@@ -194,12 +199,21 @@ impl IpRecv for Tun {
         self.taken.clear();
         while self.taken.is_empty() {
             let mut ready = self.file.readable().await?;
-            while self.taken.len() < BATCH {
+            let mut failed = false;
+            while self.taken.len() < BATCH && !failed {
                 match ready.try_io(|file| file.get_ref().read(&mut self.read)) {
                     Ok(Ok(length)) => take(&mut self.read[..length], pool, &mut self.taken),
-                    Ok(Err(error)) => return Err(error),
+                    Ok(Err(error)) if is_gone(&error) => return Err(error),
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "the device gave no packet");
+                        failed = true;
+                    }
                     Err(_would_block) => break,
                 }
+            }
+            drop(ready);
+            if failed {
+                sleep(ERROR_PAUSE).await;
             }
         }
         Ok(self.taken.drain(..))

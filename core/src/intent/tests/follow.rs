@@ -41,6 +41,24 @@ fn an_address_of_a_jailed_peer_that_goes_changes_the_filter() {
     assert!(intent.update(&map, changes.peers(), NOW).filter);
 }
 
+#[test]
+fn a_peer_that_needs_no_path_any_more_is_programmed_with_its_own_endpoint() {
+    let mut node = peer(2, &[]);
+    node["Endpoints"] = json!(["198.51.100.9:51820"]);
+    let mut map = super::map(&[node.clone()]);
+    let mut intent = Intent::new(&map, &choices(false), NOW);
+    node["IsWireGuardOnly"] = json!(true);
+    let (response, _) =
+        MapResponse::parse(json!({"PeersChanged": [node]}).to_string().as_bytes()).unwrap();
+    let changes = map.apply(response, NOW);
+    let change = intent.update(&map, changes.peers(), NOW);
+    let mut held = Held::default();
+    held.note(change, &intent, |_| endpoint(4000));
+    assert!(held.has(&key(2)), "the kernel has the path's endpoint");
+    let wanted = intent.peer(&key(2), |_| endpoint(4000)).unwrap();
+    assert_eq!(wanted.endpoint, Some("198.51.100.9:51820".parse().unwrap()));
+}
+
 /// A netmap, what follows it, and a kernel that is brought up to date by nothing but the differences.
 struct Follower {
     map: NetMap,
