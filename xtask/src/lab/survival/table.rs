@@ -27,15 +27,19 @@ pub struct Row {
 }
 
 impl Row {
-    /// `unmade`: how many pings at most came and were not answered, for want of the kernel's memory.
-    pub fn check(&self, unmade: usize) -> Result<()> {
+    /// An emulated CPU that stands still for half a second loses datagrams in its queues: one in a hundred may go there, and still not one of TCP's segments.
+    pub fn check(&self, emulated: bool) -> Result<()> {
+        let slack = |sent: usize| if emulated { sent / 100 } else { 0 };
         let mut wrong = String::new();
         let mut expect = |holds: bool, what: String| {
             if !holds {
                 let _ = write!(wrong, "; {what}");
             }
         };
-        expect(self.ping.lost() <= unmade, self.ping.to_string());
+        expect(
+            self.ping.lost() <= slack(self.ping.sent),
+            self.ping.to_string(),
+        );
         expect(
             self.stream.lost == 0,
             format!(
@@ -48,7 +52,9 @@ impl Row {
             format!("{} refused packets passed", self.refused_passed),
         );
         expect(
-            self.refused_counted == self.refused_sent
+            (self.refused_counted <= self.refused_sent
+                && self.refused_sent - self.refused_counted
+                    <= slack(self.refused_sent as usize) as u64)
                 || (!self.counter_kept && self.refused_counted > 0),
             format!(
                 "{} of {} refused packets were counted",
