@@ -100,10 +100,8 @@ pub fn direct_paths_outlive_control_and_relay_and_all_comes_back_without_a_storm
             carried.lost,
             carried.segments
         ));
-        // As in `agents-die`.
-        let slack = if lab.emulated { report.sent / 100 } else { 0 };
         ensure!(
-            report.lost() <= slack && carried.lost == 0,
+            report.lost() == 0 && carried.lost == 0,
             "{report}; {carried:?}"
         );
     }

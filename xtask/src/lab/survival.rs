@@ -50,6 +50,7 @@ struct Case {
     /// The hub in this node's WireGuard, before the trouble.
     before: WgPeer,
     refused_before: u64,
+    unmade_before: usize,
     hub_prefix: String,
     events: Events,
     adopted: Vec<Duration>,
@@ -113,8 +114,20 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     for time in rows.iter().flat_map(|row| &row.adopted) {
         lab.within("adopted after the agent's start", *time, ADOPTED)?;
     }
-    rows.iter().try_for_each(|row| row.check(lab.emulated))?;
+    rows.iter().try_for_each(|row| row.check())?;
     what_was_refused_would_have_been_seen(&coordinator, &hub, &nodes[0])
+}
+
+/// Answers to pings that this machine's kernel could not make: its socket for them, one for each CPU, holds 256 KiB of answers that wait for their turn in
+/// WireGuard, some hundred. Where a CPU stands still for half a second more come, and are answered by nobody.
+fn unmade_answers(node: &Node) -> Result<usize> {
+    let read = || fs::read_to_string("/proc/thread-self/net/snmp");
+    let text = node.namespace.enter(read)??;
+    let mut lines = text.lines().filter(|line| line.starts_with("Icmp: "));
+    let (names, values) = lines.next().zip(lines.next()).context("no ICMP counters")?;
+    let mut both = names.split(' ').zip(values.split(' '));
+    let found = both.find(|(name, _)| *name == "OutErrors");
+    Ok(found.context("no counter of ICMP's errors")?.1.parse()?)
 }
 
 /// The flood again, with a policy that admits it.
@@ -163,6 +176,7 @@ impl Case {
             flood,
             before: node.wireguard_peer_with(&hub_prefix)?,
             refused_before,
+            unmade_before: unmade_answers(&node)?,
             hub_prefix,
             events: Events::watch(
                 &node.namespace,
@@ -244,6 +258,7 @@ impl Case {
             counter_kept: self.counter_kept,
             session: self.before.has_become(&after),
             events: self.events.seen()?,
+            unmade: unmade_answers(&self.node)? - self.unmade_before,
             adopted: self.adopted,
         };
         Ok((row, self.node))
