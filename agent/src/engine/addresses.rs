@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::{Ipv4Addr, SocketAddr},
 };
 
@@ -33,12 +34,10 @@ impl RelayAddresses {
         if let Some(address) = self.by_peer.get(&peer) {
             return *address;
         }
-        let [a, b, c, d, ..] = *peer.as_bytes();
-        let start = u32::from_be_bytes([a, b, c, d]) % ADDRESSES;
-        let free = (0..ADDRESSES)
-            .map(|step| Ipv4Addr::from(FIRST_ADDRESS + (start + step) % ADDRESSES))
-            .find(|address| !self.taken.contains(address));
-        let address = free.expect("a netmap message cannot hold eight million peers");
+        let mut attempts = (0..).map(|attempt: u64| attempted(&peer, attempt));
+        let address = attempts
+            .find(|address| !self.taken.contains(address))
+            .expect("a netmap cannot hold eight million peers, so most addresses are free");
         self.taken.insert(address);
         self.by_peer.insert(peer, address);
         address
@@ -49,6 +48,14 @@ impl RelayAddresses {
             self.taken.remove(&address);
         }
     }
+}
+
+/// Where to look for a free address at the n-th time. Each time is as good as random, so that no choice of keys makes many peers meet again and again, as
+/// looking at the next address would.
+fn attempted(peer: &NodePublic, attempt: u64) -> Ipv4Addr {
+    let mut hasher = DefaultHasher::new();
+    (peer.as_bytes(), attempt).hash(&mut hasher);
+    Ipv4Addr::from(FIRST_ADDRESS + (hasher.finish() % u64::from(ADDRESSES)) as u32)
 }
 
 #[cfg(test)]
@@ -62,12 +69,17 @@ mod tests {
     }
 
     #[test]
-    fn peers_get_distinct_addresses_inside_the_range_even_if_their_keys_collide() {
+    fn peers_get_distinct_addresses_inside_the_range_after_few_attempts() {
+        const PEERS: usize = 20_000;
         let mut addresses = RelayAddresses::default();
-        let given: BTreeSet<_> = (0..100)
-            .map(|n| addresses.of(key([0, 0x7f, 0xff, 0xfe, n])))
-            .collect();
-        assert_eq!(given.len(), 100);
+        let peer = |n: usize| {
+            let [.., a, b, c] = n.to_be_bytes();
+            key([0, 0, a, b, c])
+        };
+        let given: BTreeSet<_> = (0..PEERS).map(|n| addresses.of(peer(n))).collect();
+        assert_eq!(given.len(), PEERS);
+        let again = (0..PEERS).filter(|n| attempted(&peer(*n), 0) != addresses.of(peer(*n)));
+        assert!(again.count() < PEERS / 100);
         assert!(
             given
                 .iter()

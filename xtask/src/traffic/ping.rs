@@ -75,8 +75,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Packets {
-    /// When each sequence number left, and when its answer came.
-    seen: BTreeMap<u16, (Instant, Option<Instant>)>,
+    /// When each packet left, and when its answer came. A packet carries the lower half of its number.
+    seen: BTreeMap<u32, (Instant, Option<Instant>)>,
     send_errors: usize,
 }
 
@@ -93,7 +93,9 @@ pub struct Report {
     /// Of a hundred answers, one took longer.
     pub p99: Option<Duration>,
     /// Numbers of the packets without an answer, from 0.
-    pub unanswered: Vec<u16>,
+    pub unanswered: Vec<u32>,
+    /// Of those, how many the sender's own kernel refused: no route, no room.
+    pub unsent: usize,
 }
 
 impl Report {
@@ -111,7 +113,7 @@ impl fmt::Display for Report {
             if let Some(last) = self.unanswered.last().filter(|_| self.lost() > SHOWN) {
                 write!(out, " to {last}")?;
             }
-            write!(out, ")")?;
+            write!(out, "; {} of them refused by the sender's kernel)", self.unsent)?;
         }
         write!(
             out,
@@ -222,39 +224,51 @@ impl Packets {
                 .filter(|(_, (_, answered))| answered.is_none())
                 .map(|(number, _)| *number)
                 .collect(),
+            unsent: self.send_errors,
         }
+    }
+
+    /// The newest packet that carries this sequence number.
+    fn newest(&self, sequence: u16) -> Option<u32> {
+        let (last, _) = self.seen.last_key_value()?;
+        let since = (*last as u16).wrapping_sub(sequence);
+        last.checked_sub(since.into())
     }
 }
 
 fn send_loop(socket: &Socket, shared: &Shared, identifier: u16, interval: Duration) {
-    let start = Instant::now();
-    for number in 0..u16::MAX {
-        let due = start + interval * u32::from(number);
-        while Instant::now() < due {
+    let mut due = Instant::now();
+    for number in 0.. {
+        while let Some(left) = due.checked_duration_since(Instant::now()) {
             if shared.stop_sending.load(Ordering::Relaxed) {
                 return;
             }
-            thread::sleep((due - Instant::now().min(due)).min(Duration::from_millis(20)));
+            thread::sleep(left.min(Duration::from_millis(20)));
         }
         if shared.stop_sending.load(Ordering::Relaxed) {
             return;
         }
         // Noted first: the answer may be faster than the next line.
-        shared.lock().seen.insert(number, (Instant::now(), None));
-        if socket.send(identifier, number, PAYLOAD).is_err() {
+        let now = Instant::now();
+        shared.lock().seen.insert(number, (now, None));
+        if socket.send(identifier, number as u16, PAYLOAD).is_err() {
             // The packet never left (no route, for instance): to the user it is lost all the same.
             shared.lock().send_errors += 1;
         }
+        // What was missed while this thread had no time is not made up for by a burst, which no host's ping sends.
+        due = (due + interval).max(now);
     }
 }
 
 fn receive_loop(socket: &Socket, shared: &Shared, identifier: u16) {
     while !shared.stop.load(Ordering::Relaxed) {
-        let Ok(Some(number)) = socket.receive(identifier) else {
+        let Ok(Some(sequence)) = socket.receive(identifier) else {
             continue;
         };
         let now = Instant::now();
-        if let Some((_, answered @ None)) = shared.lock().seen.get_mut(&number) {
+        let mut packets = shared.lock();
+        let number = packets.newest(sequence);
+        if let Some((_, answered @ None)) = number.and_then(|n| packets.seen.get_mut(&n)) {
             *answered = Some(now);
             shared.answered.fetch_add(1, Ordering::Relaxed);
         }
@@ -344,7 +358,7 @@ impl Socket {
         Ok(())
     }
 
-    /// The number of an answer to us, if the next packet is one.
+    /// The sequence number of an answer to us, if the next packet is one.
     fn receive(&self, identifier: u16) -> io::Result<Option<u16>> {
         let mut buffer = [0; 2048];
         let length = self.handle.recv(&mut buffer)?;
@@ -376,4 +390,24 @@ fn checksum(packet: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !u16::try_from(sum).expect("folded to 16 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_belongs_to_the_newest_packet_of_its_sequence_number() {
+        let mut packets = Packets::default();
+        assert_eq!(packets.newest(0), None);
+        for number in [0, 1, 65_535, 65_536, 131_073] {
+            packets.seen.insert(number, (Instant::now(), None));
+            assert_eq!(packets.newest(number as u16), Some(number));
+        }
+        assert_eq!(packets.newest(0), Some(131_072));
+        assert_eq!(packets.newest(2), Some(65_538));
+        let mut few = Packets::default();
+        few.seen.insert(3, (Instant::now(), None));
+        assert_eq!(few.newest(4), None);
+    }
 }
