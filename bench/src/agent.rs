@@ -32,6 +32,8 @@ use crate::{
 const ALLOW_ALL: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#;
 /// Ten thousand peers on an emulated CPU.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// CPU time that the embedded device's timers may take for a peer in a second.
+const PER_PEER: Duration = Duration::from_micros(10);
 /// From the embedded relay's number on down there is room; nodes are spread over none but it.
 const REGION: RegionId = RegionId(999);
 
@@ -106,11 +108,12 @@ fn one(peers: usize, idle_seconds: f64, place: Place) -> Result<One> {
         Ok((known == peers).then_some(()))
     })?;
     let pid = node.agent_pid().context("the agent runs")?;
-    // Until what `up` has set off is over: a second in which it does next to nothing.
+    // Until what `up` has set off is over: a second in which it does next to nothing but look after its peers.
+    let little = Duration::from_millis(30) + PER_PEER * peers as u32;
     wait::wait_for("the agent being idle", PATIENCE, || {
         let before = cpu::of_process(pid)?;
         wait::pass(Duration::from_secs(1))?;
-        Ok((cpu::of_process(pid)? - before < Duration::from_millis(30)).then_some(()))
+        Ok((cpu::of_process(pid)? - before < little).then_some(()))
     })?;
     let before = cpu::of_process(pid)?;
     wait::pass(Duration::from_secs_f64(idle_seconds))?;

@@ -121,9 +121,10 @@ pub enum Command {
 
 /// The paths to all peers.
 pub struct Paths {
-    peers: BTreeMap<NodePublic, Peer>,
+    /// Boxed: the tree's nodes are half empty.
+    peers: BTreeMap<NodePublic, Box<Peer>>,
     /// Several nodes may share one disco key.
-    by_disco: BTreeMap<DiscoPublic, BTreeSet<NodePublic>>,
+    by_disco: BTreeSet<(DiscoPublic, NodePublic)>,
     deadlines: Deadlines,
     out: Outbox,
     relay_port: u16,
@@ -138,7 +139,7 @@ impl Paths {
     pub fn new(config: Config) -> Self {
         Self {
             peers: BTreeMap::new(),
-            by_disco: BTreeMap::new(),
+            by_disco: BTreeSet::new(),
             deadlines: Deadlines::default(),
             relay_port: config.relay_port,
             own_disco: config.disco.public(),
@@ -176,11 +177,11 @@ impl Paths {
                 self.forget_disco(before, &facts.key);
             }
         } else {
-            self.peers
-                .insert(facts.key, Peer::new(facts, self.relay_port));
+            let peer = Box::new(Peer::new(facts, self.relay_port));
+            self.peers.insert(facts.key, peer);
         }
         if let Some(disco) = facts.disco.filter(|disco| !disco.is_zero()) {
-            self.by_disco.entry(disco).or_default().insert(facts.key);
+            self.by_disco.insert((disco, facts.key));
         }
         let port = self.relay_port;
         self.with(now, &facts.key, |peer, out| match (before, facts.adopted) {
@@ -333,11 +334,11 @@ impl Paths {
 
     /// What WireGuard should have for this peer: its direct endpoint or its relay address.
     pub fn endpoint(&self, peer: &NodePublic) -> Option<SocketAddr> {
-        self.peers.get(peer).map(Peer::endpoint)
+        self.peers.get(peer).map(|peer| peer.endpoint())
     }
 
     pub fn status(&self, peer: &NodePublic) -> Option<PathStatus> {
-        self.peers.get(peer).map(Peer::status)
+        self.peers.get(peer).map(|peer| peer.status())
     }
 
     pub fn disco_public(&self) -> DiscoPublic {
@@ -348,20 +349,22 @@ impl Paths {
     /// nodes that share a disco key, but only among those for which the netmap has that disco key.
     fn open(&mut self, bytes: &[u8], relayed: Option<NodePublic>) -> Option<(NodePublic, Message)> {
         let envelope = Envelope::parse(bytes).ok()?;
-        let nodes = self.by_disco.get(&envelope.sender)?;
-        let opener = relayed
-            .map_or_else(|| nodes.first(), |from| nodes.get(&from))
-            .copied()?;
+        let disco = envelope.sender;
+        let opener = match relayed {
+            Some(from) => Some(from).filter(|node| self.by_disco.contains(&(disco, *node)))?,
+            None => self.nodes_with(disco).next()?,
+        };
         let message = self.peers.get_mut(&opener)?.open(&self.out, &envelope)?;
-        if relayed.is_some() || nodes.len() == 1 {
+        if relayed.is_some() || self.nodes_with(disco).nth(1).is_none() {
             return Some((opener, message));
         }
         let key = match &message {
-            Message::Ping(Ping { node, .. }) => node.and_then(|node| nodes.get(&node)).copied(),
-            Message::Pong { tx, .. } => nodes
-                .iter()
-                .find(|key| self.peers.get(key).is_some_and(|peer| peer.has_asked(tx)))
-                .copied(),
+            Message::Ping(Ping { node, .. }) => {
+                node.filter(|node| self.by_disco.contains(&(disco, *node)))
+            }
+            Message::Pong { tx, .. } => self
+                .nodes_with(disco)
+                .find(|key| self.peers.get(key).is_some_and(|peer| peer.has_asked(tx))),
             _ => None,
         };
         key.map(|key| (key, message))
@@ -407,13 +410,17 @@ impl Paths {
         }
     }
 
+    fn nodes_with(&self, disco: DiscoPublic) -> impl Iterator<Item = NodePublic> {
+        let first = NodePublic::from_bytes([0; 32]);
+        self.by_disco
+            .range((disco, first)..)
+            .take_while(move |(key, _)| *key == disco)
+            .map(|(_, node)| *node)
+    }
+
     fn forget_disco(&mut self, disco: Option<DiscoPublic>, key: &NodePublic) {
-        let Some(disco) = disco else { return };
-        if let Some(nodes) = self.by_disco.get_mut(&disco) {
-            nodes.remove(key);
-            if nodes.is_empty() {
-                self.by_disco.remove(&disco);
-            }
+        if let Some(disco) = disco {
+            self.by_disco.remove(&(disco, *key));
         }
     }
 }

@@ -24,7 +24,7 @@ pub fn build() -> Result<PathBuf> {
     step(
         "building the eBPF programs (the first time up to 90 s)",
         cargo()
-            .args(["build", "--locked", "--release", "--quiet"])
+            .args(["build", "--locked", "--profile", "ebpf", "--quiet"])
             .args(["--package", "lowroad-ebpf", "--bins"])
             .args(["--target", TARGET, "-Zbuild-std=core", "--target-dir"])
             .arg(&folder)
@@ -34,7 +34,7 @@ pub fn build() -> Result<PathBuf> {
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
             .env_remove("RUSTFLAGS"),
     )?;
-    let built = folder.join(TARGET).join("release/lowroad");
+    let built = folder.join(TARGET).join("ebpf/lowroad");
     let object = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     let destination = target().join("bpf/lowroad.o");
     fs::create_dir_all(destination.parent().expect("has a folder"))?;

@@ -25,7 +25,10 @@ use tracing::{debug, error, info, warn};
 
 pub use self::follow::Relays;
 use super::{addresses::RelayAddresses, whole};
-use crate::kernel::{Kernel, KernelError};
+use crate::{
+    kernel::{Kernel, KernelError},
+    process,
+};
 
 /// Parts of a policy that are not in force and are told of.
 const MAX_NOTES: usize = 16;
@@ -349,12 +352,17 @@ impl Node {
             self.install(compiled).await?;
         }
         self.kernel.apply_all(rest).await?;
+        let count = steps.len();
+        drop(steps);
+        if whole {
+            process::give_back_memory();
+        }
         self.held.clear();
         self.whole = false;
         self.relay_whole |= whole;
         self.programmed = true;
         self.was_programmed = true;
-        Ok(steps.len())
+        Ok(count)
     }
 
     /// All that the kernel shall hold, and all that it holds.

@@ -31,6 +31,8 @@ impl Candidates {
             candidate.netmap = true;
         });
         self.sweep(None);
+        // Most peers never get more, and there may be ten thousand.
+        self.0.shrink_to_fit();
         new
     }
 

@@ -1,6 +1,9 @@
 //! Control server, relay or both are gone, and come back: direct paths don't notice, and nobody storms the server.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -8,7 +11,7 @@ use super::{Lab, ms, secs, survival};
 use crate::{
     process,
     shell::find_program,
-    tailnet::Coordinator,
+    tailnet::{Coordinator, Node},
     topology::{Namespace, Nat},
     traffic::{self, Pinger, Stream},
     wait,
@@ -22,7 +25,7 @@ const BOTH: [u32; 2] = [30, 180];
 const ONE: [Duration; 2] = [secs(10), secs(60)];
 /// In the last seconds of the outage nobody may knock more often than this: for the relay every 2.5 to 5 s, for control after
 /// ever longer pauses.
-const LAST: u32 = 20;
+const LAST: Duration = secs(20);
 const KNOCKS_PER_NODE: u64 = 8 + 3;
 /// For either, and one each while the server starts.
 const KNOCKS_TO_RETURN: u64 = 4;
@@ -67,30 +70,12 @@ pub fn direct_paths_outlive_control_and_relay_and_all_comes_back_without_a_storm
     comes_back(lab, "the relayed path after both", &relayed)?;
 
     deafen(&coordinator.namespace, RELAY)?;
+    falls_silent(&relayed)?;
     wait::pass(one_of_them)?;
     deafen(&coordinator.namespace, "accept")?;
     comes_back(lab, "the relayed path after the relay", &relayed)?;
 
-    let before = relayed.report();
-    deafen(&coordinator.namespace, CONTROL)?;
-    wait::pass(one_of_them)?;
-    let during = relayed.report();
-    deafen(&coordinator.namespace, "accept")?;
-    lab.note(&format!(
-        "relayed while control was gone: {} pings, {} lost",
-        during.sent - before.sent,
-        during.lost().saturating_sub(before.lost())
-    ));
-    let _server = traffic::Server::start(&one.namespace, 90)?;
-    let to = SocketAddr::new(one.ip(4)?, 90);
-    coordinator.set_policy(WEB_AND_90)?;
-    let (_, time) = wait::wait_for("a policy from after the outage", LIMIT, || {
-        traffic::get(&hub.namespace, to, 1000, ms(500)).map(Some)
-    })?;
-    lab.note(&format!(
-        "a new policy came through after {:.1} s",
-        time.as_secs_f64()
-    ));
+    without_control(lab, &coordinator, (&hub, one), &relayed, one_of_them)?;
 
     for (name, ping, stream) in direct {
         let (report, carried) = (ping.stop(), stream.stop()?);
@@ -108,6 +93,58 @@ pub fn direct_paths_outlive_control_and_relay_and_all_comes_back_without_a_storm
     Ok(())
 }
 
+/// Control doesn't get through: what is relayed goes on, a new policy waits until it does.
+fn without_control(
+    lab: &Lab,
+    coordinator: &Coordinator,
+    (hub, one): (&Node, &Node),
+    relayed: &Pinger,
+    time: Duration,
+) -> Result<()> {
+    let _server = traffic::Server::start(&one.namespace, 90)?;
+    let to = SocketAddr::new(one.ip(4)?, 90);
+    let get = || traffic::get(&hub.namespace, to, 1000, ms(500));
+    let before = relayed.report();
+    deafen(&coordinator.namespace, CONTROL)?;
+    coordinator.set_policy(WEB_AND_90)?;
+    wait::pass(time)?;
+    ensure!(
+        get().is_err(),
+        "a policy arrived though control was not reached"
+    );
+    let during = relayed.report();
+    deafen(&coordinator.namespace, "accept")?;
+    let (_, time) = wait::wait_for("a policy from the outage", LIMIT, || get().map(Some))?;
+    lab.note(&format!(
+        "the policy of the outage came through {:.1} s after it",
+        time.as_secs_f64()
+    ));
+    let meanwhile = before.sent as u32..during.sent as u32;
+    wait::wait_for(
+        "answers to all relayed pings from without control",
+        LIMIT,
+        || {
+            let unanswered = relayed.report().unanswered;
+            Ok((!unanswered.iter().any(|number| meanwhile.contains(number))).then_some(()))
+        },
+    )?;
+    lab.note(&format!(
+        "relayed while control was gone: {} pings, none lost",
+        meanwhile.len()
+    ));
+    Ok(())
+}
+
+/// The relayed path carries nothing any more.
+fn falls_silent(ping: &Pinger) -> Result<()> {
+    wait::wait_for("silence on the relayed path", LIMIT, || {
+        let before = ping.answered();
+        wait::pass(secs(1))?;
+        Ok((ping.answered() == before).then_some(()))
+    })
+    .map(drop)
+}
+
 /// The coordinator, which is the relay too, is killed for so many seconds.
 fn both(lab: &Lab, coordinator: &mut Coordinator, gone: u32, nodes: u64) -> Result<()> {
     let host = coordinator.namespace.clone();
@@ -115,42 +152,90 @@ fn both(lab: &Lab, coordinator: &mut Coordinator, gone: u32, nodes: u64) -> Resu
         "table inet knocks { chain in { type filter hook input priority 0; \
          tcp dport 8080 tcp flags & (syn | ack) == syn counter; }; }",
     )?;
-    let knocks = || knocks(&host);
-    let mut counts = vec![knocks()?];
+    let mut knocks = Knocks::begin(&host)?;
     coordinator.kill_9();
-    for _ in 0..gone {
+    let gone = secs(gone.into());
+    while knocks.since_begin() < gone {
         wait::pass(secs(1))?;
-        counts.push(knocks()?);
+        knocks.note()?;
     }
-    let returning = knocks()?;
+    let last = knocks.a_second_during(LAST)?;
+    let (returning, back) = (knocks.count()?, Instant::now());
     coordinator.start_again()?;
     let online = || {
         let list = coordinator.cli(&["nodes", "list"])?;
         let nodes = list.as_array().context("not a list")?;
         Ok::<_, anyhow::Error>(nodes.iter().filter(|node| node["online"] == true).count() as u64)
     };
-    let back = std::time::Instant::now();
     while online()? < nodes {
         ensure!(back.elapsed() < LIMIT, "not all nodes came back");
         wait::pass(secs(1))?;
-        counts.push(knocks()?);
+        knocks.note()?;
     }
-    let returned = knocks()? - returning;
-    let seconds: Vec<u64> = counts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let returned = knocks.count()? - returning;
     lab.note(&format!(
-        "all {nodes} nodes back after {:.1} s by {returned} connections; connections a second: {seconds:?}",
-        back.elapsed().as_secs_f64()
+        "all {nodes} nodes back {:.1} s after the server's start by {returned} connections; connections by then: {}",
+        back.elapsed().as_secs_f64(),
+        knocks.history()
     ));
-    let last: u64 = seconds[(gone - LAST) as usize..gone as usize].iter().sum();
+    let bound = (nodes * KNOCKS_PER_NODE) as f64 / LAST.as_secs_f64();
     ensure!(
-        last <= nodes * KNOCKS_PER_NODE,
-        "{last} connections of {nodes} nodes in the last {LAST} s"
+        last <= bound,
+        "{last:.2} connections a second of {nodes} nodes at the end, at most {bound:.2} are no storm"
     );
     ensure!(
         returned <= nodes * KNOCKS_TO_RETURN,
         "{returned} connections of {nodes} nodes to return"
     );
     Ok(())
+}
+
+/// How many connections were asked for, over time: asking takes time too.
+struct Knocks<'a> {
+    host: &'a Namespace,
+    begin: Instant,
+    seen: Vec<(Duration, u64)>,
+}
+
+impl<'a> Knocks<'a> {
+    fn begin(host: &'a Namespace) -> Result<Self> {
+        let mut knocks = Self {
+            host,
+            begin: Instant::now(),
+            seen: Vec::new(),
+        };
+        knocks.note()?;
+        Ok(knocks)
+    }
+
+    fn since_begin(&self) -> Duration {
+        self.begin.elapsed()
+    }
+
+    fn count(&self) -> Result<u64> {
+        knocks(self.host)
+    }
+
+    fn note(&mut self) -> Result<()> {
+        let count = self.count()?;
+        self.seen.push((self.since_begin(), count));
+        Ok(())
+    }
+
+    /// Connections a second in the last part of the time, which is at least this long.
+    fn a_second_during(&self, last: Duration) -> Result<f64> {
+        let (end, after) = *self.seen.last().context("nothing was noted")?;
+        let mut earlier = self.seen.iter().rev();
+        let (begin, before) = earlier
+            .find(|(at, _)| end - *at >= last)
+            .context("the time was too short")?;
+        Ok((after - before) as f64 / (end - *begin).as_secs_f64())
+    }
+
+    fn history(&self) -> String {
+        let one = |(at, count): &(Duration, u64)| format!("{} at {:.0} s", count, at.as_secs_f64());
+        self.seen.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// How many connections were asked for.

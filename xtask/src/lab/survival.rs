@@ -208,15 +208,13 @@ impl Case {
         .map(drop)
     }
 
-    /// Starts the agent, and notes how long it took until it had adopted what it found.
+    /// Starts the agent, and notes how long it says that it took until the kernel held what it should.
     fn start_agent(&mut self) -> Result<()> {
-        let known = adoptions(&self.node.log())?;
-        let start = Instant::now();
         self.node.start_agent()?;
-        wait::wait_for("the adoption", LIMIT, || {
-            Ok((adoptions(&self.node.log())? > known).then_some(()))
+        let (adopted, _) = wait::wait_for("the adoption", LIMIT, || {
+            Ok(self.node.status()?["Lowroad"]["AdoptedMs"].as_u64())
         })?;
-        self.adopted.push(start.elapsed());
+        self.adopted.push(ms(adopted));
         self.node.wait_until_running(LIMIT).map(drop)
     }
 
@@ -241,7 +239,11 @@ impl Case {
         } else {
             0
         };
-        let counted = || -> Result<u64> { Ok(self.node.refused_packets()? - before) };
+        let counted = || {
+            let now = self.node.refused_packets()?;
+            now.checked_sub(before)
+                .context("the filter's counter went back")
+        };
         if self.counter_kept {
             let _ = wait::wait_for("the last refused packets", secs(10), || {
                 Ok((counted()? >= sent).then_some(()))
@@ -258,16 +260,11 @@ impl Case {
             counter_kept: self.counter_kept,
             session: self.before.has_become(&after),
             events: self.events.seen()?,
-            unmade: unmade_answers(&self.node)? - self.unmade_before,
+            unmade: unmade_answers(&self.node)?.saturating_sub(self.unmade_before),
             adopted: self.adopted,
         };
         Ok((row, self.node))
     }
-}
-
-fn adoptions(log: &Path) -> Result<usize> {
-    let log = fs::read_to_string(log)?;
-    Ok(log.matches("took over the kernel state").count())
 }
 
 impl Case {
@@ -300,15 +297,26 @@ impl Case {
         .map(drop)
     }
 
-    /// Waits until the fault has happened.
-    fn died(&mut self, watched: &Watched) -> Result<()> {
+    /// Waits until the fault has happened, or all is over; says how many changes there were if it has not.
+    fn died(
+        &mut self,
+        watched: &Watched,
+        over: impl Fn(&Node) -> Result<bool>,
+    ) -> Result<Option<usize>> {
         wait::wait_for("the agent's end in mid-reconcile", LIMIT, || {
-            Ok(self.node.agent_has_ended().then_some(()))
+            Ok((self.node.agent_has_ended() || over(&self.node)?).then_some(()))
         })?;
+        watched.quiet(LIMIT)?;
         let account = watched.disarm();
-        ensure!(account.hit, "the agent ended without the fault");
+        if !account.hit {
+            ensure!(
+                !self.node.agent_has_ended(),
+                "the agent ended without the fault"
+            );
+            return Ok(Some(account.changes.len()));
+        }
         self.crashed_at.extend(account.changes.last().cloned());
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -456,20 +464,40 @@ fn crash_at_steps(
     );
 
     for step in spread(adopting.len()) {
-        case.node.kill_9();
-        let watched = case.start_watched(Fault::Killed(step), watches)?;
-        case.died(watched)?;
+        at_step(step, |step| {
+            case.node.kill_9();
+            let watched = case.start_watched(Fault::Killed(step), watches)?;
+            case.died(watched, |node| {
+                Ok(node.status()?["BackendState"] == "Running")
+            })
+        })?;
     }
     for step in spread(installing.len()) {
-        case.node.kill_9();
-        let watched = case.start_watched(Fault::None, watches)?;
-        case.node.wait_until_running(LIMIT)?;
-        watched.arm(Fault::Killed(step));
-        change_policy()?;
-        case.died(watched)?;
+        at_step(step, |step| {
+            case.node.kill_9();
+            let watched = case.start_watched(Fault::None, watches)?;
+            case.node.wait_until_running(LIMIT)?;
+            watched.quiet(LIMIT)?;
+            let known = installs(&case.node.log())?;
+            watched.arm(Fault::Killed(step));
+            change_policy()?;
+            case.died(watched, |node| Ok(installs(&node.log())? > known))
+        })?;
     }
     lab.note(&format!("killed at: {}", case.crashed_at.join(", ")));
     Ok(())
+}
+
+/// Has the agent killed at this step. What it does is not always the same number of steps: where it was over before, the last of them is taken.
+fn at_step(mut step: usize, mut kill_at: impl FnMut(usize) -> Result<Option<usize>>) -> Result<()> {
+    const ATTEMPTS: usize = 4;
+    for _ in 0..ATTEMPTS {
+        match kill_at(step)? {
+            None => return Ok(()),
+            Some(count) => step = count.max(1),
+        }
+    }
+    anyhow::bail!("the agent was not killed in {ATTEMPTS} attempts, the last at step {step}")
 }
 
 /// The filter's programs and maps, and the agent's own files: all that may change when one agent takes over from another.

@@ -113,7 +113,11 @@ impl fmt::Display for Report {
             if let Some(last) = self.unanswered.last().filter(|_| self.lost() > SHOWN) {
                 write!(out, " to {last}")?;
             }
-            write!(out, "; {} of them refused by the sender's kernel)", self.unsent)?;
+            write!(
+                out,
+                "; {} of them refused by the sender's kernel)",
+                self.unsent
+            )?;
         }
         write!(
             out,
