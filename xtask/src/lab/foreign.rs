@@ -8,6 +8,7 @@ use super::{ALLOW_ALL, Lab, kernel::device_index, ms, secs};
 use crate::{
     process,
     shell::find_program,
+    tailnet::{Coordinator, Node},
     topology::{
         Namespace,
         tcx::{Counter, Place, Way},
@@ -18,14 +19,19 @@ use crate::{
 
 const LIMIT: std::time::Duration = secs(60);
 
-/// Others' filters, queues, routes and rules on our device and with our numbers, while agents die, adopt and change the policy.
-pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Result<()> {
+fn two_nodes(lab: &Lab) -> Result<(Coordinator, Node, Node)> {
     let coordinator = lab.coordinator(ALLOW_ALL)?;
     let key = coordinator.auth_key("ann", "")?;
-    let mut alpha = lab.public_node("alpha", 30)?;
+    let alpha = lab.public_node("alpha", 30)?;
     let bravo = lab.public_node("bravo", 31)?;
     alpha.up(&key)?;
     bravo.up(&key)?;
+    Ok((coordinator, alpha, bravo))
+}
+
+/// Others' filters, queues, routes and rules on our device and with our numbers, while agents die, adopt and change the policy.
+pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Result<()> {
+    let (coordinator, mut alpha, bravo) = two_nodes(lab)?;
     let host = alpha.namespace.clone();
     // On kernels without TCX our own filters hang on a clsact already.
     if !tc(&host, "qdisc show dev lowroad0")?.contains("clsact") {
@@ -79,12 +85,7 @@ pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Res
 
 /// Others' programs before and behind ours on the same TCX hooks: all see their packets, whatever becomes of the agent.
 pub fn other_programs_on_the_same_hooks_go_on(lab: &Lab) -> Result<()> {
-    let coordinator = lab.coordinator(ALLOW_ALL)?;
-    let key = coordinator.auth_key("ann", "")?;
-    let mut alpha = lab.public_node("alpha", 30)?;
-    let bravo = lab.public_node("bravo", 31)?;
-    alpha.up(&key)?;
-    bravo.up(&key)?;
+    let (coordinator, mut alpha, bravo) = two_nodes(lab)?;
     let device = device_index(&alpha)?;
     let mut theirs = Vec::new();
     for way in [Way::In, Way::Out] {
