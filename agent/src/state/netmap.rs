@@ -32,8 +32,10 @@ use super::{create_private, sync_directory};
 const VERSION: u64 = 2;
 const FILE: &str = "netmap.cache";
 const TEMPORARY: &str = "netmap.cache.new";
-/// A netmap of ten thousand peers takes about 10 MB.
-const MAX_SIZE: usize = 64 << 20;
+/// A netmap of ten thousand peers takes about 10 MB. A larger one is not kept.
+const MAX_NETMAP: usize = 64 << 20;
+/// With what was appended, of which there may be as much as of the netmap before it is written anew.
+const MAX_SIZE: usize = 2 * MAX_NETMAP;
 /// What may be appended before the file is written anew, even if the netmap takes less.
 const MIN_JOURNAL: u64 = 256 << 10;
 /// Between two writes of a whole netmap, for each thousand peers or less: it is the large ones that cost something. After one that begins sooner there is no file
@@ -95,6 +97,8 @@ struct Shared {
     unsynced: bool,
     /// What was appended since the write began that is going on.
     since: Option<Vec<u8>>,
+    /// The netmap is too large to be kept. Its changes are no reason to try again, for each try would write all that there is room for.
+    too_large: bool,
 }
 
 impl NetmapCache {
@@ -145,9 +149,9 @@ impl NetmapCache {
         }
         let full = shared.size - shared.whole > shared.whole.max(MIN_JOURNAL);
         let missing = shared.file.is_none();
-        let goes_on = shared.since.is_some();
+        let may_write = shared.since.is_none() && !shared.too_large;
         drop(shared);
-        if (full || missing) && !goes_on && self.due.is_none() {
+        if (full || missing) && may_write && self.due.is_none() {
             self.write_again(now);
         }
     }
@@ -290,6 +294,7 @@ fn remove(shared: &mut Shared, path: &Path) {
     shared.file = None;
     (shared.size, shared.whole) = (0, 0);
     shared.unsynced = false;
+    shared.too_large = false;
     match fs::remove_file(path) {
         // Down to the disk: a power cut must not bring it back.
         Ok(()) => drop(sync_directory(path)),
@@ -344,43 +349,47 @@ impl NetmapWrite {
         let mut shared = lock(&self.shared);
         if shared.epoch == self.epoch {
             shared.since = None;
+            shared.too_large =
+                matches!(&written, Err(error) if error.kind() == io::ErrorKind::FileTooLarge);
         }
         match written {
             Ok(true) => debug!(path = %self.path.display(), "netmap kept"),
             Ok(false) => {}
-            Err(why) => {
-                warn!(path = %self.path.display(), why, "the netmap cannot be kept for a restart")
+            Err(error) => {
+                warn!(path = %self.path.display(), %error, "the netmap cannot be kept for a restart")
             }
         }
     }
 
-    fn write(&self, now: OffsetDateTime) -> Result<bool, String> {
-        let text = |error: io::Error| error.to_string();
+    fn write(&self, now: OffsetDateTime) -> io::Result<bool> {
         let temporary = self.path.with_file_name(TEMPORARY);
-        let file = create_private(&temporary).map_err(|error| error.to_string())?;
-        let (mut file, size) = self.put(file, now).map_err(text)?;
-        if size > MAX_SIZE as u64 {
+        let written = self.write_to(&temporary, now);
+        if !matches!(written, Ok(true)) {
+            // It may take the room for which another file is waiting.
             drop(fs::remove_file(&temporary));
-            return Err(format!("it is larger than {} MB", MAX_SIZE >> 20));
         }
-        file.sync_all().map_err(text)?;
+        written
+    }
+
+    fn write_to(&self, temporary: &Path, now: OffsetDateTime) -> io::Result<bool> {
+        let file = create_private(temporary).map_err(io::Error::other)?;
+        let (mut file, size) = self.put(file, now)?;
+        file.sync_all()?;
         let mut shared = lock(&self.shared);
         if shared.epoch != self.epoch {
-            drop(fs::remove_file(&temporary));
             return Ok(false);
         }
         let since = shared.since.take().unwrap_or_default();
         if !since.is_empty() {
-            file.write_all(&since)
-                .and_then(|()| file.sync_data())
-                .map_err(text)?;
+            file.write_all(&since)?;
+            file.sync_data()?;
         }
-        fs::rename(&temporary, &self.path).map_err(text)?;
+        fs::rename(temporary, &self.path)?;
         shared.file = Some(file);
         (shared.size, shared.whole) = (size + since.len() as u64, size);
         shared.unsynced = false;
         drop(shared);
-        sync_directory(&self.path).map_err(text)?;
+        sync_directory(&self.path)?;
         Ok(true)
     }
 
@@ -411,7 +420,7 @@ pub fn header(
     }
 }
 
-/// Writes a file with nothing appended, and returns its length. `netmap` writes JSON on one line; piece by piece, for a second copy of the netmap in memory would
+/// Writes a file with nothing appended, and returns its length; an error of the kind `FileTooLarge` if there is more of it than is kept. `netmap` writes JSON on one line; piece by piece, for a second copy of the netmap in memory would
 /// be the agent's largest part.
 pub fn whole<W: io::Write>(
     to: W,

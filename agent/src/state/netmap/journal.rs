@@ -7,6 +7,8 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
+use super::MAX_NETMAP;
+
 /// A message that has changed the netmap: a line of its checksum and itself.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record<'a> {
@@ -55,7 +57,7 @@ pub fn record(
     .concat()
 }
 
-/// Counts and hashes what it passes on.
+/// Counts and hashes what it passes on, and passes on no more than may be kept.
 pub(super) struct Hashing<W> {
     to: W,
     hash: Sha256,
@@ -78,6 +80,10 @@ impl<W: Write> Hashing<W> {
 
 impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.size + bytes.len() as u64 > MAX_NETMAP as u64 {
+            let why = format!("it is larger than {} MB", MAX_NETMAP >> 20);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
         let written = self.to.write(bytes)?;
         self.hash.update(&bytes[..written]);
         self.size += written as u64;

@@ -228,11 +228,34 @@ fn a_clock_that_was_set_back_does_not_bring_an_expired_key_back_to_life() {
 }
 
 #[test]
-fn a_netmap_too_large_to_keep_is_not_kept_and_no_error() {
+fn a_netmap_too_large_to_keep_is_no_error_and_is_not_tried_again_until_there_is_another() {
     let dir = tempfile::tempdir().unwrap();
     let mut cache = NetmapCache::new(dir.path());
+    let now = Instant::now();
     let mut large = map();
-    large.health = vec!["x".repeat(MAX_SIZE)];
-    cache.begin(Instant::now(), of(1), &large).run(NOW);
+    large.health = vec!["x".repeat(MAX_NETMAP)];
+    cache.replaced(now);
+    cache.begin(now, of(1), &large).run(NOW);
     assert!(cache.load(&of(1), NOW).is_none());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    cache.append(now, &named("a.").0, None, NOW);
+    assert_eq!(cache.due(), None, "a change makes it no smaller");
+    cache.replaced(now);
+    assert_eq!(cache.due(), Some(now + WRITE_PAUSE));
+}
+
+#[test]
+fn no_more_is_written_of_a_netmap_than_may_be_kept() {
+    let mut written = 0;
+    let header = header(&of(1), NOW, None, 0);
+    let piece = vec![b'x'; 1 << 20];
+    let endless = |to: &mut dyn io::Write| {
+        loop {
+            to.write_all(&piece)?;
+            written += piece.len();
+        }
+    };
+    let error = whole(io::sink(), &header, endless).err().unwrap();
+    assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    assert!((MAX_NETMAP - 2 * piece.len()..=MAX_NETMAP).contains(&written));
 }
