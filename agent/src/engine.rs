@@ -190,7 +190,7 @@ impl Engine {
             }
             self.settle().await;
         }
-        self.keep_netmap_now();
+        self.keep_netmap_now().await;
         info!("the agent ends; what it programmed into the kernel stays");
     }
 
@@ -265,7 +265,7 @@ impl Engine {
             self.reconcile_at = now;
         }
         if self.cache.due().is_some_and(|at| at <= now) {
-            self.keep_netmap(now);
+            self.keep_netmap(now).await;
         }
         if self.reconcile_at <= now {
             self.reconcile_at = now + RECONCILE_INTERVAL;
@@ -343,17 +343,17 @@ impl Engine {
         self.reconcile_at = self.reconcile_at.min(now + COALESCE);
     }
 
-    /// What of the netmap has changed, and no more.
+    /// What of the netmap has changed, and no more; the kept netmap is brought up to date with it.
     fn program_soon(&mut self, now: Instant) {
         self.changes_at.get_or_insert(now + COALESCE);
     }
 
     async fn reconcile(&mut self, now: Instant) {
         self.changes_at = None;
+        self.cache.settle().await;
         let Some(session) = &mut self.session else {
             return;
         };
-        self.cache.sync().await;
         match session.reconcile(now).await {
             Ok(steps) => {
                 if steps > 0 {

@@ -1,27 +1,31 @@
 //! The kept netmap: what an agent that starts goes on with until the server answers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
+use tokio::{task::spawn_blocking, time::timeout};
 use tracing::info;
 
 use super::{Engine, session::Session};
 use crate::state::{NetmapWrite, Of};
 
+/// How long a write of the netmap may hold up the end of the agent.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
 impl Engine {
     /// Goes on with the netmap that was kept, if there is one of this node.
-    pub(super) fn resume(&mut self, session: &mut Session, now: Instant) {
+    pub(super) async fn resume(&mut self, session: &mut Session, now: Instant) {
         let (Some(of), Some(node)) = (self.whose(), &mut session.node) else {
             return;
         };
         let clock = OffsetDateTime::now_utc();
-        let Some(cached) = self.cache.load(&of, clock) else {
+        let Some(cached) = self.cache.load(&of, clock).await else {
             return;
         };
         let own = cached.map.self_node.as_ref();
         if own.is_none_or(|own| own.is_expired(cached.map.control_time(clock))) {
             info!("the kept netmap is of no use: this node's key has expired since");
-            return self.cache.forget();
+            return self.cache.forget().await;
         }
         info!(
             peers = cached.map.peers.len(),
@@ -42,32 +46,36 @@ impl Engine {
     }
 
     /// Writes the netmap in use, in the background.
-    pub(super) fn keep_netmap(&mut self, now: Instant) {
-        if let Some(write) = self.begin_write(now) {
-            tokio::task::spawn_blocking(move || write.run(OffsetDateTime::now_utc()));
+    pub(super) async fn keep_netmap(&mut self, now: Instant) {
+        if let Some(write) = self.begin_write(now).await {
+            spawn_blocking(move || write.run(OffsetDateTime::now_utc()));
         }
     }
 
     /// The same for an agent that ends: a write that is due is not put off.
-    pub(super) fn keep_netmap_now(&mut self) {
+    pub(super) async fn keep_netmap_now(&mut self) {
+        self.cache.settle().await;
+        self.cache.idle(END_PATIENCE).await;
         if self.cache.due().is_some()
             && !self.cache.is_kept()
-            && let Some(write) = self.begin_write(Instant::now())
+            && let Some(write) = self.begin_write(Instant::now()).await
         {
-            write.run(OffsetDateTime::now_utc());
+            let write = spawn_blocking(move || write.run(OffsetDateTime::now_utc()));
+            // What comes late is lost, and with it nothing but the file.
+            let _ = timeout(END_PATIENCE, write).await;
         }
     }
 
-    fn begin_write(&mut self, now: Instant) -> Option<NetmapWrite> {
+    async fn begin_write(&mut self, now: Instant) -> Option<NetmapWrite> {
         let whose = self.whose();
         let node = self
             .session
             .as_ref()
             .and_then(|session| session.node.as_ref());
         match (whose, node.and_then(|node| node.map.as_ref())) {
-            (Some(of), Some(map)) => Some(self.cache.begin(now, of, map)),
+            (Some(of), Some(map)) => self.cache.begin(now, of, map),
             _ => {
-                self.cache.forget();
+                self.cache.forget().await;
                 None
             }
         }

@@ -72,7 +72,7 @@ impl Engine {
         if let Some(key) = known.clone().filter(|_| !login.force_reauth) {
             session.set_key(self, key).await?;
             if login.resume {
-                self.resume(&mut session, Instant::now());
+                self.resume(&mut session, Instant::now()).await;
             }
         }
         let (control, events) = Control::start(self.control_options(login, known), facts);
@@ -152,7 +152,7 @@ impl Engine {
             }
             ControlEvent::NodeKey { node, old } => self.on_node_key(node, old).await,
             ControlEvent::Visit(url) => {
-                self.cache.forget();
+                self.cache.forget().await;
                 self.with_session(|session| session.needs_login(url));
                 self.reconcile_soon(now);
             }
@@ -188,14 +188,14 @@ impl Engine {
                 if consequences.derp_map {
                     session.set_derp_map();
                 }
-                if consequences.kernel {
+                if consequences.kernel || consequences.netmap {
                     self.program_soon(now);
                 }
                 // Before anything of it is programmed.
                 match difference.filter(|_| !consequences.begins) {
                     _ if !consequences.netmap => {}
                     Some(message) => self.cache.append(now, &message, clock_offset, clock),
-                    None => self.cache.replaced(now),
+                    None => self.cache.replaced(now).await,
                 }
             }
             ControlEvent::Acknowledged(generation) => {
@@ -213,7 +213,7 @@ impl Engine {
     }
 
     async fn on_node_key(&mut self, node: NodePrivate, old: Option<NodePrivate>) {
-        self.cache.forget();
+        self.cache.forget().await;
         self.state.node_key = Some(node.clone());
         self.state.old_node_key = old;
         let _ = self.save();
@@ -231,7 +231,7 @@ impl Engine {
     /// The server does not want this node: nothing may pass on the word of a netmap that no longer holds.
     async fn on_refused(&mut self, why: &str) {
         self.failure = Some(why.to_owned());
-        self.cache.forget();
+        self.cache.forget().await;
         let goes_back = self.fails_back_to_a_session();
         self.fail_ups(why).await;
         if !goes_back

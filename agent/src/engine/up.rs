@@ -299,7 +299,7 @@ impl Engine {
         self.prefs.want_running = false;
         self.state.prefs = self.prefs.clone();
         self.failure = None;
-        self.cache.forget();
+        self.cache.forget().await;
         let saved = self.save();
         let stopped = self.stop_session().await;
         self.ups.drain(..).for_each(|up| {

@@ -7,15 +7,22 @@
 //! the new one. Each later message that changes the netmap is appended to the file, and on the disk, before what it says is programmed: that costs what the
 //! message is long, however large the netmap is. When more has been appended than the netmap takes, the file is written anew. So a new agent cannot put an older
 //! policy in force than the one that the last agent left.
+//!
+//! A revocation must not wait for a slow disk, however: after [`SETTLE_PATIENCE`] the file is void, and what has changed is programmed. Whoever reads the file finds
+//! it empty or gone by then: that much needs no disk, only memory. A system that takes no change of a file even in memory (one that is frozen, say) also keeps
+//! the dying agent's calls, and with them the lock of the state directory, from ending: no other agent starts before they have. What is left is a host that loses
+//! its power before the disk has taken the removal: it can come up with the netmap of then, until the server answers.
 
+mod disk;
 mod journal;
+mod write;
 
 use std::{
-    fs::{self, File},
-    io::{self, BufWriter, Write as _},
+    fs,
+    io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,11 +30,17 @@ use lowroad_wire::{control::MapResponse, key::NodePublic, netmap::NetMap};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
-use tracing::{debug, info, warn};
+use tokio::{
+    task::spawn_blocking,
+    time::{timeout, timeout_at},
+};
+use tracing::{info, warn};
 
-pub use self::journal::record;
-use self::journal::{Hashing, Record};
-use super::{create_private, sync_directory};
+use self::{
+    disk::Disk,
+    journal::{Hashing, Record},
+};
+pub use self::{journal::record, write::NetmapWrite};
 
 const VERSION: u64 = 2;
 const FILE: &str = "netmap.cache";
@@ -41,6 +54,12 @@ const MIN_JOURNAL: u64 = 256 << 10;
 /// Between two writes of a whole netmap, for each thousand peers or less: it is the large ones that cost something. After one that begins sooner there is no file
 /// until then.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long what has changed waits for the disk before it is programmed; with the last part of it for the removal of the file, if that is what it takes.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
+const CLEAR_PATIENCE: Duration = Duration::from_millis(250);
+/// A disk that was too slow is left alone for so long: every file that is kept there can hold up a change again.
+const SLOW_PAUSE: Duration = Duration::from_secs(60);
 
 /// Whose netmap it is; another one's is of no use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,52 +93,30 @@ pub struct CachedNetmap {
 /// The file, and when to write it next.
 #[derive(Debug)]
 pub struct NetmapCache {
-    path: PathBuf,
-    shared: Arc<Mutex<Shared>>,
+    disk: Arc<Disk>,
     /// When the next write may begin.
     next: Option<Instant>,
     due: Option<Instant>,
 }
 
-/// With a write that is going on elsewhere.
-#[derive(Debug, Default)]
-struct Shared {
-    /// Counts netmaps: the write of one that is void comes to nothing.
-    epoch: u64,
-    /// Counts changes.
-    generation: u64,
-    /// At its end, where there is a file that holds the netmap.
-    file: Option<File>,
-    size: u64,
-    /// Of which so much is the netmap, and the rest was appended.
-    whole: u64,
-    /// Something was appended that may not be on the disk yet.
-    unsynced: bool,
-    /// What was appended since the write began that is going on.
-    since: Option<Vec<u8>>,
-    /// The netmap is too large to be kept. Its changes are no reason to try again, for each try would write all that there is room for.
-    too_large: bool,
-}
-
 impl NetmapCache {
     pub(super) fn new(directory: &Path) -> Self {
         Self {
-            path: directory.join(FILE),
-            shared: Arc::default(),
+            disk: Arc::new(Disk::new(directory)),
             next: None,
             due: None,
         }
     }
 
     /// There is a new netmap: what is kept holds no more, and is to be written again.
-    pub fn replaced(&mut self, now: Instant) {
-        self.remove();
+    pub async fn replaced(&mut self, now: Instant) {
+        self.void().await;
         self.write_again(now);
     }
 
     /// There is no netmap any more.
-    pub fn forget(&mut self) {
-        self.remove();
+    pub async fn forget(&mut self) {
+        self.void().await;
         self.due = None;
     }
 
@@ -127,11 +124,12 @@ impl NetmapCache {
         self.due = Some(self.next.map_or(now, |next| next.max(now)));
     }
 
-    fn remove(&self) {
-        remove(&mut lock(&self.shared), &self.path);
+    async fn void(&mut self) {
+        self.disk.now().begin_anew();
+        self.settle().await;
     }
 
-    /// A message has changed the netmap. To be called before what it says is programmed, and [`Self::sync`] after it.
+    /// A message has changed the netmap. To be called before what it says is programmed, and [`Self::settle`] after it.
     pub fn append(
         &mut self,
         now: Instant,
@@ -139,39 +137,48 @@ impl NetmapCache {
         clock_offset: Option<time::Duration>,
         clock: OffsetDateTime,
     ) {
-        let mut shared = lock(&self.shared);
+        let mut shared = self.disk.now();
         shared.generation += 1;
         let line = record(shared.generation, message, clock_offset, clock);
-        let kept = shared.append(&line);
-        if let Err(error) = &kept {
-            warn!(path = %self.path.display(), %error, "a change of the netmap cannot be kept for a restart");
-            remove(&mut shared, &self.path);
+        if let Err(why) = shared.append(&line) {
+            warn!(path = %self.disk.path.display(), why, "the kept netmap holds no more");
+            shared.void();
         }
-        let full = shared.size - shared.whole > shared.whole.max(MIN_JOURNAL);
-        let missing = shared.file.is_none();
-        let may_write = shared.since.is_none() && !shared.too_large;
+        let wants_write = shared.wants_write();
         drop(shared);
-        if (full || missing) && may_write && self.due.is_none() {
+        if wants_write && self.due.is_none() {
             self.write_again(now);
         }
     }
 
-    /// Brings to the disk what was appended: a power cut must not bring an older netmap back.
-    pub async fn sync(&mut self) {
-        let (shared, path) = (self.shared.clone(), self.path.clone());
-        if !lock(&shared).unsynced {
-            return;
+    /// Brings to the disk what was appended or removed: neither an agent that dies after that nor a power cut brings an older netmap back. To be called before what
+    /// has changed is programmed. If the disk doesn't take it in time, the file is void.
+    pub async fn settle(&mut self) {
+        let until = tokio::time::Instant::now() + SETTLE_PATIENCE;
+        while let Some(append) = self.disk.take_pending() {
+            let disk = self.disk.clone();
+            let appended = spawn_blocking(move || disk.append(&append));
+            let why = match timeout_at(until - CLEAR_PATIENCE, appended).await {
+                Ok(Ok(Ok(()))) => continue,
+                Ok(Ok(Err(error))) => error.to_string(),
+                Ok(Err(died)) => died.to_string(),
+                Err(_late) => {
+                    self.next = Some(Instant::now() + SLOW_PAUSE);
+                    "the disk is slow".to_owned()
+                }
+            };
+            warn!(path = %self.disk.path.display(), why, "the netmap cannot be kept for a restart");
+            self.disk.now().void();
+            self.write_again(Instant::now());
         }
-        let sync = move || {
-            let mut shared = lock(&shared);
-            shared.unsynced = false;
-            if let Some(Err(error)) = shared.file.as_ref().map(File::sync_data) {
-                warn!(path = %path.display(), %error, "the netmap cannot be kept for a restart");
-                remove(&mut shared, &path);
+        if self.disk.begin_clearing() {
+            let disk = self.disk.clone();
+            if timeout_at(until, spawn_blocking(move || disk.clear()))
+                .await
+                .is_err()
+            {
+                warn!(path = %self.disk.path.display(), "the disk is slow: an old netmap may be on it until it has done what it was told");
             }
-        };
-        if tokio::task::spawn_blocking(sync).await.is_err() {
-            self.remove();
         }
     }
 
@@ -182,50 +189,59 @@ impl NetmapCache {
 
     /// Whether there is a file that holds the netmap.
     pub fn is_kept(&self) -> bool {
-        lock(&self.shared).file.is_some()
+        self.disk.now().kept.is_some()
     }
 
-    /// Begins a write, which may be done elsewhere: it takes some ms for each thousand peers.
-    pub fn begin(&mut self, now: Instant, of: Of, map: &NetMap) -> NetmapWrite {
+    /// Begins a write, which may be done elsewhere: it takes some ms for each thousand peers. If the one before goes on still, it is put off.
+    pub fn begin(&mut self, now: Instant, of: Of, map: &NetMap) -> Option<NetmapWrite> {
+        let mut shared = self.disk.now();
+        if shared.is_busy() {
+            self.due = Some(now + WRITE_PAUSE);
+            return None;
+        }
         self.due = None;
         let thousands = map.peers.len().div_ceil(1000).max(1);
         self.next = Some(now + WRITE_PAUSE * u32::try_from(thousands).unwrap_or(u32::MAX));
-        let mut shared = lock(&self.shared);
+        shared.writing = true;
         shared.since = Some(Vec::new());
-        NetmapWrite {
-            path: self.path.clone(),
-            epoch: shared.epoch,
-            generation: shared.generation,
-            shared: self.shared.clone(),
+        Some(NetmapWrite::new(
+            self.disk.clone(),
+            shared.generation,
             of,
-            map: map.clone(),
-        }
+            map.clone(),
+        ))
+    }
+
+    /// Waits until nothing is being written, for as long as `patience`.
+    pub async fn idle(&self, patience: Duration) {
+        // Late or not, whoever ends goes on.
+        let _ = timeout(patience, self.disk.idle()).await;
     }
 
     /// What was kept of this node at this server. Anything else is thrown away, with one line in the log.
-    pub fn load(&self, of: &Of, now: OffsetDateTime) -> Option<CachedNetmap> {
-        match self.read(of, now) {
+    pub async fn load(&mut self, of: &Of, now: OffsetDateTime) -> Option<CachedNetmap> {
+        match read(&self.disk.path, of, now) {
             Ok(found) => found,
             Err(why) => {
-                info!(path = %self.path.display(), why, "the kept netmap is of no use, and is thrown away");
-                self.remove();
+                info!(path = %self.disk.path.display(), why, "the kept netmap is of no use, and is thrown away");
+                self.void().await;
                 None
             }
         }
     }
+}
 
-    fn read(&self, of: &Of, now: OffsetDateTime) -> Result<Option<CachedNetmap>, String> {
-        let metadata = match fs::symlink_metadata(&self.path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.to_string()),
-        };
-        if !metadata.is_file() || metadata.size() > MAX_SIZE as u64 {
-            return Err("not a file of a netmap's size".to_owned());
-        }
-        let text = fs::read(&self.path).map_err(|error| error.to_string())?;
-        parse(&text, of, now).map(Some)
+fn read(path: &Path, of: &Of, now: OffsetDateTime) -> Result<Option<CachedNetmap>, String> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    if !metadata.is_file() || metadata.size() > MAX_SIZE as u64 {
+        return Err("not a file of a netmap's size".to_owned());
     }
+    let text = fs::read(path).map_err(|error| error.to_string())?;
+    parse(&text, of, now).map(Some)
 }
 
 /// What a kept netmap's file says to the node it is of. What is wrong with it is told without quoting it.
@@ -268,41 +284,6 @@ pub fn parse(text: &[u8], of: &Of, now: OffsetDateTime) -> Result<CachedNetmap, 
     Ok(CachedNetmap { map, saved })
 }
 
-impl Shared {
-    fn append(&mut self, line: &[u8]) -> io::Result<()> {
-        if let Some(since) = &mut self.since {
-            since.extend(line);
-        }
-        let Some(file) = &mut self.file else {
-            return Ok(());
-        };
-        if self.size + line.len() as u64 > MAX_SIZE as u64 {
-            return Err(io::Error::other("too much of it"));
-        }
-        file.write_all(line)?;
-        self.size += line.len() as u64;
-        self.unsynced = true;
-        Ok(())
-    }
-}
-
-/// What is kept holds no more, and what is being written neither.
-fn remove(shared: &mut Shared, path: &Path) {
-    shared.epoch += 1;
-    shared.generation += 1;
-    shared.since = None;
-    shared.file = None;
-    (shared.size, shared.whole) = (0, 0);
-    shared.unsynced = false;
-    shared.too_large = false;
-    match fs::remove_file(path) {
-        // Down to the disk: a power cut must not bring it back.
-        Ok(()) => drop(sync_directory(path)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => warn!(path = %path.display(), %error, "an old netmap stays"),
-    }
-}
-
 fn time_of(seconds: i64) -> Result<OffsetDateTime, String> {
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| "damaged: saved at no time".to_owned())
 }
@@ -328,79 +309,6 @@ fn clock_offset(
     match saved - now {
         back if back.is_positive() => Some(kept.unwrap_or_default().saturating_add(back)),
         _ => kept,
-    }
-}
-
-/// A netmap about to be kept.
-#[derive(Debug)]
-pub struct NetmapWrite {
-    path: PathBuf,
-    epoch: u64,
-    generation: u64,
-    shared: Arc<Mutex<Shared>>,
-    of: Of,
-    map: NetMap,
-}
-
-impl NetmapWrite {
-    /// Blocks. A failure is told in the log: the agent runs as well without.
-    pub fn run(self, now: OffsetDateTime) {
-        let written = self.write(now);
-        let mut shared = lock(&self.shared);
-        if shared.epoch == self.epoch {
-            shared.since = None;
-            shared.too_large =
-                matches!(&written, Err(error) if error.kind() == io::ErrorKind::FileTooLarge);
-        }
-        match written {
-            Ok(true) => debug!(path = %self.path.display(), "netmap kept"),
-            Ok(false) => {}
-            Err(error) => {
-                warn!(path = %self.path.display(), %error, "the netmap cannot be kept for a restart")
-            }
-        }
-    }
-
-    fn write(&self, now: OffsetDateTime) -> io::Result<bool> {
-        let temporary = self.path.with_file_name(TEMPORARY);
-        let written = self.write_to(&temporary, now);
-        if !matches!(written, Ok(true)) {
-            // It may take the room for which another file is waiting.
-            drop(fs::remove_file(&temporary));
-        }
-        written
-    }
-
-    fn write_to(&self, temporary: &Path, now: OffsetDateTime) -> io::Result<bool> {
-        let file = create_private(temporary).map_err(io::Error::other)?;
-        let (mut file, size) = self.put(file, now)?;
-        file.sync_all()?;
-        let mut shared = lock(&self.shared);
-        if shared.epoch != self.epoch {
-            return Ok(false);
-        }
-        let since = shared.since.take().unwrap_or_default();
-        if !since.is_empty() {
-            file.write_all(&since)?;
-            file.sync_data()?;
-        }
-        fs::rename(temporary, &self.path)?;
-        shared.file = Some(file);
-        (shared.size, shared.whole) = (size + since.len() as u64, size);
-        shared.unsynced = false;
-        drop(shared);
-        sync_directory(&self.path)?;
-        Ok(true)
-    }
-
-    fn put(&self, file: File, now: OffsetDateTime) -> io::Result<(File, u64)> {
-        let write = |out: &mut dyn io::Write| {
-            serde_json::to_writer(out, &self.map.to_response()).map_err(io::Error::from)
-        };
-        let header = header(&self.of, now, self.map.clock_offset, self.generation);
-        let (out, size) = whole(BufWriter::new(file), &header, write)?;
-        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        Ok((file, size))
     }
 }
 
@@ -436,10 +344,6 @@ pub fn whole<W: io::Write>(
     let end = format!("{}\n", hex::encode(hash));
     out.write_all(end.as_bytes())?;
     Ok((out, size + end.len() as u64))
-}
-
-fn lock(shared: &Mutex<Shared>) -> std::sync::MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -57,6 +57,19 @@ async fn an_agent_that_starts_while_the_server_is_away_goes_on_with_what_it_knew
 }
 
 #[tokio::test]
+async fn what_concerns_no_kernel_is_kept_as_soon_as_what_does() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    until(|| file(&dir).exists()).await;
+    stream.send(json!({"Domain": "renamed"})).await.unwrap();
+    until(|| fs::read_to_string(file(&dir)).is_ok_and(|text| text.contains("renamed"))).await;
+    agent.end().await;
+}
+
+#[tokio::test]
 async fn without_a_kernel_device_the_kept_netmap_makes_one() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     ran_before(&dir, &mut server).await;

@@ -1,8 +1,10 @@
-use std::os::unix::fs::PermissionsExt as _;
+use std::{os::unix::fs::PermissionsExt as _, sync::mpsc, thread};
 
 use serde_json::json;
 
 use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
@@ -25,46 +27,56 @@ fn map() -> NetMap {
     map
 }
 
-fn keep(cache: &mut NetmapCache, now: Instant) {
-    cache.replaced(now);
+async fn keep(cache: &mut NetmapCache, now: Instant) {
+    cache.replaced(now).await;
     assert_eq!(cache.due(), Some(now));
-    cache.begin(now, of(1), &map()).run(NOW);
-    assert_eq!(cache.due(), None);
+    write(cache, now, &map()).run(NOW);
+    assert!(cache.is_kept() && cache.due().is_none());
 }
 
-#[test]
-fn what_was_kept_is_found_again_by_the_same_node_at_the_same_server_only() {
+fn write(cache: &mut NetmapCache, now: Instant, map: &NetMap) -> NetmapWrite {
+    cache.begin(now, of(1), map).expect("nothing else goes on")
+}
+
+#[tokio::test]
+async fn what_was_kept_is_found_again_by_the_same_node_at_the_same_server_only() {
     let dir = tempfile::tempdir().unwrap();
     let mut cache = NetmapCache::new(dir.path());
-    assert!(cache.load(&of(1), NOW).is_none(), "nothing is there");
-    keep(&mut cache, Instant::now());
+    assert!(cache.load(&of(1), NOW).await.is_none(), "nothing is there");
+    keep(&mut cache, Instant::now()).await;
     let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
-    let found = cache.load(&of(1), NOW).unwrap();
+    let found = cache.load(&of(1), NOW).await.unwrap();
     assert_eq!((found.map, found.saved), (map(), NOW));
 
-    assert!(cache.load(&of(2), NOW).is_none(), "another node key");
-    assert!(cache.load(&of(1), NOW).is_none(), "it is gone after that");
-    keep(&mut NetmapCache::new(dir.path()), Instant::now());
+    assert!(cache.load(&of(2), NOW).await.is_none(), "another node key");
+    assert!(
+        cache.load(&of(1), NOW).await.is_none(),
+        "it is gone after that"
+    );
+    keep(&mut NetmapCache::new(dir.path()), Instant::now()).await;
     let elsewhere = Of {
         server: "https://other.example".to_owned(),
         ..of(1)
     };
-    assert!(cache.load(&elsewhere, NOW).is_none());
+    assert!(cache.load(&elsewhere, NOW).await.is_none());
     let left = fs::read_dir(dir.path()).unwrap().count();
     assert_eq!(left, 0, "no temporary file is left either");
 }
 
-#[test]
-fn a_damaged_file_is_thrown_away_wherever_the_damage_is() {
+#[tokio::test]
+async fn a_damaged_file_is_thrown_away_wherever_the_damage_is() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE);
-    keep(&mut NetmapCache::new(dir.path()), Instant::now());
+    keep(&mut NetmapCache::new(dir.path()), Instant::now()).await;
     let whole = fs::read(&file).unwrap();
-    let cache = NetmapCache::new(dir.path());
+    let mut cache = NetmapCache::new(dir.path());
     for length in 0..whole.len() {
         fs::write(&file, &whole[..length]).unwrap();
-        assert!(cache.load(&of(1), NOW).is_none(), "{length} bytes of it");
+        assert!(
+            cache.load(&of(1), NOW).await.is_none(),
+            "{length} bytes of it"
+        );
         assert!(!file.exists());
     }
     for at in 0..whole.len() {
@@ -72,12 +84,12 @@ fn a_damaged_file_is_thrown_away_wherever_the_damage_is() {
         bad[at] ^= 1;
         fs::write(&file, &bad).unwrap();
         // The name of a field that is empty may be another one: that says the same.
-        if let Some(found) = cache.load(&of(1), NOW) {
+        if let Some(found) = cache.load(&of(1), NOW).await {
             assert_eq!((found.map, found.saved), (map(), NOW), "byte {at}");
         }
     }
     fs::create_dir(&file).unwrap();
-    assert!(cache.load(&of(1), NOW).is_none(), "not even a file");
+    assert!(cache.load(&of(1), NOW).await.is_none(), "not even a file");
 }
 
 /// A message that gives the peer a name; the netmap with it.
@@ -97,14 +109,17 @@ async fn what_changes_is_appended_and_found_again_with_the_rest() {
     let file = dir.path().join(FILE);
     let mut cache = NetmapCache::new(dir.path());
     let (start, later) = (Instant::now(), NOW + time::Duration::HOUR);
-    keep(&mut cache, start);
+    keep(&mut cache, start).await;
     let minute = Some(time::Duration::MINUTE);
     for name in ["a.", "b."] {
         cache.append(start, &named(name).0, minute, later);
     }
-    cache.sync().await;
+    cache.settle().await;
     assert!(cache.is_kept() && cache.due().is_none());
-    let found = NetmapCache::new(dir.path()).load(&of(1), later).unwrap();
+    let found = NetmapCache::new(dir.path())
+        .load(&of(1), later)
+        .await
+        .unwrap();
     let expected = NetMap {
         clock_offset: minute,
         ..named("b.").1
@@ -117,7 +132,7 @@ async fn what_changes_is_appended_and_found_again_with_the_rest() {
         let mut bad = whole.clone();
         bad[at] ^= 1;
         fs::write(&file, &bad).unwrap();
-        if let Some(found) = cache.load(&of(1), later) {
+        if let Some(found) = cache.load(&of(1), later).await {
             assert_eq!(found.map.peers, named("b.").1.peers, "byte {at}");
         }
     }
@@ -130,69 +145,78 @@ async fn what_changes_is_appended_and_found_again_with_the_rest() {
         .collect();
     fs::write(&file, without_the_first.join("\n") + "\n").unwrap();
     assert!(
-        cache.load(&of(1), later).is_none(),
+        cache.load(&of(1), later).await.is_none(),
         "one of them is missing"
     );
 }
 
-#[test]
-fn what_changes_during_a_write_is_in_what_is_written() {
+#[tokio::test]
+async fn what_changes_during_a_write_is_in_what_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let mut cache = NetmapCache::new(dir.path());
     let now = Instant::now();
-    cache.replaced(now);
-    let write = cache.begin(now, of(1), &map());
+    cache.replaced(now).await;
+    let write = write(&mut cache, now, &map());
     cache.append(now, &named("a.").0, None, NOW);
     assert!(!cache.is_kept() && cache.due().is_none());
     write.run(NOW);
     cache.append(now, &named("b.").0, None, NOW);
-    let found = NetmapCache::new(dir.path()).load(&of(1), NOW).unwrap();
+    cache.settle().await;
+    let found = NetmapCache::new(dir.path())
+        .load(&of(1), NOW)
+        .await
+        .unwrap();
     assert_eq!(found.map, named("b.").1);
 }
 
-#[test]
-fn more_changes_than_netmap_are_written_anew_and_until_then_appended() {
+#[tokio::test]
+async fn more_changes_than_netmap_are_written_anew_and_until_then_appended() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE);
     let mut cache = NetmapCache::new(dir.path());
     let now = Instant::now();
-    keep(&mut cache, now);
+    keep(&mut cache, now).await;
     let (message, long) = named(&"x".repeat(1000));
     let mut appended = 0;
     while cache.due().is_none() {
         cache.append(now, &message, None, NOW);
+        cache.settle().await;
         appended += message.len() as u64;
         assert!(appended <= MIN_JOURNAL);
     }
     assert_eq!(cache.due(), Some(now + WRITE_PAUSE));
     assert!(fs::metadata(&file).unwrap().len() > MIN_JOURNAL);
-    cache.begin(now, of(1), &long).run(NOW);
+    write(&mut cache, now, &long).run(NOW);
     assert!(fs::metadata(&file).unwrap().len() < 3000);
     cache.append(now, &named("b.").0, None, NOW);
-    let found = NetmapCache::new(dir.path()).load(&of(1), NOW).unwrap();
+    cache.settle().await;
+    let found = NetmapCache::new(dir.path())
+        .load(&of(1), NOW)
+        .await
+        .unwrap();
     assert_eq!(found.map, named("b.").1);
 }
 
-#[test]
-fn a_new_netmap_removes_the_old_one_at_once_and_writes_of_the_new_one_keep_a_pause() {
+#[tokio::test]
+async fn a_new_netmap_removes_the_old_one_at_once_and_writes_of_the_new_one_keep_a_pause() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE);
     let mut cache = NetmapCache::new(dir.path());
     let start = Instant::now();
-    keep(&mut cache, start);
+    keep(&mut cache, start).await;
     assert!(file.exists());
-    cache.replaced(start + WRITE_PAUSE / 2);
+    cache.replaced(start + WRITE_PAUSE / 2).await;
     assert!(!file.exists(), "an older policy must not come back");
     assert_eq!(cache.due(), Some(start + WRITE_PAUSE));
 
-    let late = cache.begin(start + WRITE_PAUSE, of(1), &map());
-    cache.replaced(start + WRITE_PAUSE);
+    let late = write(&mut cache, start + WRITE_PAUSE, &map());
+    cache.replaced(start + WRITE_PAUSE).await;
     late.run(NOW);
     assert!(
         !file.exists(),
         "a write begun before a change comes to nothing"
     );
-    cache.forget();
+    cache.forget().await;
     assert_eq!(cache.due(), None);
 
     let mut large = map();
@@ -200,9 +224,141 @@ fn a_new_netmap_removes_the_old_one_at_once_and_writes_of_the_new_one_keep_a_pau
     large.peers = (0..10_000)
         .map(|n| (lowroad_wire::control::NodeId(n), peer.clone()))
         .collect();
-    drop(cache.begin(start, of(1), &large));
-    cache.replaced(start);
+    drop(write(&mut cache, start, &large));
+    cache.replaced(start).await;
     assert_eq!(cache.due(), Some(start + 10 * WRITE_PAUSE));
+}
+
+/// A disk that does nothing until this is dropped.
+struct Stopped(Option<(mpsc::Sender<()>, thread::JoinHandle<()>)>);
+
+impl Stopped {
+    fn of(cache: &NetmapCache) -> Self {
+        let disk = cache.disk.clone();
+        let ((stopped, is_stopped), (go_on, wait)) = (mpsc::channel(), mpsc::channel());
+        let thread = thread::spawn(move || {
+            let _still = disk.stand_still();
+            stopped.send(()).unwrap();
+            // Until the other end is dropped.
+            let _ = wait.recv();
+        });
+        is_stopped.recv().unwrap();
+        Self(Some((go_on, thread)))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let (go_on, thread) = self.0.take().unwrap();
+        drop(go_on);
+        thread.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_holds_a_change_up_for_a_second_and_the_old_netmap_is_gone_then()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cache = NetmapCache::new(dir.path());
+    let start = Instant::now();
+    keep(&mut cache, start).await;
+    let stopped = Stopped::of(&cache);
+    cache.append(start, &named("revoked.").0, None, NOW);
+    cache.settle().await;
+    let took = start.elapsed();
+    assert!(took < 3 * SETTLE_PATIENCE, "{took:?}");
+    assert!(!cache.is_kept());
+    let mut next = NetmapCache::new(dir.path());
+    assert!(next.load(&of(1), NOW).await.is_none(), "it came back");
+    assert!(
+        cache.due().unwrap() > start + SLOW_PAUSE,
+        "it is left alone"
+    );
+    drop(stopped);
+    cache.idle(PATIENCE).await;
+    assert!(next.load(&of(1), NOW).await.is_none(), "it came back");
+    keep(&mut cache, start + SLOW_PAUSE * 2).await;
+    assert!(next.load(&of(1), NOW).await.is_some());
+}
+
+#[tokio::test]
+async fn a_file_that_gets_its_name_after_it_was_void_is_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cache = NetmapCache::new(dir.path());
+    let now = Instant::now();
+    cache.replaced(now).await;
+    let stopped = Stopped::of(&cache);
+    let write = write(&mut cache, now, &map());
+    let writing = thread::spawn(move || write.run(NOW));
+    let temporary = dir.path().join(TEMPORARY);
+    let whole = async {
+        while !fs::read(&temporary).is_ok_and(|text| parse(&text, &of(1), NOW).is_ok()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, whole)
+        .await
+        .expect("all is written but the name");
+    cache.replaced(now).await;
+    // A rename that was under way, of an agent that is killed then.
+    let file = dir.path().join(FILE);
+    fs::rename(&temporary, &file).unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().len(), 0);
+    drop(stopped);
+    writing.join().unwrap();
+    assert!(!cache.is_kept());
+}
+
+#[tokio::test]
+async fn what_holds_no_more_is_emptied_and_what_cannot_be_removed_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, other) = (dir.path().join(FILE), dir.path().join("other name"));
+    let mut cache = NetmapCache::new(dir.path());
+    let now = Instant::now();
+    keep(&mut cache, now).await;
+    fs::hard_link(&file, &other).unwrap();
+    cache.replaced(now).await;
+    assert_eq!(fs::metadata(&other).unwrap().len(), 0);
+    fs::create_dir(&file).unwrap();
+    cache.forget().await;
+    assert!(file.exists(), "a folder is no file to remove");
+    fs::remove_dir(&file).unwrap();
+    fs::write(&file, "old").unwrap();
+    cache.settle().await;
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn a_write_begins_when_the_one_before_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cache = NetmapCache::new(dir.path());
+    let now = Instant::now();
+    cache.replaced(now).await;
+    let first = write(&mut cache, now, &map());
+    cache.replaced(now).await;
+    assert!(cache.begin(now, of(1), &map()).is_none());
+    assert_eq!(cache.due(), Some(now + WRITE_PAUSE));
+    first.run(NOW);
+    assert!(!cache.is_kept());
+    write(&mut cache, now, &map()).run(NOW);
+    assert!(cache.is_kept());
+}
+
+#[tokio::test]
+async fn what_changes_while_a_disk_has_stopped_does_not_fill_the_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cache = NetmapCache::new(dir.path());
+    let now = Instant::now();
+    cache.replaced(now).await;
+    let write = write(&mut cache, now, &map());
+    let message = vec![b' '; 1 << 20];
+    for _ in 0..5 {
+        cache.append(now, &message, None, NOW);
+    }
+    assert!(cache.disk.now().since.is_none());
+    assert!(cache.due().is_some(), "another write takes its place");
+    write.run(NOW);
+    assert!(!cache.is_kept());
 }
 
 #[test]
@@ -227,20 +383,20 @@ fn a_clock_that_was_set_back_does_not_bring_an_expired_key_back_to_life() {
     );
 }
 
-#[test]
-fn a_netmap_too_large_to_keep_is_no_error_and_is_not_tried_again_until_there_is_another() {
+#[tokio::test]
+async fn a_netmap_too_large_to_keep_is_no_error_and_is_not_tried_again_until_there_is_another() {
     let dir = tempfile::tempdir().unwrap();
     let mut cache = NetmapCache::new(dir.path());
     let now = Instant::now();
     let mut large = map();
     large.health = vec!["x".repeat(MAX_NETMAP)];
-    cache.replaced(now);
-    cache.begin(now, of(1), &large).run(NOW);
-    assert!(cache.load(&of(1), NOW).is_none());
+    cache.replaced(now).await;
+    write(&mut cache, now, &large).run(NOW);
+    assert!(cache.load(&of(1), NOW).await.is_none());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     cache.append(now, &named("a.").0, None, NOW);
     assert_eq!(cache.due(), None, "a change makes it no smaller");
-    cache.replaced(now);
+    cache.replaced(now).await;
     assert_eq!(cache.due(), Some(now + WRITE_PAUSE));
 }
 
