@@ -358,7 +358,8 @@ impl Client {
             if let Some(request) = &response.ping_request {
                 self.answer_once(server, channel, request);
             }
-            if response.keep_alive {
+            // One may tell the time, and nothing else that is looked at.
+            if response.keep_alive && (first || response.control_time.is_none()) {
                 continue;
             }
             if first && response.node.is_none() {

@@ -91,7 +91,7 @@ impl Changes {
 }
 
 /// Skews below this are network latency (protocol.md 1.6).
-const MIN_CLOCK_SKEW: time::Duration = time::Duration::MINUTE;
+pub const MIN_CLOCK_SKEW: time::Duration = time::Duration::MINUTE;
 
 impl NetMap {
     /// Takes in one message. `now` is our clock.

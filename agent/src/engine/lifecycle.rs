@@ -193,7 +193,12 @@ impl Engine {
                 }
                 // Before anything of it is programmed.
                 match difference.filter(|_| !consequences.begins) {
-                    _ if !consequences.netmap => {}
+                    // A keep-alive tells the time, and so which keys have expired.
+                    _ if !consequences.netmap => {
+                        if self.cache.note_clock(now, clock_offset, clock) {
+                            self.program_soon(now);
+                        }
+                    }
                     Some(message) => self.cache.append(now, &message, clock_offset, clock),
                     None => self.cache.replaced(now).await,
                 }

@@ -26,7 +26,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lowroad_wire::{control::MapResponse, key::NodePublic, netmap::NetMap};
+use lowroad_wire::{
+    control::MapResponse,
+    key::NodePublic,
+    netmap::{MIN_CLOCK_SKEW, NetMap},
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
@@ -54,6 +58,9 @@ const MIN_JOURNAL: u64 = 256 << 10;
 /// Between two writes of a whole netmap, for each thousand peers or less: it is the large ones that cost something. After one that begins sooner there is no file
 /// until then.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
+
+/// A message that changes nothing.
+const NO_CHANGE: &[u8] = b"{}";
 
 /// How long what has changed waits for the disk before it is programmed; with the last part of it for the removal of the file, if that is what it takes.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
@@ -139,6 +146,7 @@ impl NetmapCache {
     ) {
         let mut shared = self.disk.now();
         shared.generation += 1;
+        shared.clock_offset = clock_offset;
         let line = record(shared.generation, message, clock_offset, clock);
         if let Err(why) = shared.append(&line) {
             warn!(path = %self.disk.path.display(), why, "the kept netmap holds no more");
@@ -149,6 +157,23 @@ impl NetmapCache {
         if wants_write && self.due.is_none() {
             self.write_again(now);
         }
+    }
+
+    /// What the server's clock says, which changes nothing else. It is kept once it says something else than what is kept: it decides which keys have expired. True if it
+    /// has moved so far.
+    pub fn note_clock(
+        &mut self,
+        now: Instant,
+        clock_offset: Option<time::Duration>,
+        clock: OffsetDateTime,
+    ) -> bool {
+        let kept = self.disk.now().clock_offset;
+        let moved = clock_offset.unwrap_or_default() - kept.unwrap_or_default();
+        let far = moved.abs() > MIN_CLOCK_SKEW;
+        if far {
+            self.append(now, NO_CHANGE, clock_offset, clock);
+        }
+        far
     }
 
     /// Brings to the disk what was appended or removed: neither an agent that dies after that nor a power cut brings an older netmap back. To be called before what
@@ -202,6 +227,7 @@ impl NetmapCache {
         self.due = None;
         let thousands = map.peers.len().div_ceil(1000).max(1);
         self.next = Some(now + WRITE_PAUSE * u32::try_from(thousands).unwrap_or(u32::MAX));
+        shared.clock_offset = map.clock_offset;
         shared.writing = true;
         shared.since = Some(Vec::new());
         Some(NetmapWrite::new(

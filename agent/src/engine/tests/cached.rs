@@ -70,6 +70,22 @@ async fn what_concerns_no_kernel_is_kept_as_soon_as_what_does() {
 }
 
 #[tokio::test]
+async fn the_clock_that_a_keep_alive_tells_is_kept() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    until(|| file(&dir).exists()).await;
+    let kept = || fs::read_to_string(file(&dir)).unwrap();
+    assert!(kept().contains(r#""clock_offset":null"#));
+    let keep_alive = json!({"KeepAlive": true, "ControlTime": "2020-01-01T00:00:00Z"});
+    stream.send(keep_alive).await.unwrap();
+    until(|| kept().contains(r#""clock_offset":-"#)).await;
+    agent.end().await;
+}
+
+#[tokio::test]
 async fn without_a_kernel_device_the_kept_netmap_makes_one() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     ran_before(&dir, &mut server).await;

@@ -33,6 +33,8 @@ pub(super) struct Disk {
 pub(super) struct Now {
     /// Counts changes of the netmap.
     pub generation: u64,
+    /// The server's clock minus ours, as it was kept last.
+    pub clock_offset: Option<time::Duration>,
     pub kept: Option<Kept>,
     /// Changes that the kept file lacks.
     pub pending: Vec<u8>,

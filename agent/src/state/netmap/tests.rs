@@ -361,6 +361,37 @@ async fn what_changes_while_a_disk_has_stopped_does_not_fill_the_memory() {
     assert!(!cache.is_kept());
 }
 
+#[tokio::test]
+async fn the_servers_clock_is_kept_when_it_has_moved_and_not_at_every_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(FILE);
+    let mut cache = NetmapCache::new(dir.path());
+    let now = Instant::now();
+    keep(&mut cache, now).await;
+    let length = || fs::metadata(&file).unwrap().len();
+    let before = length();
+    let minute = time::Duration::MINUTE;
+    for little in [None, Some(minute), Some(-minute)] {
+        cache.note_clock(now, little, NOW);
+        cache.settle().await;
+        assert_eq!(length(), before);
+    }
+    for offset in [Some(10 * minute), None, Some(-10 * minute)] {
+        cache.note_clock(now, offset, NOW);
+        cache.settle().await;
+        let after = length();
+        cache.note_clock(now, offset, NOW);
+        cache.settle().await;
+        assert_eq!(length(), after, "once is enough");
+        let found = NetmapCache::new(dir.path()).load(&of(1), NOW).await;
+        let expected = NetMap {
+            clock_offset: offset,
+            ..map()
+        };
+        assert_eq!(found.unwrap().map, expected);
+    }
+}
+
 #[test]
 fn a_clock_that_was_set_back_does_not_bring_an_expired_key_back_to_life() {
     let minute = time::Duration::MINUTE;
