@@ -37,6 +37,7 @@ impl Engine {
         report
     }
 
+    /// Of packets as the kernel hands them over: TCP segments that it keeps together are one.
     pub(super) fn counters(&mut self) -> Value {
         let Some(node) = self
             .session
