@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{FILE, MAX_SIZE, MIN_JOURNAL};
-use crate::state::sync_directory;
+use crate::state::files::sync_directory;
 
 /// So much may change during a write.
 const MAX_SINCE: usize = 4 << 20;

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use tracing::{debug, warn};
 
 use super::{Of, TEMPORARY, disk::Disk, header, whole};
-use crate::state::create_private;
+use crate::state::files::create_private;
 
 /// A netmap about to be kept. There is one at a time, for there is one temporary file.
 #[derive(Debug)]

@@ -1,0 +1,115 @@
+use lowroad_wire::key::NodePrivate;
+
+use super::*;
+
+fn counting() -> impl FnMut(&mut [u8]) {
+    let mut n = 0u8;
+    move |bytes| {
+        for byte in bytes {
+            n = n.wrapping_add(1);
+            *byte = n;
+        }
+    }
+}
+
+#[test]
+fn a_new_directory_gets_an_identity_that_a_second_start_finds_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("a/b");
+    let (dir, mut state) = StateDir::open(&path, counting()).unwrap();
+    state.node_key = Some(NodePrivate::from_random([7; 32]));
+    state.prefs.hostname = "gate".into();
+    dir.save(&state).unwrap();
+    drop(dir);
+    let (_dir, again) = StateDir::open(&path, |_| panic!("a known node needs no new key")).unwrap();
+    assert_eq!(again.id, state.id);
+    assert_eq!(again.machine_key.public(), state.machine_key.public());
+    assert_eq!(
+        again.node_key.unwrap().public(),
+        state.node_key.unwrap().public()
+    );
+    assert_eq!(again.prefs, state.prefs);
+}
+
+#[test]
+fn directory_and_file_are_readable_by_their_owner_only() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("s");
+    fs::create_dir(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(path.join(TEMPORARY), "left by a crash").unwrap();
+    fs::set_permissions(path.join(TEMPORARY), fs::Permissions::from_mode(0o644)).unwrap();
+    let _open = StateDir::open(&path, counting()).unwrap();
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    assert_eq!(
+        fs::metadata(path.join(FILE)).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+}
+
+#[test]
+fn a_truncated_file_is_an_error_that_names_it_and_leaves_it_alone() {
+    let parent = tempfile::tempdir().unwrap();
+    drop(StateDir::open(parent.path(), counting()).unwrap());
+    let file = parent.path().join(FILE);
+    let whole = fs::read(&file).unwrap();
+    for length in [0, 1, 20, whole.len() / 2, whole.len() - 2] {
+        fs::write(&file, &whole[..length]).unwrap();
+        let error = StateDir::open(parent.path(), counting())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&file.display().to_string()) && error.contains("damaged"),
+            "{error}"
+        );
+        assert!(!error.contains("privkey"), "{error}");
+        assert_eq!(fs::read(&file).unwrap(), &whole[..length]);
+    }
+}
+
+#[test]
+fn a_file_of_another_version_is_refused_and_left_alone() {
+    let parent = tempfile::tempdir().unwrap();
+    let file = parent.path().join(FILE);
+    fs::write(&file, r#"{"version": 2, "id": []}"#).unwrap();
+    let error = StateDir::open(parent.path(), counting())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("has version 2"), "{error}");
+    assert_eq!(fs::read(&file).unwrap(), br#"{"version": 2, "id": []}"#);
+    fs::write(&file, r#"{"version": "privkey:00"}"#).unwrap();
+    let error = StateDir::open(parent.path(), counting())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("has version unknown"), "{error}");
+}
+
+#[test]
+fn a_second_agent_on_the_same_directory_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let _first = StateDir::open(parent.path(), counting()).unwrap();
+    assert!(matches!(
+        StateDir::open(parent.path(), counting()),
+        Err(StateError::InUse(_))
+    ));
+}
+
+#[test]
+fn a_damaged_key_is_reported_without_showing_it() {
+    let parent = tempfile::tempdir().unwrap();
+    drop(StateDir::open(parent.path(), counting()).unwrap());
+    let file = parent.path().join(FILE);
+    let text = fs::read_to_string(&file)
+        .unwrap()
+        .replace("privkey:", "privkey:zz");
+    fs::write(&file, &text).unwrap();
+    let error = format!(
+        "{:?}",
+        StateDir::open(parent.path(), counting()).unwrap_err()
+    );
+    assert!(error.contains("machine_key"), "{error}");
+    assert!(!error.contains("privkey:zz"), "{error}");
+}
