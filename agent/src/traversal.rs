@@ -8,4 +8,4 @@ pub mod port;
 pub mod relay;
 pub mod shortcut;
 pub mod stun;
-mod sys;
+pub(crate) mod sys;

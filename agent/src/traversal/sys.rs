@@ -39,6 +39,12 @@ pub(super) fn set_packet_info(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_option::<c_int>(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, &1)
 }
 
+/// Buffers of `bytes` in both directions, beyond what the host allows everybody.
+pub(crate) fn force_buffers(socket: BorrowedFd<'_>, bytes: c_int) -> io::Result<()> {
+    let force = |name| set_option(socket, libc::SOL_SOCKET, name, &bytes);
+    force(libc::SO_RCVBUFFORCE).and(force(libc::SO_SNDBUFFORCE))
+}
+
 /// Packets are sent with the IP header that they bring.
 pub(super) fn set_header_included_v6(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_option::<c_int>(socket, libc::IPPROTO_IPV6, libc::IPV6_HDRINCL, &1)

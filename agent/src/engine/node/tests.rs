@@ -41,6 +41,14 @@ async fn node_on(change: impl FnOnce(&mut Observed)) -> (Node, FakeHandle) {
     (node, handle)
 }
 
+/// The kernel holds what a netmap of these peers wants.
+async fn running(peers: std::ops::RangeInclusive<u16>) -> (Node, FakeHandle) {
+    let (mut node, kernel) = node_on(|_| {}).await;
+    take(&mut node, &netmap(peers));
+    reconcile(&mut node).await;
+    (node, kernel)
+}
+
 fn peer_key(n: u16) -> NodePublic {
     let mut random = [5; 32];
     random[8..10].copy_from_slice(&n.to_be_bytes());
@@ -80,9 +88,7 @@ fn netmap(peers: impl IntoIterator<Item = u16>) -> Value {
 
 #[tokio::test]
 async fn a_change_of_one_of_a_thousand_peers_touches_only_that_peer() {
-    let (mut node, kernel) = node_on(|_| {}).await;
-    take(&mut node, &netmap(1..=1000));
-    reconcile(&mut node).await;
+    let (mut node, kernel) = running(1..=1000).await;
     assert_eq!(kernel.observed().device.unwrap().peers.len(), 1000);
     kernel.take_steps();
 
@@ -109,9 +115,7 @@ async fn a_change_of_one_of_a_thousand_peers_touches_only_that_peer() {
 
 #[tokio::test]
 async fn a_change_reads_nothing_back_and_what_the_kernel_lost_is_put_right_by_comparing() {
-    let (mut node, kernel) = node_on(|_| {}).await;
-    take(&mut node, &netmap(1..=3));
-    reconcile(&mut node).await;
+    let (mut node, kernel) = running(1..=3).await;
     kernel.fail_observe(true);
     let consequences = take(&mut node, &json!({"OnlineChange": {"2": true}}));
     assert!(consequences.netmap && !consequences.kernel && node.programmed);
@@ -147,9 +151,7 @@ async fn a_change_reads_nothing_back_and_what_the_kernel_lost_is_put_right_by_co
 
 #[tokio::test]
 async fn a_part_that_fails_is_made_up_for_by_comparing_everything_at_once() {
-    let (mut node, kernel) = node_on(|_| {}).await;
-    take(&mut node, &netmap(1..=3));
-    reconcile(&mut node).await;
+    let (mut node, kernel) = running(1..=3).await;
     kernel.change(|observed| observed.device = None);
     let mut failures = 1;
     kernel.fail_steps(move |step| {
@@ -203,9 +205,7 @@ async fn a_relay_entry_follows_its_peer_and_waits_until_the_kernel_has_it() {
 
 #[tokio::test]
 async fn an_endpoint_is_set_without_touching_anything_else() {
-    let (mut node, kernel) = node_on(|_| {}).await;
-    take(&mut node, &netmap(1..=10));
-    reconcile(&mut node).await;
+    let (mut node, kernel) = running(1..=10).await;
     kernel.take_steps();
     let endpoint = "192.0.2.7:41641".parse().unwrap();
     node.set_endpoint(peer_key(3), endpoint).await.unwrap();
@@ -285,9 +285,7 @@ async fn what_failed_halfway_is_finished_the_next_time() {
 
 #[tokio::test]
 async fn a_restarted_agent_adopts_endpoints_and_changes_nothing_that_is_right() {
-    let (mut before, kernel) = node_on(|_| {}).await;
-    take(&mut before, &netmap(1..=5));
-    reconcile(&mut before).await;
+    let (mut before, kernel) = running(1..=5).await;
     let direct = "192.0.2.9:41641".parse().unwrap();
     before.set_endpoint(peer_key(2), direct).await.unwrap();
     let left = kernel.observed();
@@ -307,9 +305,7 @@ async fn a_restarted_agent_adopts_endpoints_and_changes_nothing_that_is_right() 
 
 #[tokio::test]
 async fn a_new_poll_replaces_the_netmap_only_with_its_first_message() {
-    let (mut node, kernel) = node_on(|_| {}).await;
-    take(&mut node, &netmap(1..=3));
-    reconcile(&mut node).await;
+    let (mut node, kernel) = running(1..=3).await;
     node.poll_started();
     reconcile(&mut node).await;
     assert_eq!(kernel.observed().device.unwrap().peers.len(), 3);
@@ -330,9 +326,7 @@ async fn a_new_poll_replaces_the_netmap_only_with_its_first_message() {
 
 #[tokio::test]
 async fn a_change_that_concerns_no_rule_and_no_peer_leaves_the_filter_alone() {
-    let (mut node, kernel) = node_on(|_| {}).await;
-    take(&mut node, &netmap(1..=3));
-    reconcile(&mut node).await;
+    let (mut node, kernel) = running(1..=3).await;
     take(&mut node, &json!({"OnlineChange": {"2": true}}));
     reconcile(&mut node).await;
     assert_eq!(kernel.installed().len(), 1);
@@ -386,9 +380,7 @@ async fn what_the_filter_leaves_out_of_a_policy_is_told() {
 
 #[tokio::test]
 async fn a_policy_that_fails_once_is_in_force_at_once_and_nothing_is_closed() {
-    let (mut node, kernel) = node_on(|_| {}).await;
-    take(&mut node, &netmap(1..=1));
-    reconcile(&mut node).await;
+    let (mut node, kernel) = running(1..=1).await;
     take(&mut node, &other_policy());
     kernel.fail_installs(1);
     reconcile(&mut node).await;
@@ -398,9 +390,7 @@ async fn a_policy_that_fails_once_is_in_force_at_once_and_nothing_is_closed() {
 
 #[tokio::test]
 async fn while_a_policy_cannot_be_put_in_force_nothing_passes_by_the_one_before() {
-    let (mut node, kernel) = node_on(|_| {}).await;
-    take(&mut node, &netmap(1..=1));
-    reconcile(&mut node).await;
+    let (mut node, kernel) = running(1..=1).await;
     let clock = OffsetDateTime::UNIX_EPOCH;
     // Whatever keeps the new one from being installed.
     let causes: [fn(&FakeHandle); 2] = [|k| k.fail_installs(2), |k| k.fail_observe(true)];
@@ -420,9 +410,7 @@ async fn while_a_policy_cannot_be_put_in_force_nothing_passes_by_the_one_before(
 
 #[tokio::test]
 async fn a_failure_that_concerns_no_policy_closes_nothing() {
-    let (mut node, kernel) = node_on(|_| {}).await;
-    take(&mut node, &netmap(1..=1));
-    reconcile(&mut node).await;
+    let (mut node, kernel) = running(1..=1).await;
     kernel.fail_observe(true);
     node.compare_whole();
     let clock = OffsetDateTime::UNIX_EPOCH;

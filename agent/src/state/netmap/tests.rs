@@ -1,6 +1,7 @@
 use std::{os::unix::fs::PermissionsExt as _, sync::mpsc, thread};
 
 use serde_json::json;
+use tempfile::TempDir;
 
 use super::*;
 
@@ -36,6 +37,12 @@ async fn keep(cache: &mut NetmapCache, now: Instant) {
 
 fn write(cache: &mut NetmapCache, now: Instant, map: &NetMap) -> NetmapWrite {
     cache.begin(now, of(1), map).expect("nothing else goes on")
+}
+
+/// By the next agent.
+async fn found_in(dir: &TempDir) -> Option<NetMap> {
+    let found = NetmapCache::new(dir.path()).load(&of(1), NOW).await;
+    found.map(|found| found.map)
 }
 
 #[tokio::test]
@@ -162,11 +169,7 @@ async fn what_changes_during_a_write_is_in_what_is_written() {
     write.run(NOW);
     cache.append(now, &named("b.").0, None, NOW);
     cache.settle().await;
-    let found = NetmapCache::new(dir.path())
-        .load(&of(1), NOW)
-        .await
-        .unwrap();
-    assert_eq!(found.map, named("b.").1);
+    assert_eq!(found_in(&dir).await, Some(named("b.").1));
 }
 
 #[tokio::test]
@@ -190,11 +193,7 @@ async fn more_changes_than_netmap_are_written_anew_and_until_then_appended() {
     assert!(fs::metadata(&file).unwrap().len() < 3000);
     cache.append(now, &named("b.").0, None, NOW);
     cache.settle().await;
-    let found = NetmapCache::new(dir.path())
-        .load(&of(1), NOW)
-        .await
-        .unwrap();
-    assert_eq!(found.map, named("b.").1);
+    assert_eq!(found_in(&dir).await, Some(named("b.").1));
 }
 
 #[tokio::test]
@@ -268,17 +267,16 @@ async fn a_disk_that_does_not_answer_holds_a_change_up_for_a_second_and_the_old_
     let took = start.elapsed();
     assert!(took < 3 * SETTLE_PATIENCE, "{took:?}");
     assert!(!cache.is_kept());
-    let mut next = NetmapCache::new(dir.path());
-    assert!(next.load(&of(1), NOW).await.is_none(), "it came back");
+    assert_eq!(found_in(&dir).await, None, "it came back");
     assert!(
         cache.due().unwrap() > start + SLOW_PAUSE,
         "it is left alone"
     );
     drop(stopped);
     cache.idle(PATIENCE).await;
-    assert!(next.load(&of(1), NOW).await.is_none(), "it came back");
+    assert_eq!(found_in(&dir).await, None, "it came back");
     keep(&mut cache, start + SLOW_PAUSE * 2).await;
-    assert!(next.load(&of(1), NOW).await.is_some());
+    assert_eq!(found_in(&dir).await, Some(map()));
 }
 
 #[tokio::test]
@@ -383,12 +381,11 @@ async fn the_servers_clock_is_kept_when_it_has_moved_and_not_at_every_message() 
         cache.note_clock(now, offset, NOW);
         cache.settle().await;
         assert_eq!(length(), after, "once is enough");
-        let found = NetmapCache::new(dir.path()).load(&of(1), NOW).await;
         let expected = NetMap {
             clock_offset: offset,
             ..map()
         };
-        assert_eq!(found.unwrap().map, expected);
+        assert_eq!(found_in(&dir).await, Some(expected));
     }
 }
 

@@ -3,14 +3,14 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::AsRawFd,
+    os::fd::AsFd as _,
     sync::Arc,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
-use crate::kernel::KernelError;
+use crate::{kernel::KernelError, traversal::sys};
 
 /// Room for bursts; the kernel's default holds some 150 full packets.
 const BUFFER: usize = 4 << 20;
@@ -97,29 +97,9 @@ fn bind(address: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
     if mark != 0 {
         socket.set_mark(mark)?;
     }
-    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
-        if let Err(error) = force_buffer(&socket, option) {
-            tracing::debug!(%error, "the socket keeps its small buffer");
-        }
+    if let Err(error) = sys::force_buffers(socket.as_fd(), BUFFER as libc::c_int) {
+        tracing::debug!(%error, "the socket keeps its small buffers");
     }
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())
-}
-
-fn force_buffer(socket: &Socket, option: libc::c_int) -> io::Result<()> {
-    let size = BUFFER as libc::c_int;
-    // SAFETY: the descriptor is open, and the pointer and length are those of an integer, as these options want.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            (&raw const size).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
