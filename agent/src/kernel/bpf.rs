@@ -164,11 +164,7 @@ impl Filter {
     /// one before.
     pub fn install(&mut self, compiled: &Compiled) -> Result<(), FilterError> {
         let numbers = install::install(&mut self.maps, compiled)?;
-        self.attachments
-            .replace_pending(&mut self.programs, self.pins.as_ref())?;
-        if let Some(pins) = &self.pins {
-            pins.remove_other_versions();
-        }
+        self.take_over()?;
         self.rules.clone_from(&compiled.rules);
         self.numbers = numbers;
         self.numbers.prune(&mut self.maps)?;
@@ -176,9 +172,21 @@ impl Filter {
         Ok(())
     }
 
-    /// Drops everything from now on, in one write, until the next [`Self::install`].
+    /// Drops everything from now on, in one write, until the next [`Self::install`]. Programs of an earlier agent that
+    /// judge by maps of another layout are replaced for it: that write is none of theirs.
     pub fn close(&mut self) -> Result<(), FilterError> {
-        self.maps.set_active(0)
+        self.maps.set_active(0)?;
+        self.take_over()
+    }
+
+    /// Has our programs judge where an earlier agent's did until now, by maps that we don't know.
+    fn take_over(&mut self) -> Result<(), FilterError> {
+        self.attachments
+            .replace_pending(&mut self.programs, self.pins.as_ref())?;
+        if let Some(pins) = &self.pins {
+            pins.remove_other_versions();
+        }
+        Ok(())
     }
 
     /// Counters since the filter was first attached; adopted ones go on. Rules count only once installed by this agent.

@@ -1,18 +1,19 @@
 //! The agent dies, and another one takes over.
 
 use std::{
-    net::UdpSocket,
+    path::PathBuf,
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use lowroad_agent::kernel::bpf::{Filter, FilterOptions};
 use lowroad_core::filter::{DropReason, Pass, compile};
 
 use crate::{
-    attached::{FOE, FRIEND, OWN, attach, dropped, options, passed, rules, to},
-    packets::{Ip, udp},
-    tun::{SOON, Tun, eventually, fresh_namespace},
+    attached::{
+        Door, FOE, FRIEND, all_of_the_friend_and_none_of_the_foe, attach, dropped, options, passed,
+        rules, to, under_load,
+    },
+    tun::{Tun, eventually, fresh_namespace},
 };
 
 /// Asks the test below to be an agent: device, index, state id, and `clsact` or `tcx`.
@@ -69,19 +70,8 @@ fn survives(options: &FilterOptions) {
     let tun = Tun::new("lr0");
     die_after_installing(&tun, options);
     tun.up("10.7.0.1/24");
-    let socket = UdpSocket::bind((OWN, 1000)).expect("bind");
-    socket.set_read_timeout(Some(SOON)).expect("timeout");
-    let mut buffer = [0; 64];
-    let mut friend_gets_in = || {
-        tun.send(&Ip::new(FOE, OWN, 17, &udp(1, 1000, b"foe")).bytes());
-        tun.send(&Ip::new(FRIEND, OWN, 17, &udp(1, 1000, b"friend")).bytes());
-        let length = socket.recv(&mut buffer).expect("the friend's packet");
-        assert_eq!(
-            &buffer[..length],
-            b"friend",
-            "the foe's came first and was dropped"
-        );
-    };
+    let door = Door::new(&tun);
+    let friend_gets_in = || door.only_the_friend_gets_in();
     friend_gets_in();
 
     let mut filter = attach(&tun, options);
@@ -117,28 +107,25 @@ fn the_filter_outlives_its_agent_and_the_next_one_adopts_it_with_clsact() {
     });
 }
 
-/// As after an upgrade: the pinned maps have a layout that this agent does not know.
-fn survives_another_layout(options: &FilterOptions) {
-    let tun = Tun::new("lr0");
-    die_after_installing(&tun, options);
+/// As after an upgrade: the pinned maps have a layout that this agent does not know. Says where they are.
+fn die_with_another_layout(tun: &Tun, options: &FilterOptions) -> PathBuf {
+    die_after_installing(tun, options);
     let pins = options.bpffs.join("lowroad").join(&options.state_id);
     let ours = pins.join(format!("v{}", lowroad_abi::VERSION));
     let theirs = pins.join("v0");
     std::fs::rename(&ours, &theirs).expect("another version");
+    theirs
+}
+
+fn survives_another_layout(options: &FilterOptions) {
+    let tun = Tun::new("lr0");
+    let theirs = die_with_another_layout(&tun, options);
     tun.up("10.7.0.1/24");
-    let socket = UdpSocket::bind((OWN, 1000)).expect("bind");
-    socket.set_read_timeout(Some(SOON)).expect("timeout");
-    let mut buffer = [0; 64];
-    let mut only_the_friend_gets_in = || {
-        tun.send(&Ip::new(FOE, OWN, 17, &udp(1, 1000, b"foe")).bytes());
-        tun.send(&Ip::new(FRIEND, OWN, 17, &udp(1, 1000, b"friend")).bytes());
-        let length = socket.recv(&mut buffer).expect("the friend's packet");
-        assert_eq!(&buffer[..length], b"friend", "the foe's was dropped");
-    };
+    let door = Door::new(&tun);
 
     let mut filter = attach(&tun, options);
     assert!(filter.is_attached().expect("asking"));
-    only_the_friend_gets_in();
+    door.only_the_friend_gets_in();
     let judged = |filter: &Filter| passed(&filter.counters().expect("counters"), Pass::Rule);
     assert_eq!(
         judged(&filter),
@@ -149,7 +136,7 @@ fn survives_another_layout(options: &FilterOptions) {
     filter
         .install(&compile(&rules(&[(FRIEND, 1000)])))
         .expect("install");
-    only_the_friend_gets_in();
+    door.only_the_friend_gets_in();
     assert_eq!(judged(&filter), 1, "ours judge by ours");
     assert!(!theirs.exists(), "nothing of the other layout is left");
     filter.detach().expect("detach");
@@ -170,6 +157,43 @@ fn maps_of_another_layout_stay_in_force_until_ours_have_rules_with_clsact() {
     });
 }
 
+/// The first policy is refused by the kernel before our programs have taken over.
+fn closes_another_layout(options: &FilterOptions) {
+    let tun = Tun::new("lr0");
+    let theirs = die_with_another_layout(&tun, options);
+    tun.up("10.7.0.1/24");
+    let door = Door::new(&tun);
+    let mut filter = attach(&tun, options);
+    door.only_the_friend_gets_in();
+    filter.close().expect("close");
+    tun.send(&to(FRIEND, 1000));
+    eventually("nobody gets in", || {
+        dropped(&filter.counters().expect("counters"), DropReason::NoPolicy) == 1
+    });
+    assert!(!theirs.exists(), "nothing of the other layout is left");
+    assert!(filter.is_attached().expect("asking"));
+    filter
+        .install(&compile(&rules(&[(FRIEND, 1000)])))
+        .expect("install");
+    door.only_the_friend_gets_in();
+    filter.detach().expect("detach");
+}
+
+#[test]
+fn closing_drops_what_maps_of_another_layout_admit() {
+    fresh_namespace();
+    closes_another_layout(&options("layout-closed"));
+}
+
+#[test]
+fn closing_drops_what_maps_of_another_layout_admit_with_clsact() {
+    fresh_namespace();
+    closes_another_layout(&FilterOptions {
+        clsact_only: true,
+        ..options("layout-closed-clsact")
+    });
+}
+
 #[test]
 fn adopting_loses_no_packet_and_lets_none_in() {
     fresh_namespace();
@@ -177,32 +201,14 @@ fn adopting_loses_no_packet_and_lets_none_in() {
     let tun = Tun::new("lr0");
     die_after_installing(&tun, &options);
     tun.up("10.7.0.1/24");
-    let done = AtomicBool::new(false);
-    let sent = AtomicU64::new(0);
     let mut last = None;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (friend, foe) = (to(FRIEND, 1000), to(FOE, 1000));
-            while !done.load(Ordering::Relaxed) {
-                tun.send(&friend);
-                tun.send(&foe);
-                sent.fetch_add(1, Ordering::Relaxed);
-            }
-        });
+    let sent = under_load(&tun, || {
         for _ in 0..10 {
             last = Some(attach(&tun, &options));
         }
-        done.store(true, Ordering::Relaxed);
     });
     let filter = last.expect("ten of them");
-    let sent = sent.load(Ordering::Relaxed);
-    eventually("all packets are judged", || {
-        let counters = filter.counters().expect("counters");
-        passed(&counters, Pass::Rule) + dropped(&counters, DropReason::Acl) >= 2 * sent
-    });
-    let counters = filter.counters().expect("counters");
-    assert_eq!(passed(&counters, Pass::Rule), sent);
-    assert_eq!(dropped(&counters, DropReason::Acl), sent);
+    all_of_the_friend_and_none_of_the_foe(&filter, sent);
     filter.detach().expect("detach");
 }
 

@@ -71,6 +71,63 @@ pub fn dropped(counters: &FilterCounters, reason: DropReason) -> u64 {
     found.map_or(0, |(_, _, count)| count.packets)
 }
 
+/// The port that rules of these tests admit the friend to.
+pub struct Door<'a> {
+    tun: &'a Tun,
+    socket: UdpSocket,
+}
+
+impl<'a> Door<'a> {
+    /// The device must be up.
+    pub fn new(tun: &'a Tun) -> Self {
+        let socket = UdpSocket::bind((OWN, 1000)).expect("bind");
+        socket.set_read_timeout(Some(SOON)).expect("timeout");
+        Self { tun, socket }
+    }
+
+    pub fn only_the_friend_gets_in(&self) {
+        let from = |source, text| Ip::new(source, OWN, 17, &udp(1, 1000, text)).bytes();
+        self.tun.send(&from(FOE, b"foe"));
+        self.tun.send(&from(FRIEND, b"friend"));
+        let mut buffer = [0; 64];
+        let length = self.socket.recv(&mut buffer).expect("the friend's packet");
+        assert_eq!(
+            &buffer[..length],
+            b"friend",
+            "the foe's came first and was dropped"
+        );
+    }
+}
+
+/// Does something while the friend and the foe send; says how many packets each.
+pub fn under_load(tun: &Tun, something: impl FnOnce()) -> u64 {
+    let done = AtomicBool::new(false);
+    let sent = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (friend, foe) = (to(FRIEND, 1000), to(FOE, 1000));
+            while !done.load(Ordering::Relaxed) {
+                tun.send(&friend);
+                tun.send(&foe);
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        something();
+        done.store(true, Ordering::Relaxed);
+    });
+    sent.into_inner()
+}
+
+pub fn all_of_the_friend_and_none_of_the_foe(filter: &Filter, sent: u64) {
+    eventually("all packets are judged", || {
+        let counters = filter.counters().expect("counters");
+        passed(&counters, Pass::Rule) + dropped(&counters, DropReason::Acl) >= 2 * sent
+    });
+    let counters = filter.counters().expect("counters");
+    assert_eq!(passed(&counters, Pass::Rule), sent);
+    assert_eq!(dropped(&counters, DropReason::Acl), sent);
+}
+
 fn closed_then_open(options: &FilterOptions) {
     let tun = Tun::new("lr0");
     let mut filter = attach(&tun, options);
@@ -156,17 +213,7 @@ fn without_a_lasting_bpffs_the_filter_hangs_on_the_device() {
     drop(filter);
     sh(&format!("umount {}", dir.path().display()));
     tun.up("10.7.0.1/24");
-    let socket = UdpSocket::bind((OWN, 1000)).expect("bind");
-    socket.set_read_timeout(Some(SOON)).expect("timeout");
-    let mut buffer = [0; 64];
-    tun.send(&Ip::new(FOE, OWN, 17, &udp(1, 1000, b"foe")).bytes());
-    tun.send(&Ip::new(FRIEND, OWN, 17, &udp(1, 1000, b"friend")).bytes());
-    let length = socket.recv(&mut buffer).expect("the friend's packet");
-    assert_eq!(
-        &buffer[..length],
-        b"friend",
-        "the foe's came first and was dropped"
-    );
+    Door::new(&tun).only_the_friend_gets_in();
 }
 
 /// Two rule sets that say the same of two senders, with classes and services numbered the other way round: a mixture of their tables would let the foe in, or the friend not.
@@ -183,35 +230,13 @@ fn no_packet_sees_a_mixture_while_rule_sets_are_switched() {
     let mut filter = attach(&tun, &options);
     filter.install(&sets[0]).expect("install");
     tun.up("10.7.0.1/24");
-    let done = AtomicBool::new(false);
-    let sent = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (friend, foe) = (to(FRIEND, 1000), to(FOE, 1000));
-            while !done.load(Ordering::Relaxed) {
-                tun.send(&friend);
-                tun.send(&foe);
-                sent.fetch_add(1, Ordering::Relaxed);
-            }
-        });
+    let sent = under_load(&tun, || {
         for set in sets.iter().cycle().take(60) {
             filter.install(set).expect("install");
         }
-        done.store(true, Ordering::Relaxed);
     });
-    let sent = sent.load(Ordering::Relaxed);
-    eventually("all packets are judged", || {
-        let counters = filter.counters().expect("counters");
-        passed(&counters, Pass::Rule) + dropped(&counters, DropReason::Acl) >= 2 * sent
-    });
-    let counters = filter.counters().expect("counters");
     println!("switched 60 times under {} packets", 2 * sent);
-    assert_eq!(
-        passed(&counters, Pass::Rule),
-        sent,
-        "every packet of the friend, none of the foe"
-    );
-    assert_eq!(dropped(&counters, DropReason::Acl), sent);
+    all_of_the_friend_and_none_of_the_foe(&filter, sent);
     filter.detach().expect("detach");
 }
 
