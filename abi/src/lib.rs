@@ -20,14 +20,14 @@ pub use flow::{
     FlowSet6, flow_hash, flow_set, flow_tail,
 };
 pub use outcome::{COUNTER_SLOTS, Direction, DropReason, Pass, counter_slot};
-pub use settings::{Geometry, RATE_SLOTS, RateWindow, SLOTS, Settings};
+pub use settings::{Active, Geometry, RATE_SLOTS, RateWindow, SLOTS, Settings};
 pub use table::{
     Address, COUNTER_BLOCKS, COUNTERS_PER_BLOCK, Class, Count, CounterBlock, CounterNumber,
     MAX_COUNTERS, NO_RULE, Numbered, PairKey, PortKey, Service, ServiceWord, Side,
 };
 
 /// Version of this contract. Maps pinned under another one are not adopted.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// First bytes of every disco message.
 pub const DISCO_MAGIC: [u8; 6] = *b"TS\xf0\x9f\x92\xac";

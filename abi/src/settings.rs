@@ -6,6 +6,66 @@ use crate::Side;
 /// whole installation, which waits for all running programs.
 pub const SLOTS: usize = 3;
 
+/// Which place holds the rule set in force: what the map `ACTIVE` says. Zero: none was installed yet.
+///
+/// Closing leaves the place in it, so that places go on taking turns, and that it is known which rule set was the last.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Active {
+    /// The place plus one; with [`SLOTS`] added, what it holds is not in force.
+    word: u32,
+}
+
+impl Active {
+    const PLACES: u32 = SLOTS as u32;
+
+    /// The rule set in this place is in force.
+    pub const fn place(slot: u32) -> Self {
+        Self { word: slot + 1 }
+    }
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self { word }
+    }
+    pub const fn word(self) -> u32 {
+        self.word
+    }
+    /// The place of the rule set in force.
+    #[inline(always)]
+    pub const fn in_force(self) -> Option<u32> {
+        // Zero becomes the largest number.
+        let slot = self.word.wrapping_sub(1);
+        if slot < Self::PLACES {
+            Some(slot)
+        } else {
+            None
+        }
+    }
+    /// The same with nothing in force.
+    pub const fn closed(self) -> Self {
+        match self.in_force() {
+            Some(slot) => Self {
+                word: slot + 1 + Self::PLACES,
+            },
+            None => self,
+        }
+    }
+    /// The place of the rule set that was put in force last, if that is known.
+    pub const fn last(self) -> Option<u32> {
+        match self.word.checked_sub(1) {
+            Some(slot) if slot < 2 * Self::PLACES => Some(slot % Self::PLACES),
+            _ => None,
+        }
+    }
+    /// The place whose turn it is.
+    pub const fn next(self) -> u32 {
+        match self.last() {
+            Some(slot) => (slot + 1) % Self::PLACES,
+            None => 0,
+        }
+    }
+}
+
 /// Settings of one rule set.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,3 +181,33 @@ const _: () = {
     assert!(size_of::<Settings>() == 80);
     assert!(size_of::<RateWindow>() == 16);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_take_turns_whether_the_filter_was_closed_or_not() {
+        let mut active = Active::from_word(0);
+        for n in 0..20 {
+            let slot = active.next();
+            assert_eq!(slot, n % SLOTS as u32);
+            active = Active::place(slot);
+            assert_eq!((active.in_force(), active.last()), (Some(slot), Some(slot)));
+            for _ in 0..n % 3 {
+                active = active.closed();
+                assert_eq!((active.in_force(), active.last()), (None, Some(slot)));
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_place_is_in_force() {
+        for word in [0, 4, 5, 6, 7, 8, 1 << 31, u32::MAX] {
+            let active = Active::from_word(word);
+            assert_eq!(active.in_force(), None, "{word}");
+            assert_eq!(active.closed(), active);
+            assert!(active.next() < SLOTS as u32);
+        }
+    }
+}

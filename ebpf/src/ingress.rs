@@ -1,7 +1,7 @@
 //! What peers send us, judged in the order of `protocol.md` 5.3.
 
 use aya_ebpf::programs::TcContext;
-use lowroad_abi::{Class, Direction, DropReason, EventKind, Pass, Settings};
+use lowroad_abi::{Active, Class, Direction, DropReason, EventKind, Pass, Settings};
 
 use crate::{
     flow,
@@ -29,8 +29,11 @@ pub fn run(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub fn active() -> Result<RuleSet, DropReason> {
     let slot = match ACTIVE.get(0) {
-        Some(0) | None => return Err(DropReason::NoPolicy),
-        Some(place) => *place - 1,
+        Some(word) => Active::from_word(*word).in_force(),
+        None => None,
+    };
+    let Some(slot) = slot else {
+        return Err(DropReason::NoPolicy);
     };
     match SETTINGS.get(slot) {
         Some(settings) => Ok(RuleSet { slot, settings }),

@@ -23,7 +23,7 @@ pub static AGENT_MARK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static TICKS_PER_SECOND: Global<u32> = Global::new(100);
 
-/// Place of the rule set in force, plus one. Zero: none was installed.
+/// Which place holds the rule set in force (`lowroad_abi::Active`).
 #[btf_map]
 pub static ACTIVE: Array<u32, 1> = Array::new();
 #[btf_map]

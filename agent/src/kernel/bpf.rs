@@ -175,7 +175,7 @@ impl Filter {
     /// Drops everything from now on, in one write, until the next [`Self::install`]. Programs of an earlier agent that
     /// judge by maps of another layout are replaced for it: that write is none of theirs.
     pub fn close(&mut self) -> Result<(), FilterError> {
-        self.maps.set_active(0)?;
+        self.maps.close()?;
         self.take_over()
     }
 

@@ -291,6 +291,33 @@ fn what_shields_forgot_is_not_remembered_after_the_filter_was_closed() {
     assert!(passes(&mut filter), "an answer to what is asked since");
 }
 
+/// Shields go up, down, and up again while the filter is closed: the settings of the first time are in a place, too, with the same epoch.
+#[test]
+fn shields_that_go_up_while_the_filter_is_closed_forget_flows() {
+    let mut filter = Filter::detached(&options("closed-lowered")).expect("load");
+    let ours = Ip::new(OWN, FRIEND, 17, &udp(1000, 4000, b"ask")).bytes();
+    let shields = |shields_up| {
+        compile(&Input {
+            shields_up,
+            ..rules(&[])
+        })
+    };
+    // So many that the last before closing is in each of the three places once.
+    for before in [0, 1, 1] {
+        for _ in 0..before {
+            filter.install(&shields(false)).expect("install");
+        }
+        for up in [true, false] {
+            filter.install(&shields(up)).expect("install");
+        }
+        filter.run(Direction::Out, &ours, 0, 1).expect("run");
+        filter.close().expect("close");
+        filter.install(&shields(true)).expect("install");
+        let answer = filter.run(Direction::In, &to(FRIEND, 1000), 0, 1);
+        assert!(!answer.expect("run").passed, "{before} more before");
+    }
+}
+
 #[test]
 fn drops_and_punts_arrive_as_events() {
     fresh_namespace();

@@ -66,7 +66,7 @@ pub(super) fn attach(
     pins: Option<&PinDir>,
     options: &FilterOptions,
 ) -> Result<Attachments, FilterError> {
-    let have_rules = maps.active()? != 0;
+    let have_rules = maps.active()?.in_force().is_some();
     let mut place = Place {
         programs,
         device,
@@ -87,7 +87,7 @@ pub(super) fn attach(
     }
     if have_rules && !adopted {
         // They were those of a device that is gone. This one isn't up yet, and gets its own.
-        maps.set_active(0)?;
+        maps.close()?;
     }
     Ok(Attachments {
         device: device.to_owned(),

@@ -1,7 +1,7 @@
 //! A rule set into the kernel: built beside the one in force, read back, switched by one write.
 
 use aya::maps::{MapError, lpm_trie::Key};
-use lowroad_abi::{Address, Class, Geometry, SLOTS, Settings, TABLE_SIZES};
+use lowroad_abi::{Active, Address, Class, Geometry, SLOTS, Settings, TABLE_SIZES};
 use lowroad_core::filter::{Compiled, Layout};
 
 use super::{
@@ -18,8 +18,9 @@ const EMPTY: lowroad_abi::Bucket = [0; 8];
 /// Writes the rule set into the next place and switches to it. Says which counters are its rules'.
 pub(super) fn install(maps: &mut Maps, compiled: &Compiled) -> Result<Numbers, FilterError> {
     let before = maps.active()?;
-    // Places take turns (`lowroad_abi::SLOTS`): from zero, none, to the first.
-    let slot = before % SLOTS as u32;
+    // Places take turns (`lowroad_abi::SLOTS`).
+    let slot = before.next();
+    let now = Active::place(slot);
     let mut numbers = Numbers::choose(maps, &compiled.rules)?;
     let layout = Layout::new(&compiled.tables, |rule| numbers.of(rule))
         .map_err(|e| FilterError::kernel("building a rule set", e))?;
@@ -34,18 +35,18 @@ pub(super) fn install(maps: &mut Maps, compiled: &Compiled) -> Result<Numbers, F
     put(maps.prefixes.set(slot, &built.prefixes, 0))?;
     put(maps.settings.set(slot, settings, 0))?;
     numbers.keep(maps)?;
-    maps.set_active(slot + 1)?;
+    maps.set_active(now)?;
     let in_force = maps.settings.get(&slot, 0);
-    if maps.active()? != slot + 1 || in_force.ok() != Some(settings) {
+    if maps.active()? != now || in_force.ok() != Some(settings) {
         return Err(FilterError::ReadBack { what: "settings" });
     }
     Ok(numbers)
 }
 
-/// Raising the epoch forgets all flows: when shields go up, what was allowed to answer is not any more. After the filter was closed, the last epoch counts.
+/// Raising the epoch forgets all flows: when shields go up, what was allowed to answer is not any more. After the filter was closed, those before count.
 fn settings(
     maps: &Maps,
-    active: u32,
+    before: Active,
     compiled: &Compiled,
     geometry: Geometry,
 ) -> Result<Settings, FilterError> {
@@ -54,13 +55,8 @@ fn settings(
         read.map_err(|e| FilterError::kernel("reading the settings in force", e))
     };
     let all: Vec<Settings> = (0..SLOTS as u32).map(of).collect::<Result<_, _>>()?;
-    let before = match active.checked_sub(1) {
-        Some(slot) => of(slot)?,
-        None => {
-            let latest = all.iter().copied().max_by_key(Settings::epoch);
-            latest.expect("there is more than one slot")
-        }
-    };
+    // Before the first rule set: zeroes.
+    let before = all[before.last().unwrap_or(0) as usize];
     let seed = all.iter().map(Settings::flow_seed).find(|seed| *seed != 0);
     let raised = compiled.shields_up && !before.has(Settings::SHIELDS_UP);
     let epoch = before.epoch().wrapping_add(u32::from(raised));

@@ -7,7 +7,8 @@ use aya::{
     util::nr_cpus,
 };
 use lowroad_abi::{
-    Address, Bucket, COUNTER_BLOCKS, Class, Count, CounterBlock, Numbered, Settings, TABLE_SIZES,
+    Active, Address, Bucket, COUNTER_BLOCKS, Class, Count, CounterBlock, Numbered, Settings,
+    TABLE_SIZES,
 };
 use lowroad_core::filter::Direction;
 
@@ -165,17 +166,24 @@ impl Maps {
         })
     }
 
-    /// Place of the rule set in force, plus one; zero: none.
-    pub fn active(&self) -> Result<u32, FilterError> {
-        self.active
+    /// Which rule set is in force.
+    pub fn active(&self) -> Result<Active, FilterError> {
+        let word = self
+            .active
             .get(&0, 0)
-            .map_err(|e| FilterError::kernel("reading which rule set is in force", e))
+            .map_err(|e| FilterError::kernel("reading which rule set is in force", e))?;
+        Ok(Active::from_word(word))
     }
 
-    pub fn set_active(&mut self, place: u32) -> Result<(), FilterError> {
+    pub fn set_active(&mut self, active: Active) -> Result<(), FilterError> {
         self.active
-            .set(0, place, 0)
+            .set(0, active.word(), 0)
             .map_err(|e| FilterError::kernel("switching the rule set", e))
+    }
+
+    /// From here on no rule set is in force.
+    pub fn close(&mut self) -> Result<(), FilterError> {
+        self.set_active(self.active()?.closed())
     }
 }
 
