@@ -31,7 +31,5 @@ pub const VERSION: u32 = 5;
 
 /// First bytes of every disco message.
 pub const DISCO_MAGIC: [u8; 6] = *b"TS\xf0\x9f\x92\xac";
-/// Where the sender's key ends, which follows.
-pub const DISCO_KEY_END: usize = 6 + 32;
 /// Magic, sender's key and nonce: nothing shorter is disco.
 pub const DISCO_MIN_LEN: usize = 6 + 32 + 24;

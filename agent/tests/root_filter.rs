@@ -15,6 +15,8 @@ mod attached;
 mod counted;
 #[path = "root_filter/flows.rs"]
 mod flows;
+#[path = "root_filter/frags.rs"]
+mod frags;
 #[path = "root_filter/named.rs"]
 mod named;
 #[path = "root_filter/property.rs"]

@@ -1,7 +1,7 @@
 //! Headers, read as `protocol.md` 5.3 steps 2 and 3 say.
 
 use aya_ebpf::programs::TcContext;
-use lowroad_abi::{DISCO_KEY_END, DISCO_MAGIC, DISCO_MIN_LEN, DropReason, Settings, Tuple};
+use lowroad_abi::{DISCO_MAGIC, DISCO_MIN_LEN, DropReason, Settings, Tuple};
 
 use crate::{rules::bytes, unknown};
 
@@ -19,10 +19,9 @@ const MIN_FRAGMENT_BLOCKS: u16 = 10;
 
 /// Length of the longest IPv4 header, and of the longest before a transport header in IPv6 that is read.
 const MAX_TRANSPORT: u32 = 60;
-/// How much of a packet is read directly: headers, UDP's included, and what disco begins with.
+/// Bits of it, for the verifier.
 const OFFSET_BITS: u32 = 63;
 const _: () = assert!(MAX_TRANSPORT <= OFFSET_BITS);
-const READ: u32 = MAX_TRANSPORT + 8 + DISCO_KEY_END as u32;
 
 /// What the programs know of a packet, in words: smaller fields are cleared by a call, and make the verifier follow more ways. Addresses and `head` are as in the packet.
 pub struct Packet {
@@ -69,7 +68,6 @@ impl Packet {
     /// Reads the headers. Refused packets leave what was read so far, for the event.
     #[inline(always)]
     pub fn parse(&mut self, ctx: &TcContext) -> Result<(), DropReason> {
-        make_readable(ctx, self.length);
         let first: [u32; 5] = read(ctx, 0).ok_or(DropReason::TooShort)?;
         let [b, ..] = first[0].to_ne_bytes();
         let fragment = match b >> 4 {
@@ -306,21 +304,13 @@ impl Packet {
     }
 }
 
-/// Has all that is read of a packet in its linear part, where it mostly is already. If that fails, reading does, and the packet is dropped.
-#[inline(always)]
-fn make_readable(ctx: &TcContext, length: u32) {
-    let wanted = if length < READ { length } else { READ };
-    if ctx.data() + wanted as usize > ctx.data_end() {
-        let _ = ctx.pull_data(wanted);
-    }
-}
-
-/// Reads whole words of the packet directly, which costs next to nothing; a call costs as much as half a verdict.
+/// Reads whole words of the packet: directly where they are in its linear part, as headers are but for odd senders, which costs next to nothing; else by a call, which costs
+/// as much as half a verdict. Nothing is pulled into the linear part: that copies the header of every segment that TCP keeps for sending it again.
 #[inline(always)]
 fn read<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
     let begin = ctx.data() + at as usize;
     if begin + size_of::<T>() > ctx.data_end() {
-        return None;
+        return ctx.load(at as usize).ok();
     }
     // SAFETY: inside the packet by the line above, which the verifier checks. BPF loads need no alignment, and any bytes are a valid value.
     Some(unsafe { *(begin as *const T) })

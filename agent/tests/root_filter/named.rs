@@ -26,7 +26,7 @@ const GRE: u8 = 47;
 const HOP_BY_HOP: u8 = 0;
 const DESTINATION_OPTIONS: u8 = 60;
 
-fn input() -> Input {
+pub fn input() -> Input {
     let rules = r#"[
         {"SrcIPs": ["100.64.0.2"], "DstPorts": [{"IP": "100.64.0.1", "Ports": {"First": 80, "Last": 443}}], "IPProto": [6]},
         {"SrcIPs": ["*"], "DstPorts": [{"IP": "100.64.0.1", "Ports": {"First": 53, "Last": 53}}]},
@@ -59,13 +59,17 @@ fn input() -> Input {
     }
 }
 
-type Row = (&'static str, Direction, Ip, &'static str, Option<u32>);
+pub type Row = (&'static str, Direction, Ip, &'static str, Option<u32>);
 
 fn ip(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Ip {
     Ip::new(source, destination, protocol, payload)
 }
 
 /// In order: what goes out lets answers in.
+pub fn rows() -> impl Iterator<Item = Row> {
+    transport_rows().into_iter().chain(other_rows())
+}
+
 #[rustfmt::skip]
 fn transport_rows() -> Vec<Row> {
     vec![
@@ -142,7 +146,7 @@ fn every_named_packet_has_its_outcome_in_the_programs_and_in_the_reference() {
     let mut filter = Filter::detached(&FilterOptions::new("test", 0)).expect("load");
     filter.install(&compile(&input)).expect("install");
     let mut evaluator = Evaluator::new(&input);
-    for (name, direction, ip, wanted, rule) in transport_rows().into_iter().chain(other_rows()) {
+    for (name, direction, ip, wanted, rule) in rows() {
         let packet = ip.bytes();
         let verdict = evaluator.judge(direction, &packet);
         assert_eq!(

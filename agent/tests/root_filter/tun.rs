@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::fd::AsRawFd as _,
     os::unix::fs::OpenOptionsExt as _,
     process::Command,
@@ -59,6 +59,18 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// `struct virtio_net_hdr`, where it says how many bytes of the packet come first.
+const VNET_HEADER: usize = 10;
+const VNET_LINEAR: usize = 2;
+
+/// A packet that the kernel is to keep in pieces, only so many bytes in the first. It does so with packets larger than a page.
+fn split(packet: &[u8], linear: u16) -> Vec<u8> {
+    let mut out = vec![0; VNET_HEADER];
+    out[VNET_LINEAR..][..2].copy_from_slice(&linear.to_ne_bytes());
+    out.extend(packet);
+    out
+}
+
 /// A device; it goes when this is dropped.
 pub struct Tun {
     file: File,
@@ -69,6 +81,15 @@ pub struct Tun {
 impl Tun {
     /// Down, without addresses.
     pub fn new(name: &str) -> Self {
+        Self::with_flags(name, 0)
+    }
+
+    /// The same for [`Self::send_split`].
+    pub fn for_split_packets(name: &str) -> Self {
+        Self::with_flags(name, libc::IFF_VNET_HDR)
+    }
+
+    fn with_flags(name: &str, flags: libc::c_int) -> Self {
         const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
         let file = OpenOptions::new()
             .read(true)
@@ -81,7 +102,7 @@ impl Tun {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | flags) as i16;
         // SAFETY: the descriptor is open, and the request lives during the call.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw const request) };
         assert_eq!(result, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
@@ -115,24 +136,62 @@ impl Tun {
         (&self.file).write_all(packet)
     }
 
+    /// A packet from the peer that the kernel keeps in pieces.
+    pub fn send_split(&self, packet: &[u8], linear: u16) {
+        self.send(&split(packet, linear));
+    }
+
+    /// What this host sent to the peer, if anything.
+    pub fn receive(&self, buffer: &mut [u8]) -> Option<usize> {
+        match (&self.file).read(buffer) {
+            Ok(length) => Some(length),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => panic!("read from the TUN: {error}"),
+        }
+    }
+
     /// A packet of this host's, past its IP layer: any bytes at all.
     pub fn try_send_out(&self, packet: &[u8]) -> io::Result<()> {
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(0)))?;
+        self.send_by(&socket, packet, packet)
+    }
+
+    /// The same with a packet that the kernel keeps in pieces.
+    pub fn try_send_out_split(&self, packet: &[u8], linear: u16) -> io::Result<()> {
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
+        let on: libc::c_int = 1;
+        // SAFETY: the option's value is `on`, which lives through the call, with its own length.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_VNET_HDR,
+                (&raw const on).cast(),
+                size_of_val(&on) as libc::socklen_t,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.send_by(&socket, packet, &split(packet, linear))
+    }
+
+    fn send_by(&self, socket: &Socket, packet: &[u8], bytes: &[u8]) -> io::Result<()> {
         let protocol = match packet.first().map(|byte| byte >> 4) {
             Some(6) => libc::ETH_P_IPV6,
             _ => libc::ETH_P_IP,
         };
-        let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(0)))?;
         // SAFETY: `sockaddr_ll` is plain data; all zeroes is a valid value.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = (protocol as u16).to_be();
         address.sll_ifindex = self.index as i32;
-        // SAFETY: the pointers are to `packet` and `address`, which live through the call, with their own lengths.
+        // SAFETY: the pointers are to `bytes` and `address`, which live through the call, with their own lengths.
         let sent = unsafe {
             libc::sendto(
                 socket.as_raw_fd(),
-                packet.as_ptr().cast(),
-                packet.len(),
+                bytes.as_ptr().cast(),
+                bytes.len(),
                 0,
                 (&raw const address).cast(),
                 size_of::<libc::sockaddr_ll>() as libc::socklen_t,
