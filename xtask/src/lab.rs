@@ -21,6 +21,8 @@ mod underlay;
 mod units;
 
 use std::{
+    error::Error,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     time::{Duration, Instant},
@@ -33,6 +35,7 @@ use crate::{
     tailnet::{self, Coordinator, Node},
     test::Tally,
     topology::{Nat, Net},
+    traffic::Stalls,
     vm::Debian,
     workspace::is_root,
 };
@@ -46,6 +49,9 @@ pub struct Lab<'a> {
     /// Outages at full length: `LOWROAD_LONG`.
     pub long: bool,
 }
+
+/// For so long an emulated CPU may stand still without an excuse for what is lost meanwhile.
+const STANDSTILL: Duration = secs(1);
 
 type Scenario = fn(&Lab) -> Result<()>;
 
@@ -281,26 +287,13 @@ pub fn run(names: &[&str], tally: &mut Tally) -> Result<()> {
 
 /// The VM's scenarios, on the kernel of this release.
 pub fn run_in_vm(debian: Debian, names: &[&str], tally: &mut Tally) -> Result<()> {
-    let unasked = names.is_empty() && !long();
     let all: Vec<(&str, Scenario)> = IN_THE_VM
         .iter()
         .filter(|(_, everywhere, _)| *everywhere || debian == Debian::Trixie || !names.is_empty())
-        .filter(|(name, ..)| !(unasked && WANT_QUIET.contains(name)))
         .map(|(name, _, scenario)| (*name, *scenario))
         .collect();
-    if unasked {
-        for name in WANT_QUIET {
-            tally.skip(
-                &format!("lab/{name}"),
-                "wants a machine that does nothing else: run it by its name, or with LOWROAD_LONG=1 (docs/survival.md)",
-            );
-        }
-    }
     run_some(&all, names, tally)
 }
-
-/// What these assert of pings every 10 ms, an emulated CPU keeps only if nobody takes its time.
-const WANT_QUIET: &[&str] = &["agents-die", "outage"];
 
 fn run_some(all: &[(&str, Scenario)], names: &[&str], tally: &mut Tally) -> Result<()> {
     let chosen: Vec<_> = all
@@ -364,6 +357,9 @@ fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {
             tally.pass(1);
             eprintln!("   lab/{name}: ok, {:.1} s", start.elapsed().as_secs_f32());
         }
+        Err(error) if error.is::<NotJudged>() => {
+            tally.skip(&format!("lab/{name}"), &error.to_string());
+        }
         Err(error) => {
             tailnet::print_logs(net.folder(), 40);
             eprintln!("   lab/{name}: FAILED: {error:#}");
@@ -372,6 +368,18 @@ fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {
     }
     Ok(())
 }
+
+/// The scenario saw something that says nothing of lowroad: why.
+#[derive(Debug)]
+struct NotJudged(String);
+
+impl fmt::Display for NotJudged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for NotJudged {}
 
 /// Whether agents and servers stay dead for minutes; else for as long as all timers take.
 pub fn long() -> bool {
@@ -393,6 +401,23 @@ impl Lab<'_> {
             bail!("{what} took {measured:.2} s, more than {bound:.1} s");
         }
         Ok(())
+    }
+
+    /// What was lost, unless the emulated CPU stood still: then queues run over that a running one empties, whoever made them.
+    pub fn lost(&self, result: Result<()>, stalls: &Stalls) -> Result<()> {
+        let longest = stalls.longest();
+        self.note(&format!(
+            "this machine stood still for {} ms at most",
+            longest.as_millis()
+        ));
+        match result {
+            Err(error) if self.emulated && longest > STANDSTILL => Err(NotJudged(format!(
+                "the emulated CPU stood still for {:.1} s at a time, this host's being wanted elsewhere: {error:#}",
+                longest.as_secs_f32()
+            ))
+            .into()),
+            result => result,
+        }
     }
 
     pub fn coordinator(&self, policy: &str) -> Result<Coordinator> {

@@ -1,11 +1,14 @@
-//! Traffic to look at: an HTTP server and client, a ping that counts, a steady TCP stream, and a flood that nobody wants.
+//! Traffic to look at: an HTTP server and client, a ping that counts, a steady TCP stream, a flood that nobody wants, and what
+//! says that it was the machine.
 
 mod flood;
 mod http;
 mod ping;
+mod stalls;
 mod stream;
 
 pub use flood::Flood;
 pub use http::{Server, get, status};
-pub use ping::{Pinger, Report, fits};
+pub use ping::{Pinger, Report, fits, unmade_answers};
+pub use stalls::Stalls;
 pub use stream::{Carried, Stream};

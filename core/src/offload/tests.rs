@@ -260,10 +260,10 @@ fn stream_packets() -> impl Strategy<Value = Vec<Vec<u8>>> {
     })
 }
 
-/// Version, protocol, addresses and ports, wherever they are.
+/// Version, protocol, addresses and ports, wherever they are. A damaged version makes a short packet of IPv4 one of IPv6.
 fn lane(packet: &[u8]) -> (u8, u8, Vec<u8>) {
     match packet[0] >> 4 {
-        6 => (6, packet[6], packet[8..44].to_vec()),
+        6 => (6, packet[6], packet[8..packet.len().min(44)].to_vec()),
         version => (version, packet[9], packet[12..24].to_vec()),
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     faults::{self, DeviceSet, Fault, Watched},
     tailnet::{Coordinator, Node, WgPeer, binaries},
     topology::Events,
-    traffic::{Flood, Pinger, Stream},
+    traffic::{Flood, Pinger, Stalls, Stream, unmade_answers},
     wait,
 };
 use table::Row;
@@ -71,6 +71,7 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
         "upgrade, other maps",
         "kill -9 in mid-reconcile",
     ];
+    let stalls = Stalls::watch();
     let mut cases = Vec::new();
     // All join and find their paths before any traffic: on a busy machine an emulated CPU has no room for both.
     let mut nodes = Vec::new();
@@ -114,20 +115,9 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     for time in rows.iter().flat_map(|row| &row.adopted) {
         lab.within("adopted after the agent's start", *time, ADOPTED)?;
     }
-    rows.iter().try_for_each(|row| row.check())?;
-    what_was_refused_would_have_been_seen(&coordinator, &hub, &nodes[0])
-}
-
-/// Answers to pings that this machine's kernel could not make: its socket for them, one for each CPU, holds 256 KiB of answers that wait for their turn in
-/// WireGuard, some hundred. Where a CPU stands still for half a second more come, and are answered by nobody.
-fn unmade_answers(node: &Node) -> Result<usize> {
-    let read = || fs::read_to_string("/proc/thread-self/net/snmp");
-    let text = node.namespace.enter(read)??;
-    let mut lines = text.lines().filter(|line| line.starts_with("Icmp: "));
-    let (names, values) = lines.next().zip(lines.next()).context("no ICMP counters")?;
-    let mut both = names.split(' ').zip(values.split(' '));
-    let found = both.find(|(name, _)| *name == "OutErrors");
-    Ok(found.context("no counter of ICMP's errors")?.1.parse()?)
+    rows.iter().try_for_each(Row::check_kept)?;
+    what_was_refused_would_have_been_seen(&coordinator, &hub, &nodes[0])?;
+    lab.lost(rows.iter().try_for_each(Row::check_lost), &stalls)
 }
 
 /// The flood again, with a policy that admits it.
@@ -176,7 +166,7 @@ impl Case {
             flood,
             before: node.wireguard_peer_with(&hub_prefix)?,
             refused_before,
-            unmade_before: unmade_answers(&node)?,
+            unmade_before: unmade_answers(&node.namespace)?,
             hub_prefix,
             events: Events::watch(
                 &node.namespace,
@@ -260,7 +250,7 @@ impl Case {
             counter_kept: self.counter_kept,
             session: self.before.has_become(&after),
             events: self.events.seen()?,
-            unmade: unmade_answers(&self.node)?.saturating_sub(self.unmade_before),
+            unmade: unmade_answers(&self.node.namespace)?.saturating_sub(self.unmade_before),
             adopted: self.adopted,
         };
         Ok((row, self.node))
