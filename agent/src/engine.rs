@@ -1,7 +1,7 @@
 //! The agent's loop: one closed [`Event`] enum, taken in a stated order of priority, and everything that follows from it.
 //!
-//! Priority: the order to stop, timers, the local API, the control server, kernel changes, the relays, datagrams, filter events. Timers come early so that
-//! no flood of packets can hold them up; what strangers can send in quantity comes last.
+//! Priority: the order to stop, timers, the local API, a policy that has been compiled, the control server, kernel changes, the relays, datagrams, filter events. Timers
+//! come early so that no flood of packets can hold them up; what strangers can send in quantity comes last. While a policy is being compiled the control server waits.
 
 mod addresses;
 mod answer;
@@ -63,6 +63,8 @@ enum Event {
     Stop,
     Timer,
     Ask(Ask),
+    /// The policy.
+    Compiled,
     Control(ControlEvent),
     Kernel(KernelChange),
     /// Of the relays' connections.
@@ -197,13 +199,15 @@ impl Engine {
     async fn next_event(&mut self) -> Event {
         let deadline = self.next_deadline();
         let sources = &mut self.sources;
+        let compiling = self.session.as_ref().is_some_and(Session::is_compiling);
         tokio::select! {
             biased;
             // The daemon dropping its end is an order to stop, too.
             _ = self.stop.wait_for(|stop| *stop) => Event::Stop,
             () = sleep_until(deadline.into()) => Event::Timer,
             Some(ask) = self.asks.recv() => Event::Ask(ask),
-            event = receive(&mut sources.control) => Event::Control(event),
+            () = finish_compiling(&mut self.session), if compiling => Event::Compiled,
+            event = receive(&mut sources.control), if !compiling => Event::Control(event),
             change = receive(&mut sources.changes) => Event::Kernel(change),
             event = receive(&mut sources.derp) => Event::Derp(event),
             probed = receive(&mut sources.probed) => Event::Probed(probed),
@@ -232,6 +236,8 @@ impl Engine {
             Event::Stop => {}
             Event::Timer => self.on_timer(now).await,
             Event::Ask(ask) => self.on_ask(ask).await,
+            // Before any message: it is of the netmap as it is.
+            Event::Compiled => self.reconcile(now).await,
             Event::Control(event) => self.on_control(event).await,
             Event::Kernel(change) => self.on_kernel_change(now, change).await,
             Event::Derp(event) => self.with_session(|session| session.on_derp(event)),
@@ -355,12 +361,13 @@ impl Engine {
             return;
         };
         match session.reconcile(now).await {
-            Ok(steps) => {
+            Ok(Some(steps)) => {
                 if steps > 0 {
                     debug!(steps, "the kernel holds what it should");
                 }
                 self.note_adoption(steps);
             }
+            Ok(None) => debug!("a policy is being compiled"),
             Err(why) => {
                 let why = whole(&why);
                 error!(error = %why, "cannot bring the kernel to what it should hold");
@@ -421,6 +428,13 @@ fn whole(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+async fn finish_compiling(session: &mut Option<Session>) {
+    match session {
+        Some(session) => session.finish_compiling().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The next item of a source; never, while there is no source or once it has ended.

@@ -1,16 +1,17 @@
 //! This node's data plane: from the netmap to kernel state and relay table. No sockets; the kernel is behind its seam.
 
 mod follow;
+mod policy;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use lowroad_core::{
     desired::{Desired, Observed, PeerStats},
-    filter::{self, Compiled},
+    filter::Compiled,
     intent::{Choices, Held, Intent},
     path::{Config, Paths},
     plan::{AllowedIps, Step, plan},
@@ -21,17 +22,16 @@ use lowroad_wire::{
     netmap::{Changes, NetMap},
 };
 use time::OffsetDateTime;
-use tracing::{debug, error, info, warn};
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
 
 pub use self::follow::Relays;
-use super::{addresses::RelayAddresses, whole};
+use super::addresses::RelayAddresses;
 use crate::{
     kernel::{Kernel, KernelError},
     process,
 };
 
-/// Parts of a policy that are not in force and are told of.
-const MAX_NOTES: usize = 16;
 /// Pieces left out of the netmap that `status` can tell of.
 const MAX_MALFORMED: usize = 64;
 
@@ -82,7 +82,16 @@ pub struct Node {
     /// Peers whose relay entry may have changed, and whether all of them have.
     relay_changed: BTreeSet<NodePublic>,
     relay_whole: bool,
+    /// The filter in force may be another than the netmap's.
     filter_stale: bool,
+    /// Counts the policies of the netmap.
+    policy: u64,
+    /// Of which one is being compiled, elsewhere.
+    compiling: Option<(u64, JoinHandle<Compiled>)>,
+    /// How long that is waited for.
+    compile_patience: Duration,
+    /// And one is, until it is installed.
+    compiled: Option<(u64, Compiled)>,
     installed: Option<Compiled>,
     /// Why nothing passes: the policy of the netmap cannot be put in force.
     closed: Option<String>,
@@ -158,6 +167,10 @@ impl Node {
             relay_changed: BTreeSet::new(),
             relay_whole: true,
             filter_stale: true,
+            policy: 0,
+            compiling: None,
+            compile_patience: policy::COMPILE_PATIENCE,
+            compiled: None,
             installed: None,
             closed: None,
         })
@@ -279,6 +292,22 @@ impl Node {
     }
 
     /// Makes the kernel hold what netmap and preferences want. Returns how many steps that took; none if it did already.
+    pub async fn reconcile(
+        &mut self,
+        now: Instant,
+        clock: OffsetDateTime,
+    ) -> Result<usize, KernelError> {
+        loop {
+            match self.advance(now, clock).await? {
+                Some(steps) => return Ok(steps),
+                None => self.finish_compiling().await,
+            }
+        }
+    }
+
+    /// The same, but does not wait for the compiler: `None` says that a large policy is being compiled. Until then nothing is programmed, and no message may be
+    /// taken; go on here after [`Self::finish_compiling`]. So each policy comes into force with the peers of its netmap, in the order of the messages, and messages that
+    /// come faster than they are compiled put none off.
     ///
     /// Without a netmap nothing is done: what an earlier agent left stays in force, and a new device does not exist yet.
     ///
@@ -286,18 +315,24 @@ impl Node {
     ///
     /// With a netmap, a policy that may be older must not stay in force: what fails is tried a second time at once, and if the policy isn't in force then,
     /// nothing passes until it is.
-    pub async fn reconcile(
+    pub async fn advance(
         &mut self,
         now: Instant,
         clock: OffsetDateTime,
-    ) -> Result<usize, KernelError> {
+    ) -> Result<Option<usize>, KernelError> {
         let older_policy = self.found_device || self.was_programmed;
         let part = !self.whole;
         match self.bring_about(now, clock).await {
             Err(why) if part || (self.filter_stale && older_policy) => {
                 debug!(%why, "trying once more, with everything compared");
                 let again = self.bring_about(now, clock).await;
-                if let Err(why) = &again
+                let failed = match &again {
+                    Ok(Some(_)) => None,
+                    // It has to be compiled anew, which may take long.
+                    Ok(None) => Some(&why),
+                    Err(why) => Some(why),
+                };
+                if let Some(why) = failed
                     && self.filter_stale
                     && older_policy
                 {
@@ -313,14 +348,16 @@ impl Node {
         &mut self,
         now: Instant,
         clock: OffsetDateTime,
-    ) -> Result<usize, KernelError> {
+    ) -> Result<Option<usize>, KernelError> {
         if self.map.is_none() {
-            return Ok(0);
+            return Ok(Some(0));
         }
         // Keys expire without a message.
         self.follow(&Changes::default(), now, clock);
         self.programmed = false;
-        let mut new_filter = self.stale_filter().await;
+        if self.compile_filter().await.is_err() {
+            return Ok(None);
+        }
         // Whatever fails from here on: what the kernel holds then is to be read.
         let whole = std::mem::replace(&mut self.whole, true);
         let (desired, observed) = if whole {
@@ -335,8 +372,8 @@ impl Node {
             .as_ref()
             .is_some_and(|device| device.filter_attached);
         drop((desired, observed));
-        if attached && let Some(compiled) = new_filter.take() {
-            self.install(compiled).await?;
+        if attached {
+            self.install_new().await?;
         }
         for step in &steps {
             debug!(?step, "kernel");
@@ -346,10 +383,8 @@ impl Node {
             .position(|step| matches!(step, Step::AttachFilter));
         let (first, rest) = steps.split_at(attach.map_or(0, |attach| attach + 1));
         self.kernel.apply_all(first).await?;
-        if attach.is_some()
-            && let Some(compiled) = new_filter.or_else(|| self.installed.take())
-        {
-            self.install(compiled).await?;
+        if attach.is_some() {
+            self.install_any().await?;
         }
         self.kernel.apply_all(rest).await?;
         let count = steps.len();
@@ -362,7 +397,7 @@ impl Node {
         self.relay_whole |= whole;
         self.programmed = true;
         self.was_programmed = true;
-        Ok(count)
+        Ok(Some(count))
     }
 
     /// All that the kernel shall hold, and all that it holds.
@@ -378,67 +413,9 @@ impl Node {
         Ok((desired, observed))
     }
 
-    /// The filter of the netmap, if it isn't the installed one.
-    async fn stale_filter(&mut self) -> Option<Compiled> {
-        if !self.filter_stale {
-            return None;
-        }
-        let input = self
-            .intent()
-            .filter_input(self.map.as_ref()?, &self.choices);
-        let compiled = compile(input).await;
-        // It stays stale until it is installed, whatever fails before.
-        self.filter_stale = self.installed.as_ref() != Some(&compiled);
-        self.filter_stale.then_some(compiled)
-    }
-
-    async fn install(&mut self, compiled: Compiled) -> Result<(), KernelError> {
-        // If this fails it is not known what is in force.
-        self.installed = None;
-        self.filter_stale = true;
-        self.kernel.install_filter(&compiled).await?;
-        info!(
-            rules = compiled.rules.len(),
-            "the packet filter is in force"
-        );
-        for note in compiled.notes.iter().take(MAX_NOTES) {
-            warn!(note, "part of the policy is not in force");
-        }
-        self.installed = Some(compiled);
-        self.filter_stale = false;
-        self.closed = None;
-        Ok(())
-    }
-
-    /// The policy cannot be put in force, and the one before may accept what it refuses.
-    async fn close(&mut self, why: &KernelError) {
-        let why = whole(why);
-        if self.closed.as_ref() != Some(&why) {
-            error!(
-                why,
-                "the policy cannot be put in force: nothing passes until it can"
-            );
-        }
-        if let Err(error) = self.kernel.close_filter().await {
-            error!(error = %whole(&error), "cannot even close the filter");
-        }
-        self.closed = Some(why);
-    }
-
-    /// Why nothing passes.
-    pub fn closed(&self) -> Option<&str> {
-        self.closed.as_deref()
-    }
-
     /// True if somebody has taken the filter off the device.
     pub fn filter_is_lost(&mut self) -> bool {
         self.was_programmed && self.kernel.filter_is_lost()
-    }
-
-    /// Parts of the policy that are left out of the filter in force.
-    pub fn filter_notes(&self) -> &[String] {
-        let notes = self.installed.as_ref().map(|compiled| &compiled.notes[..]);
-        notes.unwrap_or_default()
     }
 
     /// Feeds WireGuard's counters to the paths.
@@ -471,13 +448,6 @@ impl Node {
         self.whole |= applied.is_err();
         applied
     }
-}
-
-/// Compiling takes some ms for each thousand peers: elsewhere, so that this worker goes on with what is relayed.
-async fn compile(input: filter::Input) -> Compiled {
-    tokio::task::spawn_blocking(move || filter::compile(&input))
-        .await
-        .expect("the compiler panics on no input, and the runtime outlives its tasks")
 }
 
 #[cfg(test)]

@@ -288,13 +288,27 @@ impl Session {
         }
     }
 
-    pub async fn reconcile(&mut self, now: Instant) -> Result<usize, KernelError> {
+    /// `None`: a policy is being compiled, and this is to be called again after [`Self::finish_compiling`].
+    pub async fn reconcile(&mut self, now: Instant) -> Result<Option<usize>, KernelError> {
         let Some(node) = &mut self.node else {
-            return Ok(0);
+            return Ok(Some(0));
         };
         let clock = OffsetDateTime::now_utc();
         node.drop_expired_cache(clock);
-        node.reconcile(now, clock).await
+        node.advance(now, clock).await
+    }
+
+    /// Until then no message of the control server may be taken.
+    pub fn is_compiling(&self) -> bool {
+        self.node.as_ref().is_some_and(Node::is_compiling)
+    }
+
+    /// Returns when a policy has been compiled.
+    pub async fn finish_compiling(&mut self) {
+        match &mut self.node {
+            Some(node) => node.finish_compiling().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Does what the paths ask for, until they ask for nothing more.

@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod cached;
+mod policy;
 mod settings;
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -24,7 +24,7 @@ impl Node {
     /// The next look at the netmap is at all of it.
     pub(super) fn read_anew(&mut self) {
         self.whole = true;
-        self.filter_stale = true;
+        self.policy_changed();
         self.programmed = false;
         self.held = Held::default();
         // Its peers are known again by the paths.
@@ -46,11 +46,14 @@ impl Node {
                     intent.set_rules(map);
                 }
                 let change = intent.update(map, changes.peers(), clock);
-                self.filter_stale |= changes.filter || change.filter;
+                let policy = changes.filter || change.filter;
                 self.whole |= change.whole;
                 let touched = change.peers.keys().copied().collect();
                 self.held
                     .note(change, intent, |key| self.paths.endpoint(key));
+                if policy {
+                    self.policy_changed();
+                }
                 touched
             }
             None => self.begin(clock),

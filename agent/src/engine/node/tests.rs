@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use lowroad_core::desired::{DEFAULT_MARK, Observed};
-use lowroad_core::filter::Evaluator;
+use lowroad_core::filter::{self, Evaluator};
 use lowroad_wire::key::NodePrivate;
 use serde_json::{Value, json};
 
@@ -406,6 +406,68 @@ async fn while_a_policy_cannot_be_put_in_force_nothing_passes_by_the_one_before(
         reconcile(&mut node).await;
         assert!(!kernel.is_closed() && node.closed().is_none());
     }
+}
+
+/// A policy that the compiler has to do with for some ms; it admits `port`.
+fn large_policy(port: u16) -> Value {
+    let rule = |n: u16| json!({"SrcIPs": [format!("10.{}.{}.0/24", n / 250, n % 250)], "DstPorts": [{"IP": "*", "Ports": {"First": n, "Last": n}}]});
+    let rules: Vec<Value> = (1..20_000).map(rule).chain([rule(port)]).collect();
+    json!({ "PacketFilter": rules })
+}
+
+/// Whether that one is in force.
+fn admits(kernel: &FakeHandle, port: u16) -> bool {
+    let installed = kernel.installed();
+    let text = format!("{port}");
+    let rules = &installed.last().unwrap().rules;
+    rules.last().is_some_and(|rule| rule.text.contains(&text))
+}
+
+async fn advance(node: &mut Node) -> Option<usize> {
+    let advanced = node.advance(Instant::now(), OffsetDateTime::UNIX_EPOCH);
+    advanced.await.unwrap()
+}
+
+#[tokio::test]
+async fn while_a_large_policy_is_compiled_nothing_is_programmed_and_only_the_newest_comes_into_force()
+ {
+    let (mut node, kernel) = running(1..=3).await;
+    node.compile_patience = Duration::ZERO;
+    kernel.take_steps();
+    take(&mut node, &large_policy(40_001));
+    take(&mut node, &json!({"PeersRemoved": [2]}));
+    assert_eq!(advance(&mut node).await, None);
+    assert!(node.is_compiling() && !node.programmed);
+    take(&mut node, &large_policy(40_002));
+    assert_eq!(advance(&mut node).await, None);
+    node.finish_compiling().await;
+    assert_eq!(advance(&mut node).await, None, "that was the older one");
+    assert_eq!(kernel.installed().len(), 1);
+    assert!(kernel.take_steps().is_empty());
+    node.finish_compiling().await;
+    assert_eq!(advance(&mut node).await, Some(2));
+    assert!(node.programmed && !node.is_compiling());
+    assert_eq!(kernel.installed().len(), 2);
+    assert!(admits(&kernel, 40_002));
+}
+
+#[tokio::test]
+async fn a_large_policy_that_is_refused_is_not_compiled_again_before_all_is_closed() {
+    let (mut node, kernel) = running(1..=1).await;
+    node.compile_patience = Duration::ZERO;
+    take(&mut node, &large_policy(40_001));
+    assert_eq!(advance(&mut node).await, None);
+    node.finish_compiling().await;
+    kernel.fail_installs(4);
+    let clock = OffsetDateTime::UNIX_EPOCH;
+    assert!(node.advance(Instant::now(), clock).await.is_err());
+    assert!(kernel.is_closed() && !node.is_compiling());
+    assert!(
+        node.advance(Instant::now(), clock).await.is_err(),
+        "at once"
+    );
+    assert!(advance(&mut node).await.is_some(), "at once");
+    assert!(!kernel.is_closed() && admits(&kernel, 40_001));
 }
 
 #[tokio::test]
