@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lowroad_core::filter::{Compiled, Direction, Evaluator, Input, PeerFacts, compile};
+use lowroad_core::filter::{Compiled, Direction, Evaluator, Input, Layout, PeerFacts, compile};
 use lowroad_wire::control::{FilterRule, NetPortRange, PortRange};
 
 /// Debug builds on a busy machine take a few seconds for the worst of these.
@@ -33,6 +33,47 @@ fn compiled_soon(rules: Vec<FilterRule>, peers: Vec<PeerFacts>) -> Compiled {
     let compiled = compile(&input);
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     compiled
+}
+
+/// IPv6 addresses and blocks of ports take more room than one entry.
+#[test]
+fn the_kernels_largest_table_holds_whatever_is_accepted() {
+    // Each destination has 4,096 blocks of eight ports, the next smaller size of which is one port, for TCP and UDP: 65,536 entries.
+    let ports = |destination: u32| FilterRule {
+        src_ips: vec!["*".to_owned()],
+        dst_ports: (0..4096)
+            .map(|block| NetPortRange {
+                ip: format!("10.77.0.{destination}"),
+                ports: PortRange {
+                    first: block * 16,
+                    last: block * 16 + 7,
+                },
+            })
+            .collect(),
+        ..FilterRule::default()
+    };
+    let host6 = |n: u32| std::net::Ipv6Addr::from(0xfd7a << 112 | u128::from(n)).to_string();
+    for (sources, destinations, accepted) in [(0, 17, true), (0, 18, false), (500_000, 3, false)] {
+        let mut input = Input {
+            rules: (1..=destinations).map(ports).collect(),
+            local: vec![
+                "10.77.0.0/24".parse().expect("prefix"),
+                "fd7a::1/128".parse().expect("prefix"),
+            ],
+            ..Input::default()
+        };
+        if sources > 0 {
+            let sources = (2..sources + 2).map(host6).collect();
+            input.rules.push(rule(sources, "fd7a::1", 80, 80));
+        }
+        let compiled = compile(&input);
+        assert_eq!(
+            compiled.rules.is_empty(),
+            !accepted,
+            "{sources} sources, {destinations} destinations"
+        );
+        Layout::new(&compiled.tables, |_| 1).expect("room for what is accepted");
+    }
 }
 
 fn host(n: u32) -> String {

@@ -11,7 +11,7 @@ mod packets;
 use std::collections::BTreeMap;
 
 use lookup::Lookup;
-use lowroad_core::filter::{Action, DropReason, Evaluator, Pass, compile};
+use lowroad_core::filter::{Action, DropReason, Evaluator, Layout, Pass, compile};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 const CASES: u64 = 300;
@@ -24,6 +24,7 @@ fn tables_admit_by_the_rule_that_the_reference_names() {
         let mut rng = StdRng::seed_from_u64(seed);
         let input = generate::input(&mut rng);
         let compiled = compile(&input);
+        Layout::new(&compiled.tables, |_| 1).expect("room for what is accepted");
         let lookup = Lookup::new(&compiled);
         let mut evaluator = Evaluator::new(&input);
         for _ in 0..PACKETS {

@@ -13,14 +13,15 @@ use super::{
     answer::TSMP,
     classify::{Interner, merged, nest},
     compiled::{Compiled, CompiledRule, Tables, key},
+    layout,
     packet::{SCTP, TCP, UDP, icmp_of},
     ports::{blocks, sweep},
     rules::{Rule, Rules, describe},
 };
 
-/// Entries of all tables together, which the kernel's largest table holds, and list items touched while building: bounds for rule sets sent to do harm.
+/// Prefixes other than hosts, and list items touched while building: bounds for rule sets sent to do harm, as is the room in the kernel's largest table.
 /// A rule set of 10,000 rules uses a hundredth.
-const MAX_ENTRIES: usize = 3 << 18;
+const MAX_PREFIXES: usize = 3 << 18;
 const MAX_WORK: usize = 1 << 22;
 
 /// Compiles; the same input gives the same tables.
@@ -89,6 +90,8 @@ struct Builder<'a> {
     sets: Interner<SourceSet>,
     services: Interner<Vec<(u32, usize)>>,
     work: usize,
+    /// That what is in `out` takes in the kernel's table.
+    room: usize,
     out: Tables,
 }
 
@@ -100,6 +103,7 @@ impl<'a> Builder<'a> {
             sets: Interner::new(),
             services: Interner::new(),
             work: 0,
+            room: 0,
             out: Tables::default(),
         };
         out.destinations(input)?;
@@ -117,11 +121,10 @@ impl<'a> Builder<'a> {
 
     fn spend(&mut self, items: usize) -> Result<(), TooMuch> {
         self.work += items;
-        let entries = self.out.ports.len()
-            + self.out.pairs.len()
-            + self.out.hosts.len()
-            + self.out.prefixes.len();
-        if self.work > MAX_WORK || entries > MAX_ENTRIES {
+        if self.work > MAX_WORK
+            || self.room > layout::LARGEST
+            || self.out.prefixes.len() > MAX_PREFIXES
+        {
             Err(TooMuch)
         } else {
             Ok(())
@@ -330,6 +333,7 @@ impl<'a> Builder<'a> {
         };
         for block in blocks(range) {
             let key = PortKey::new(class, protocol, block.first.to_be_bytes());
+            self.room += layout::block_room(block.bits);
             self.out
                 .ports
                 .push((PortKey::ANY_PORT_BITS + block.bits, key, service));
@@ -406,6 +410,7 @@ impl<'a> Builder<'a> {
                 let classes = holders.get(set).map_or(&[][..], |c| c);
                 self.spend(classes.len())?;
                 for class in classes.iter().filter(|c| taken.insert(**c)) {
+                    self.room += 1;
                     self.out
                         .pairs
                         .push((PairKey::new(*class, service), self.keys[*rule]));
@@ -418,6 +423,7 @@ impl<'a> Builder<'a> {
     fn emit(&mut self, side: Side, prefix: &Prefix, class: Class) {
         let address = Address::new(side, prefix.family().number(), prefix.bytes());
         if prefix.is_host() {
+            self.room += layout::host_room(&address);
             self.out.hosts.push((address, class));
         } else {
             self.out.prefixes.push((

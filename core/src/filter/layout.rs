@@ -11,6 +11,23 @@ use super::Tables;
 
 /// Room for entries, as a multiple of their number: where the table is half full, hardly any key is in its second bucket; the largest rule sets do with less.
 const ROOM: [(usize, usize); 2] = [(2, 1), (4, 3)];
+/// Units of room in the kernel's largest table at its fullest: a narrow entry takes one, a wide one takes [`WIDE_ROOM`]. Each kind may leave a bucket half empty.
+pub(super) const LARGEST: usize = {
+    let (numerator, denominator) = ROOM[ROOM.len() - 1];
+    (TABLE_SIZES[TABLE_SIZES.len() - 1] as usize - 2) * cell::NARROW * denominator / numerator
+};
+pub(super) const WIDE_ROOM: usize = cell::NARROW / cell::WIDE;
+
+/// Room that a host takes.
+pub(super) const fn host_room(address: &Address) -> usize {
+    if address.family() == 4 { 1 } else { WIDE_ROOM }
+}
+
+/// Room that a block of `2^(16-bits)` ports takes: as many of the next smaller size that there is as make it up.
+pub(super) const fn block_room(bits: u32) -> usize {
+    1 << (bits.next_multiple_of(Class::BLOCK_STEP) - bits)
+}
+
 /// Tries with other hash functions before the next.
 const SEEDS: u64 = 8;
 /// Moves of entries to their other bucket for one that finds both of its own full.
@@ -123,11 +140,10 @@ impl Entries {
                 NO_RULE => ServiceWord::number(fits(service.number())?),
                 rule => ServiceWord::everybody(counter(rule)),
             };
-            // Of the next smaller size that there is, as many as make up the block.
             let whole = prefix - PortKey::ANY_PORT_BITS;
             let bits = whole.next_multiple_of(Class::BLOCK_STEP);
             *out.blocks.entry(key.class()).or_default() |= 1 << bits;
-            for part in 0..1u32 << (bits - whole) {
+            for part in 0..block_room(whole) as u32 {
                 let port = u32::from(key.port()) + (part << (16 - bits));
                 let key = cell::port_key(fits(key.class())?, key.protocol(), bits, port as u16);
                 out.narrow.push((key, word.word()));
