@@ -76,7 +76,8 @@ pub(super) fn attach(
     };
     let mut list = Vec::new();
     let mut adopted = false;
-    for direction in [Direction::In, Direction::Out] {
+    // Also the order in which pending ones are replaced: what goes out by then is remembered where answers are looked for next.
+    for direction in [Direction::Out, Direction::In] {
         let (hook, existed) = place.one(direction, have_rules)?;
         adopted |= existed;
         list.push(Attachment {
