@@ -23,7 +23,7 @@ pub use outcome::{COUNTER_SLOTS, Direction, DropReason, Pass, counter_slot};
 pub use settings::{Active, Geometry, RATE_SLOTS, RateWindow, SLOTS, Settings};
 pub use table::{
     Address, COUNTER_BLOCKS, COUNTERS_PER_BLOCK, Class, Count, CounterBlock, CounterNumber,
-    MAX_COUNTERS, NO_RULE, Numbered, PairKey, PortKey, Service, ServiceWord, Side,
+    MAX_COUNTERS, Numbered, ServiceWord, Side,
 };
 
 /// Version of this contract. Maps pinned under another one are not adopted.

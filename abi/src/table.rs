@@ -135,91 +135,6 @@ impl Class {
     }
 }
 
-/// Destination class, protocol and port. A block of `2^(16-n)` ports is a prefix of [`PortKey::ANY_PORT_BITS`]` + n` bits.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PortKey {
-    class: [u8; 4],
-    protocol: u8,
-    pad: u8,
-    port: [u8; 2],
-}
-
-impl PortKey {
-    /// Prefix bits of class and protocol alone.
-    pub const ANY_PORT_BITS: u32 = 48;
-
-    #[inline(always)]
-    pub const fn new(class: u32, protocol: u8, port: [u8; 2]) -> Self {
-        Self {
-            class: class.to_be_bytes(),
-            protocol,
-            pad: 0,
-            port,
-        }
-    }
-    pub const fn class(&self) -> u32 {
-        u32::from_be_bytes(self.class)
-    }
-    pub const fn protocol(&self) -> u8 {
-        self.protocol
-    }
-    pub const fn port(&self) -> u16 {
-        u16::from_be_bytes(self.port)
-    }
-}
-
-/// The rules that a destination class, protocol and port select: one of them may admit every source, the others depend on who sends.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Service {
-    any: u64,
-    number: u64,
-}
-
-/// No rule.
-pub const NO_RULE: u64 = 0;
-
-impl Service {
-    pub const fn new(number: u32, any: u64) -> Self {
-        Self {
-            any,
-            number: number as u64,
-        }
-    }
-    /// Number to look up with the source's class.
-    #[inline(always)]
-    pub const fn number(&self) -> u32 {
-        self.number as u32
-    }
-    /// Key of the rule that admits every source, or [`NO_RULE`].
-    #[inline(always)]
-    pub const fn any(&self) -> u64 {
-        self.any
-    }
-}
-
-/// Source class and service: found means accepted, by the rule whose key is the value.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PairKey {
-    source: u32,
-    service: u32,
-}
-
-impl PairKey {
-    #[inline(always)]
-    pub const fn new(source: u32, service: u32) -> Self {
-        Self { source, service }
-    }
-    pub const fn source(&self) -> u32 {
-        self.source
-    }
-    pub const fn service(&self) -> u32 {
-        self.service
-    }
-}
-
 /// Number of a rule's counter; zero: it has none.
 pub type CounterNumber = u32;
 
@@ -284,9 +199,6 @@ pub type CounterBlock = [Count; COUNTERS_PER_BLOCK];
 const _: () = {
     assert!(size_of::<Address>() == 20 && align_of::<Address>() == 1);
     assert!(size_of::<Class>() == 8);
-    assert!(size_of::<PortKey>() == 8);
-    assert!(size_of::<Service>() == 16);
-    assert!(size_of::<PairKey>() == 8);
     assert!(size_of::<Count>() == 16);
     assert!(size_of::<Numbered>() == 24);
 };

@@ -24,7 +24,7 @@ use lowroad_wire::control::FilterRule;
 
 pub use self::{
     compile::compile,
-    compiled::{Compiled, CompiledRule, Tables},
+    compiled::{Compiled, CompiledRule, PairKey, PortKey, Service, Tables},
     evaluate::Evaluator,
     event::{FilterCounters, FilterEvent, FlowTuple, Punt, RuleCount},
     grants::granted,

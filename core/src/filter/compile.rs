@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use lowroad_abi::{Address, Class, PairKey, PortKey, Service, Side};
+use lowroad_abi::{Address, Class, Side};
 use lowroad_wire::control::PortRange;
 
 use super::{
     Family, Input, Prefix,
     answer::TSMP,
     classify::{Interner, merged, nest},
-    compiled::{Compiled, CompiledRule, Tables, key},
+    compiled::{Compiled, CompiledRule, PairKey, PortKey, Service, Tables, key},
     layout,
     packet::{SCTP, TCP, UDP, icmp_of},
     ports::{blocks, sweep},
@@ -325,18 +325,19 @@ impl<'a> Builder<'a> {
 
     fn emit_service(&mut self, class: u32, protocol: u8, range: PortRange, admitted: &Admitted) {
         let service = match admitted {
-            Admitted::Everyone(rule) => Service::new(0, self.keys[*rule]),
+            Admitted::Everyone(rule) => Service::Everybody(self.keys[*rule]),
             Admitted::Sets(sets) if sets.is_empty() => return,
-            Admitted::Sets(sets) => {
-                Service::new(self.services.number(sets.clone()), lowroad_abi::NO_RULE)
-            }
+            Admitted::Sets(sets) => Service::Number(self.services.number(sets.clone())),
         };
         for block in blocks(range) {
-            let key = PortKey::new(class, protocol, block.first.to_be_bytes());
             self.room += layout::block_room(block.bits);
-            self.out
-                .ports
-                .push((PortKey::ANY_PORT_BITS + block.bits, key, service));
+            let key = PortKey {
+                bits: block.bits,
+                class,
+                protocol,
+                port: block.first,
+            };
+            self.out.ports.push((key, service));
         }
     }
 
@@ -411,9 +412,11 @@ impl<'a> Builder<'a> {
                 self.spend(classes.len())?;
                 for class in classes.iter().filter(|c| taken.insert(**c)) {
                     self.room += 1;
-                    self.out
-                        .pairs
-                        .push((PairKey::new(*class, service), self.keys[*rule]));
+                    let pair = PairKey {
+                        source: *class,
+                        service,
+                    };
+                    self.out.pairs.push((pair, self.keys[*rule]));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! What compiling a rule set gives.
 
-use lowroad_abi::{Address, Class, PairKey, PortKey, Service};
+use lowroad_abi::{Address, Class};
 
 use super::{Prefix, RuleId, rules::Rule};
 
@@ -27,17 +27,41 @@ pub struct CompiledRule {
     pub text: String,
 }
 
-/// Contents of the kernel's maps, sorted.
+/// What the kernel's maps are made from (`layout.rs`), sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     pub hosts: Vec<(Address, Class)>,
     /// With the length of the prefix, tag included.
     pub prefixes: Vec<(u32, Address, Class)>,
-    /// With the length of the prefix.
-    pub ports: Vec<(u32, PortKey, Service)>,
+    pub ports: Vec<(PortKey, Service)>,
     pub pairs: Vec<(PairKey, u64)>,
     /// Whether some source is jailed.
     pub jail: bool,
+}
+
+/// A block of `2^(16-bits)` ports from `port` on, of a destination class and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortKey {
+    pub bits: u32,
+    pub class: u32,
+    pub protocol: u8,
+    pub port: u16,
+}
+
+/// The rules that a destination class, protocol and port select.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    /// The rule with this key admits every source.
+    Everybody(u64),
+    /// Which one admits depends on the source: look this number up with the source's class.
+    Number(u32),
+}
+
+/// Source class and service: found means accepted, by the rule whose key is the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PairKey {
+    pub source: u32,
+    pub service: u32,
 }
 
 /// Names a rule by what it says (FNV-1a, 64 bits), so that its counter outlives changes of other rules.

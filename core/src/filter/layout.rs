@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 
 use lowroad_abi::{
-    Address, Bucket, Class, CounterNumber, Geometry, NO_RULE, PortKey, ServiceWord, Side,
-    TABLE_SIZES, cell,
+    Address, Bucket, Class, CounterNumber, Geometry, ServiceWord, Side, TABLE_SIZES, cell,
 };
 
-use super::Tables;
+use super::{Service, Tables};
 
 /// Room for entries, as a multiple of their number: where the table is half full, hardly any key is in its second bucket; the largest rule sets do with less.
 const ROOM: [(usize, usize); 2] = [(2, 1), (4, 3)];
@@ -135,22 +134,22 @@ impl Entries {
             wide: Vec::new(),
             blocks: HashMap::new(),
         };
-        for (prefix, key, service) in &tables.ports {
-            let word = match service.any() {
-                NO_RULE => ServiceWord::number(fits(service.number())?),
-                rule => ServiceWord::everybody(counter(rule)),
+        for (block, service) in &tables.ports {
+            let word = match service {
+                Service::Number(number) => ServiceWord::number(fits(*number)?),
+                Service::Everybody(rule) => ServiceWord::everybody(counter(*rule)),
             };
-            let whole = prefix - PortKey::ANY_PORT_BITS;
-            let bits = whole.next_multiple_of(Class::BLOCK_STEP);
-            *out.blocks.entry(key.class()).or_default() |= 1 << bits;
-            for part in 0..block_room(whole) as u32 {
-                let port = u32::from(key.port()) + (part << (16 - bits));
-                let key = cell::port_key(fits(key.class())?, key.protocol(), bits, port as u16);
+            let (class, parts) = (fits(block.class)?, block_room(block.bits) as u32);
+            let bits = block.bits + parts.ilog2();
+            *out.blocks.entry(class).or_default() |= 1 << bits;
+            for part in 0..parts {
+                let port = u32::from(block.port) + (part << (16 - bits));
+                let key = cell::port_key(class, block.protocol, bits, port as u16);
                 out.narrow.push((key, word.word()));
             }
         }
         for (pair, rule) in &tables.pairs {
-            let key = cell::pair_key(fits(pair.source())?, fits(pair.service())?);
+            let key = cell::pair_key(fits(pair.source)?, fits(pair.service)?);
             out.narrow
                 .push((key, u64::from(counter(*rule)) | cell::VALID));
         }
@@ -272,7 +271,21 @@ fn settle(out: &mut [Place], hashes: &[u64], entry: u32, slots: usize) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lowroad_abi::{PairKey, Service};
+    use crate::filter::{PairKey, PortKey};
+
+    /// One port of TCP.
+    fn port(class: u32, port: u32) -> PortKey {
+        PortKey {
+            bits: 16,
+            class,
+            protocol: 6,
+            port: port as u16,
+        }
+    }
+
+    fn pair(source: u32, service: u32) -> PairKey {
+        PairKey { source, service }
+    }
 
     fn tables(count: u32) -> Tables {
         let v4 = |n: u32| Address::v4(Side::Source, (0x6440_0000 + n).to_be_bytes());
@@ -284,14 +297,9 @@ mod tests {
         Tables {
             hosts: hosts.map(|(a, n)| (a, Class::new(n, 0))).collect(),
             ports: (1..=count)
-                .map(|n| {
-                    let key = PortKey::new(n / 100, 6, (n as u16).to_be_bytes());
-                    (PortKey::ANY_PORT_BITS + 16, key, Service::new(n, NO_RULE))
-                })
+                .map(|n| (port(n / 100, n), Service::Number(n)))
                 .collect(),
-            pairs: (1..=count)
-                .map(|n| (PairKey::new(n, n), u64::from(n)))
-                .collect(),
+            pairs: (1..=count).map(|n| (pair(n, n), u64::from(n))).collect(),
             ..Tables::default()
         }
     }
@@ -386,7 +394,7 @@ mod tests {
     fn what_the_largest_table_cannot_hold_is_refused() {
         let pairs = TABLE_SIZES[TABLE_SIZES.len() - 1] * cell::NARROW as u32 + 1;
         let tables = Tables {
-            pairs: (0..pairs).map(|n| (PairKey::new(n, 1), 1)).collect(),
+            pairs: (0..pairs).map(|n| (pair(n, 1), 1)).collect(),
             ..Tables::default()
         };
         assert_eq!(Layout::new(&tables, |_| 1), Err(TooLarge));
@@ -397,11 +405,8 @@ mod tests {
     fn a_hundred_thousand_rules_have_room() {
         let rules = 100_000;
         let hosts = tables(rules).hosts;
-        let ports = (0..160_000).map(|n| {
-            let key = PortKey::new(n / 40_000, 6, ((n % 40_000) as u16 + 1).to_be_bytes());
-            (PortKey::ANY_PORT_BITS + 16, key, Service::new(n, NO_RULE))
-        });
-        let pairs = (0..4 * rules).map(|n| (PairKey::new(n / 2, n % 40_000), 1));
+        let ports = (0..160_000).map(|n| (port(n / 40_000, n % 40_000 + 1), Service::Number(n)));
+        let pairs = (0..4 * rules).map(|n| (pair(n / 2, n % 40_000), 1));
         let tables = Tables {
             hosts,
             ports: ports.collect(),

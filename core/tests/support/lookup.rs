@@ -2,14 +2,17 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use lowroad_abi::{Address, Class, NO_RULE, PairKey, PortKey, Service, Side};
-use lowroad_core::filter::{Compiled, RuleId};
+use lowroad_abi::{Address, Class, Side};
+use lowroad_core::filter::{Compiled, PairKey, PortKey, RuleId, Service};
+
+/// What the tables call no rule.
+const NO_RULE: u64 = 0;
 
 pub struct Lookup<'a> {
     compiled: &'a Compiled,
     hosts: HashMap<Address, Class>,
     prefixes: HashMap<(u32, Address), Class>,
-    ports: HashMap<(u32, PortKey), Service>,
+    ports: HashMap<PortKey, Service>,
     pairs: HashMap<PairKey, u64>,
 }
 
@@ -24,11 +27,7 @@ impl<'a> Lookup<'a> {
                 .iter()
                 .map(|(n, a, c)| ((*n, *a), *c))
                 .collect(),
-            ports: tables
-                .ports
-                .iter()
-                .map(|(n, k, s)| ((*n, *k), *s))
-                .collect(),
+            ports: tables.ports.iter().copied().collect(),
             pairs: tables.pairs.iter().copied().collect(),
         }
     }
@@ -65,15 +64,21 @@ impl<'a> Lookup<'a> {
         let destination = self.class(Side::Destination, header.destination);
         let service = (0..=16u32).rev().find_map(|bits| {
             let port = header.port & u16::MAX.checked_shl(16 - bits).unwrap_or(0);
-            let key = PortKey::new(destination.number(), header.protocol, port.to_be_bytes());
-            self.ports.get(&(PortKey::ANY_PORT_BITS + bits, key))
+            self.ports.get(&PortKey {
+                bits,
+                class: destination.number(),
+                protocol: header.protocol,
+                port,
+            })
         });
         match service {
             None => NO_RULE,
-            Some(service) if service.any() != NO_RULE => service.any(),
-            Some(service) => {
-                let source = self.class(Side::Source, header.source);
-                let pair = PairKey::new(source.number(), service.number());
+            Some(Service::Everybody(rule)) => *rule,
+            Some(Service::Number(service)) => {
+                let pair = PairKey {
+                    source: self.class(Side::Source, header.source).number(),
+                    service: *service,
+                };
                 self.pairs.get(&pair).copied().unwrap_or(NO_RULE)
             }
         }
