@@ -69,7 +69,7 @@ pub enum FilterError {
     #[error("the device {device} is gone, or another one has its name")]
     NoDevice { device: String },
     #[error(
-        "the kernel's copy of the packet filter's rules differs from what was written ({what}); the rules before stay in force"
+        "the kernel's copy of the packet filter's rules differs from what was written ({what})"
     )]
     ReadBack { what: &'static str },
     #[error("the packet filter's events are being read already")]
@@ -160,8 +160,9 @@ impl Filter {
         self.attachments.are_there(self.pins.as_ref())
     }
 
-    /// Puts a rule set in force in one write, then reads it back. Takes some 40 ms, in which packets are judged by the
-    /// one before.
+    /// Puts a rule set in force in one write, and reads it back. Takes tens of milliseconds, in which the kernel waits for
+    /// programs that run, and with thousands of rules hundreds; packets are judged by the one before meanwhile. After an
+    /// error either may be in force: close the filter.
     pub fn install(&mut self, compiled: &Compiled) -> Result<(), FilterError> {
         let numbers = install::install(&mut self.maps, compiled)?;
         self.take_over()?;
