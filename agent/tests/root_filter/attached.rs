@@ -2,6 +2,7 @@
 
 use std::{
     net::UdpSocket,
+    process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
@@ -214,6 +215,64 @@ fn without_a_lasting_bpffs_the_filter_hangs_on_the_device() {
     sh(&format!("umount {}", dir.path().display()));
     tun.up("10.7.0.1/24");
     Door::new(&tun).only_the_friend_gets_in();
+}
+
+/// Some programs attach to every device, and in the first place.
+#[test]
+fn a_strangers_clsact_filter_is_not_taken_for_ours() {
+    fresh_namespace();
+    let options = FilterOptions {
+        clsact_only: true,
+        ..options("stranger")
+    };
+    let tun = Tun::new("lr0");
+    tc("qdisc add dev lr0 clsact", &[]);
+    // A program that matches nothing.
+    let stranger = |verb, way, handle| {
+        let place = format!("filter {verb} dev lr0 {way} protocol all prio 1 handle {handle}");
+        tc(&place, &["bpf", "bytecode", "1,6 0 0 0"]);
+    };
+    for way in ["ingress", "egress"] {
+        stranger("add", way, 1);
+    }
+    let mut filter = attach(&tun, &options);
+    assert!(filter.is_attached().expect("asking"));
+    tun.up("10.7.0.1/24");
+    tun.send(&to(FRIEND, 1000));
+    eventually("the packet is dropped for want of a policy", || {
+        dropped(&filter.counters().expect("counters"), DropReason::NoPolicy) == 1
+    });
+    filter
+        .install(&compile(&rules(&[(FRIEND, 1000)])))
+        .expect("install");
+    let door = Door::new(&tun);
+    door.only_the_friend_gets_in();
+    drop(filter);
+    let filter = attach(&tun, &options);
+    door.only_the_friend_gets_in();
+    let counters = filter.counters().expect("counters");
+    assert_eq!(passed(&counters, Pass::Rule), 2, "the next agent adopts it");
+    assert!(filter.is_attached().expect("asking"));
+    stranger("replace", "egress", 2);
+    assert!(!filter.is_attached().expect("asking"), "ours is gone");
+    filter.detach().expect("detach");
+    let left = |way| {
+        let filters = tc(&format!("filter show dev lr0 {way}"), &[]);
+        filters.matches("bytecode").count()
+    };
+    assert_eq!((left("ingress"), left("egress")), (1, 2));
+}
+
+/// Runs `tc`, words and arguments; not by a shell, as that of busybox has one of its own.
+fn tc(words: &str, arguments: &[&str]) -> String {
+    let output = Command::new("tc")
+        .args(words.split(' '))
+        .args(arguments)
+        .output()
+        .expect("tc");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "tc {words}: {text}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Two rule sets that say the same of two senders, with classes and services numbered the other way round: a mixture of their tables would let the foe in, or the friend not.

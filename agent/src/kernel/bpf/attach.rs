@@ -17,9 +17,8 @@ use lowroad_core::filter::Direction;
 
 use super::{FilterError, FilterOptions, bpffs::PinDir, clsact, object, object::Maps, tcx};
 
-/// Where our filters sit among a clsact qdisc's.
+/// Where our filters sit among a clsact qdisc's: first. Of those with the same priority the kernel asks the newest first.
 const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// What holds the programs on the device.
 #[derive(Debug, Default)]
@@ -41,7 +40,8 @@ struct Attachment {
 enum Hook {
     /// By a pinned link.
     Tcx,
-    Clsact,
+    /// As the filter with this handle.
+    Clsact(u32),
 }
 
 pub(super) fn check_device(device: &str, ifindex: u32) -> Result<(), FilterError> {
@@ -146,13 +146,15 @@ impl Place<'_> {
         }
         let program = object::program(self.programs, direction)?;
         // Asked first: an adopted device isn't told what it has.
-        let existed = has_filter(self.ifindex, direction)?;
-        if !existed {
-            attach_by_clsact(program, self.device, direction)?;
-        } else if have_rules {
-            replace(program, clsact_link(self.device, direction)?)?;
+        let there = Clsact::of(self.ifindex, direction)?;
+        let Some(handle) = there.ours else {
+            attach_by_clsact(program, self.device, direction, there.free)?;
+            return Ok((Hook::Clsact(there.free), false));
+        };
+        if have_rules {
+            replace(program, clsact_link(self.device, direction, handle)?)?;
         }
-        Ok((Hook::Clsact, existed))
+        Ok((Hook::Clsact(handle), true))
     }
 
     fn tcx(&mut self, direction: Direction, pin: &Path) -> Result<(), FilterError> {
@@ -180,6 +182,7 @@ fn attach_by_clsact(
     program: &mut SchedClassifier,
     device: &str,
     direction: Direction,
+    handle: u32,
 ) -> Result<(), FilterError> {
     match qdisc_add_clsact(device) {
         Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
@@ -189,7 +192,7 @@ fn attach_by_clsact(
     }
     let options = TcAttachOptions::Netlink(NlOptions {
         priority: PRIORITY,
-        handle: HANDLE,
+        handle: handle.into(),
         classid: None,
     });
     let link = program
@@ -200,21 +203,32 @@ fn attach_by_clsact(
     Ok(())
 }
 
-/// Whether our place on the device's clsact is taken.
-fn has_filter(ifindex: u32, direction: Direction) -> Result<bool, FilterError> {
-    const CLSACT: u32 = 0xffff_0000;
-    let place = clsact::Place {
-        ifindex,
-        parent: CLSACT
+/// Handles in our priority of a device's clsact: that of our filter, and one that is free.
+struct Clsact {
+    ours: Option<u32>,
+    free: u32,
+}
+
+impl Clsact {
+    /// Ours is known by its program's name, in whatever place: others attach to every device, too, and like the first.
+    fn of(ifindex: u32, direction: Direction) -> Result<Self, FilterError> {
+        const CLSACT: u32 = 0xffff_0000;
+        let parent = CLSACT
             | match direction {
                 Direction::In => 0xfff2,
                 Direction::Out => 0xfff3,
-            },
-        priority: PRIORITY,
-        handle: HANDLE.into(),
-    };
-    clsact::has_filter(&place)
-        .map_err(|e| FilterError::kernel("asking for the device's filters", e))
+            };
+        let mut there = clsact::filters(ifindex, parent)
+            .map_err(|e| FilterError::kernel("asking for the device's filters", e))?;
+        there.retain(|filter| filter.priority == PRIORITY);
+        let name = object::name(direction).as_bytes();
+        let ours = there.iter().find(|f| f.name.as_deref() == Some(name));
+        let is_free = |handle: &u32| there.iter().all(|filter| filter.handle != *handle);
+        Ok(Self {
+            ours: ours.map(|filter| filter.handle),
+            free: (1..).find(is_free).expect("more handles than filters"),
+        })
+    }
 }
 
 /// Lets go of a link without taking the program off: a pinned one stays by its pin, a clsact filter by its device.
@@ -242,8 +256,13 @@ fn tcx_link(link: FdLink) -> Result<SchedClassifierLink, FilterError> {
         .map_err(|e| FilterError::kernel("a pinned link", e))
 }
 
-fn clsact_link(device: &str, direction: Direction) -> Result<SchedClassifierLink, FilterError> {
-    SchedClassifierLink::attached(device, hook(direction), PRIORITY, HANDLE, None).map_err(|_| {
+fn clsact_link(
+    device: &str,
+    direction: Direction,
+    handle: u32,
+) -> Result<SchedClassifierLink, FilterError> {
+    let handle = TcHandle::from(handle);
+    SchedClassifierLink::attached(device, hook(direction), PRIORITY, handle, None).map_err(|_| {
         FilterError::NoDevice {
             device: device.to_owned(),
         }
@@ -259,6 +278,9 @@ impl Attachments {
     ) -> Result<(), FilterError> {
         for attachment in self.list.iter_mut().filter(|a| a.pending) {
             let link = match (attachment.hook, pins) {
+                (Hook::Clsact(handle), _) => {
+                    clsact_link(&self.device, attachment.direction, handle)?
+                }
                 (Hook::Tcx, Some(pins)) => {
                     let path = pins.link(name(attachment.direction));
                     let pinned = PinnedLink::from_pin(&path).map_err(|e| {
@@ -266,7 +288,12 @@ impl Attachments {
                     })?;
                     tcx_link(FdLink::from(pinned))?
                 }
-                _ => clsact_link(&self.device, attachment.direction)?,
+                (Hook::Tcx, None) => {
+                    return Err(FilterError::kernel(
+                        "replacing the program",
+                        "its pin is gone",
+                    ));
+                }
             };
             replace(object::program(programs, attachment.direction)?, link)?;
             attachment.pending = false;
@@ -279,7 +306,9 @@ impl Attachments {
         for attachment in &self.list {
             let there = match attachment.hook {
                 Hook::Tcx => self.has_link(attachment.direction, pins),
-                Hook::Clsact => has_filter(self.ifindex, attachment.direction)?,
+                Hook::Clsact(handle) => {
+                    Clsact::of(self.ifindex, attachment.direction)?.ours == Some(handle)
+                }
             };
             if !there {
                 return Ok(false);
@@ -297,9 +326,16 @@ impl Attachments {
 
     /// Takes the programs off the device; of pinned links the pin's removal does it.
     pub fn remove(&mut self) {
-        for attachment in self.list.drain(..).filter(|a| a.hook == Hook::Clsact) {
-            // Dropping a link takes its filter off. The device may be gone, and the filter with it.
-            drop(clsact_link(&self.device, attachment.direction));
+        for attachment in self.list.drain(..) {
+            let Hook::Clsact(handle) = attachment.hook else {
+                continue;
+            };
+            // Another filter may be in its place by now.
+            let there = Clsact::of(self.ifindex, attachment.direction);
+            if there.is_ok_and(|there| there.ours == Some(handle)) {
+                // Dropping a link takes its filter off. The device may be gone, and the filter with it.
+                drop(clsact_link(&self.device, attachment.direction, handle));
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which filters hang on a device's clsact qdisc. aya attaches there but doesn't ask.
+//! Which filters hang on a device's clsact qdisc, and whose. aya attaches there but doesn't ask.
 
 use std::{
     io::{self, Read as _},
@@ -16,23 +16,28 @@ const TC_HEADER: usize = 20;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
-/// A filter's place.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    pub ifindex: u32,
-    /// Ingress or egress of clsact.
-    pub parent: u32,
+/// Attributes of a filter, and of one of kind `bpf` within its options.
+const TCA_OPTIONS: u16 = 2;
+const TCA_BPF_NAME: u16 = 7;
+/// Flags of an attribute's type.
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// A filter on ingress or egress of clsact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Filter {
     pub priority: u16,
     pub handle: u32,
+    /// Of its program, if it is of kind `bpf`.
+    pub name: Option<Vec<u8>>,
 }
 
-/// Whether there is a filter in this place. A device without clsact has none.
-pub(super) fn has_filter(place: &Place) -> io::Result<bool> {
+/// The filters there. A device without clsact has none.
+pub(super) fn filters(ifindex: u32, parent: u32) -> io::Result<Vec<Filter>> {
     let protocol = Some(Protocol::from(libc::NETLINK_ROUTE));
     let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, protocol)?;
     socket.set_read_timeout(Some(ANSWER_WITHIN))?;
-    socket.send(&dump_request(place))?;
-    let mut found = false;
+    socket.send(&dump_request(ifindex, parent))?;
+    let mut found = Vec::new();
     let mut buffer = vec![0; 1 << 15];
     loop {
         let length = socket.read(&mut buffer)?;
@@ -40,8 +45,8 @@ pub(super) fn has_filter(place: &Place) -> io::Result<bool> {
         while let Some((kind, body, next)) = message(rest) {
             match kind {
                 NLMSG_DONE => return Ok(found),
-                NLMSG_ERROR => return Ok(false),
-                libc::RTM_NEWTFILTER => found |= is_at(body, place),
+                NLMSG_ERROR => return Ok(Vec::new()),
+                libc::RTM_NEWTFILTER => found.extend(filter(body, ifindex, parent)),
                 _ => {}
             }
             rest = next;
@@ -49,7 +54,7 @@ pub(super) fn has_filter(place: &Place) -> io::Result<bool> {
     }
 }
 
-fn dump_request(place: &Place) -> Vec<u8> {
+fn dump_request(ifindex: u32, parent: u32) -> Vec<u8> {
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
     let mut out = Vec::with_capacity(NLMSG_HEADER + TC_HEADER);
     out.extend(((NLMSG_HEADER + TC_HEADER) as u32).to_ne_bytes());
@@ -57,9 +62,9 @@ fn dump_request(place: &Place) -> Vec<u8> {
     out.extend(flags.to_ne_bytes());
     out.extend([1, 0, 0, 0, 0, 0, 0, 0]);
     out.extend([0; 4]);
-    out.extend(place.ifindex.to_ne_bytes());
+    out.extend(ifindex.to_ne_bytes());
     out.extend(0u32.to_ne_bytes());
-    out.extend(place.parent.to_ne_bytes());
+    out.extend(parent.to_ne_bytes());
     out.extend(0u32.to_ne_bytes());
     out
 }
@@ -73,11 +78,33 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, body, next))
 }
 
-fn is_at(tcmsg: &[u8], place: &Place) -> bool {
-    word(tcmsg, 4) == Some(place.ifindex)
-        && word(tcmsg, 8) == Some(place.handle)
-        && word(tcmsg, 12) == Some(place.parent)
-        && word(tcmsg, 16).is_some_and(|info| info >> 16 == u32::from(place.priority))
+/// A filter from its message; those of other devices and places, and a priority's own message (it has no handle), are none.
+fn filter(tcmsg: &[u8], ifindex: u32, parent: u32) -> Option<Filter> {
+    let (there, handle) = (word(tcmsg, 4)?, word(tcmsg, 8)?);
+    if there != ifindex || word(tcmsg, 12)? != parent || handle == 0 {
+        return None;
+    }
+    let options = attribute(tcmsg.get(TC_HEADER..)?, TCA_OPTIONS);
+    let name = options.and_then(|options| attribute(options, TCA_BPF_NAME));
+    Some(Filter {
+        priority: (word(tcmsg, 16)? >> 16) as u16,
+        handle,
+        name: name.map(|name| name.strip_suffix(&[0]).unwrap_or(name).to_vec()),
+    })
+}
+
+/// The value of the first attribute of this type.
+fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    const HEADER: usize = 4;
+    loop {
+        let half = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+        let (length, kind) = (usize::from(half(0)?), half(2)? & NLA_TYPE_MASK);
+        let value = bytes.get(HEADER..length)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {

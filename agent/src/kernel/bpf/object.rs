@@ -108,11 +108,14 @@ pub(super) fn program(
     programs: &mut Ebpf,
     direction: Direction,
 ) -> Result<&mut SchedClassifier, FilterError> {
-    let name = match direction {
+    named(programs, name(direction))
+}
+
+pub(super) const fn name(direction: Direction) -> &'static str {
+    match direction {
         Direction::In => "overlay_ingress",
         Direction::Out => "overlay_egress",
-    };
-    named(programs, name)
+    }
 }
 
 /// The program that does nothing, loaded when first asked for.
