@@ -25,5 +25,7 @@ mod property;
 mod speed;
 #[path = "root_filter/stock.rs"]
 mod stock;
+#[path = "root_filter/tables.rs"]
+mod tables;
 #[path = "root_filter/tun.rs"]
 mod tun;

@@ -7,6 +7,7 @@ mod attach;
 mod bpffs;
 mod clsact;
 mod counters;
+mod delete;
 mod events;
 mod install;
 mod object;

@@ -27,11 +27,17 @@ pub(super) fn install(maps: &mut Maps, compiled: &Compiled) -> Result<Numbers, F
     let settings = settings(maps, before, compiled, layout.geometry)?;
     let built = Built::new(&layout).map_err(|e| FilterError::kernel("building a rule set", e))?;
     built.read_back(&layout)?;
+    for (size, tables) in (0..).zip(&mut maps.tables) {
+        // What was in this place when its turn was before.
+        if size != layout.geometry.size {
+            tables.free(slot)?;
+        }
+    }
     // Each of these waits for all running programs: from here on none looks at what was in this place.
     let put = |result: Result<(), MapError>| {
         result.map_err(|e| FilterError::kernel("placing a rule set", e))
     };
-    put(maps.tables[layout.geometry.size as usize].set(slot, &built.table, 0))?;
+    put(maps.tables[layout.geometry.size as usize].set(slot, &built.table))?;
     put(maps.prefixes.set(slot, &built.prefixes, 0))?;
     put(maps.settings.set(slot, settings, 0))?;
     numbers.keep(maps)?;
@@ -40,7 +46,29 @@ pub(super) fn install(maps: &mut Maps, compiled: &Compiled) -> Result<Numbers, F
     if maps.active()? != now || in_force.ok() != Some(settings) {
         return Err(FilterError::ReadBack { what: "settings" });
     }
+    if let Some(last) = before.last()
+        && let Err(error) = free_if_large(maps, last, (slot, &built.prefixes))
+    {
+        tracing::warn!(%error, "a rule set that is not in force any more takes memory");
+    }
     Ok(numbers)
+}
+
+/// A table of the largest size (25 MB) does not stay until its place's turn comes. Smaller ones do, which saves a wait.
+fn free_if_large(
+    maps: &mut Maps,
+    slot: u32,
+    (in_force, prefixes): (u32, &Prefixes),
+) -> Result<(), FilterError> {
+    let failed = |e: MapError| FilterError::kernel("freeing the rule set before", e);
+    let largest = TABLE_SIZES.len() - 1;
+    let size = maps.settings.get(&slot, 0).map_err(failed)?.geometry().size;
+    if size as usize != largest {
+        return Ok(());
+    }
+    // Programs that began before the switch may be looking at it: writing what is there already waits for them.
+    maps.prefixes.set(in_force, prefixes, 0).map_err(failed)?;
+    maps.tables[largest].free(slot)
 }
 
 /// Raising the epoch forgets all flows: when shields go up, what was allowed to answer is not any more. After the filter was closed, those before count.

@@ -1,8 +1,13 @@
 //! The compiled programs, and their maps by name and type.
 
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray},
+    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
     programs::SchedClassifier,
     util::nr_cpus,
 };
@@ -12,7 +17,7 @@ use lowroad_abi::{
 };
 use lowroad_core::filter::Direction;
 
-use super::{FilterError, FilterOptions, bpffs::PinDir};
+use super::{FilterError, FilterOptions, bpffs::PinDir, delete};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lowroad.o"));
 
@@ -141,12 +146,44 @@ fn named<'a>(
 pub(super) type Table = Array<MapData, Bucket>;
 pub(super) type Prefixes = LpmTrie<MapData, Address, Class>;
 
+/// The places for tables of one size.
+pub(super) struct Tables {
+    maps: ArrayOfMaps<MapData, Table>,
+    /// The same, for what aya doesn't do.
+    descriptor: OwnedFd,
+}
+
+impl Tables {
+    fn take(programs: &mut Ebpf, name: &'static str) -> Result<Self, FilterError> {
+        let map = take_map(programs, name)?;
+        let descriptor = match &map {
+            Map::ArrayOfMaps(data) => data.fd().as_fd().try_clone_to_owned(),
+            _ => Err(io::Error::other("not an array of maps")),
+        };
+        Ok(Self {
+            descriptor: descriptor.map_err(|e| FilterError::kernel(opening(name), e))?,
+            maps: ArrayOfMaps::try_from(map).map_err(|e| FilterError::kernel(opening(name), e))?,
+        })
+    }
+
+    /// Waits for all running programs.
+    pub fn set(&mut self, slot: u32, table: &Table) -> Result<(), MapError> {
+        self.maps.set(slot, table, 0)
+    }
+
+    /// Frees the table in this place, if there is one: no program may be looking at it.
+    pub fn free(&mut self, slot: u32) -> Result<(), FilterError> {
+        delete::element(self.descriptor.as_fd(), slot)
+            .map_err(|e| FilterError::kernel("freeing a rule set's table", e))
+    }
+}
+
 /// The maps that the agent reads and writes.
 pub(super) struct Maps {
     pub active: Array<MapData, u32>,
     pub settings: Array<MapData, Settings>,
     /// By size.
-    pub tables: Vec<ArrayOfMaps<MapData, Table>>,
+    pub tables: Vec<Tables>,
     pub prefixes: ArrayOfMaps<MapData, Prefixes>,
     pub rules: PerCpuArray<MapData, CounterBlock>,
     pub numbers: HashMap<MapData, u64, Numbered>,
@@ -160,7 +197,7 @@ impl Maps {
             settings: take(programs, "SETTINGS")?,
             tables: TABLES
                 .iter()
-                .map(|name| take(programs, name))
+                .map(|name| Tables::take(programs, name))
                 .collect::<Result<_, _>>()?,
             prefixes: take(programs, "PREFIXES")?,
             rules: take(programs, "RULES")?,
@@ -192,9 +229,16 @@ impl Maps {
 
 pub(super) fn take<T>(programs: &mut Ebpf, name: &'static str) -> Result<T, FilterError>
 where
-    T: TryFrom<Map, Error = aya::maps::MapError>,
+    T: TryFrom<Map, Error = MapError>,
 {
+    T::try_from(take_map(programs, name)?).map_err(|e| FilterError::kernel(opening(name), e))
+}
+
+fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, FilterError> {
     let missing = || FilterError::kernel(name, "not in the eBPF object");
-    T::try_from(programs.take_map(name).ok_or_else(missing)?)
-        .map_err(|e| FilterError::kernel(format!("opening the map {name}"), e))
+    programs.take_map(name).ok_or_else(missing)
+}
+
+fn opening(name: &str) -> String {
+    format!("opening the map {name}")
 }
