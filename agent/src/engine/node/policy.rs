@@ -32,6 +32,9 @@ impl Node {
         let until = Instant::now() + self.compile_patience;
         while self.filter_stale && !self.is_compiled() {
             self.begin_compiling();
+            if Instant::now() >= until {
+                return Err(Compiling);
+            }
             let finished = timeout_at(until, self.finish_compiling()).await;
             finished.map_err(|_| Compiling)?;
         }

@@ -10,7 +10,7 @@ async fn while_a_large_policy_is_compiled_the_engine_answers_and_takes_messages_
     let stream = admit(&mut server).await;
     assert_eq!(last(steps).await, Progress::Done);
     let rule = |n: u32| json!({"SrcIPs": [format!("10.{}.{}.{}", n / 62_500, n / 250 % 250, n % 250)], "DstPorts": [{"IP": "*", "Ports": {"First": n % 60_000 + 1, "Last": n % 60_000 + 1}}]});
-    let rules: Vec<_> = (0..30_000).map(rule).collect();
+    let rules: Vec<_> = (0..60_000).map(rule).collect();
     stream.send(json!({"PacketFilter": rules})).await.unwrap();
     stream.send(json!({"PeersRemoved": [2]})).await.unwrap();
 
