@@ -22,7 +22,7 @@ pub use census::check_request;
 pub use derpmap::{DerpMap, DerpMapUpdate, DerpNode, DerpRegion, HomeParams};
 pub use dns::{DnsConfig, DnsRecord, Resolver};
 pub use filter::{CapGrant, FilterRule, NetPortRange, PortRange};
-pub use hostinfo::{Hostinfo, Location, NetInfo, Service};
+pub use hostinfo::{HostDetails, Hostinfo, Location, NetInfo, Service};
 pub use map::{EndpointType, MapRequest, MapResponse, PeerChange};
 pub use node::{CapMap, Node};
 pub use notice::{

@@ -348,8 +348,12 @@ impl NetMap {
         }
     }
 
-    fn put_peer(&mut self, node: Arc<Node>, changes: &mut Changes) {
+    fn put_peer(&mut self, mut node: Arc<Node>, changes: &mut Changes) {
         let id = node.id;
+        // Half of what a node takes, and nobody here asks about it.
+        if node.hostinfo.details.is_some() {
+            Arc::make_mut(&mut node).hostinfo.details = None;
+        }
         let full = self.peers.len() >= MAX_NODES;
         match self.peers.get_mut(&id) {
             Some(known) if *known == node => {}

@@ -155,7 +155,8 @@ fn the_netmap_of_node_a_is_what_the_marks_say() {
     );
 
     let exit = at("a set exit node");
-    assert_eq!(exit.me().hostinfo.exit_node_id, "2");
+    let details = exit.me().hostinfo.details.as_ref().unwrap();
+    assert_eq!(details.exit_node_id, "2");
     assert!(exit.changes.iter().all(|changes| !changes.any_peers()));
 }
 

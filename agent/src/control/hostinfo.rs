@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use lowroad_wire::control::Hostinfo;
+use lowroad_wire::control::{HostDetails, Hostinfo};
 use sha2::{Digest, Sha256};
 
 use crate::{prefs::Prefs, status::version};
@@ -10,20 +10,24 @@ use crate::{prefs::Prefs, status::version};
 /// Facts that stay the same while the agent runs; the preferences' share is laid over them.
 pub fn hostinfo(prefs: &Prefs, state_id: &str) -> Hostinfo {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    Hostinfo {
-        ipn_version: format!("{}-lowroad", version()),
+    let details = HostDetails {
         // Stock servers expect 64 hex digits; nothing is ever logged there.
         backend_log_id: hex::encode(Sha256::digest(format!("lowroad log id {state_id}"))),
-        os: "linux".to_owned(),
         os_version: kernel("osrelease"),
         distro: release_field(&release, "ID"),
         distro_version: release_field(&release, "VERSION_ID"),
         distro_code_name: release_field(&release, "VERSION_CODENAME"),
-        hostname: hostname(prefs),
         machine: std::env::consts::ARCH.to_owned(),
+        no_logs_no_support: true,
+        ..HostDetails::default()
+    };
+    Hostinfo {
+        ipn_version: format!("{}-lowroad", version()),
+        os: "linux".to_owned(),
+        hostname: hostname(prefs),
         shields_up: prefs.shields_up,
         request_tags: prefs.advertise_tags.clone(),
-        no_logs_no_support: true,
+        details: Some(Box::new(details)),
         ..Hostinfo::default()
     }
 }
@@ -70,6 +74,7 @@ mod tests {
 
     #[test]
     fn the_log_id_is_sixty_four_hex_digits() {
-        assert_eq!(hostinfo(&Prefs::default(), "x").backend_log_id.len(), 64);
+        let details = hostinfo(&Prefs::default(), "x").details.unwrap();
+        assert_eq!(details.backend_log_id.len(), 64);
     }
 }

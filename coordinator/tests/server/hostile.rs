@@ -64,7 +64,7 @@ async fn host_info_is_bounded_because_every_peer_gets_it() {
     let lab = Lab::new().await;
     let key = lab.key().await;
     let mut a = Client::new(lab.address(), "a").await;
-    a.hostinfo.distro = "x".repeat(40_000);
+    a.hostinfo.details.get_or_insert_default().distro = "x".repeat(40_000);
     assert_eq!(
         a.register(Some(&key)).await.unwrap_err().0,
         StatusCode::BAD_REQUEST
@@ -73,7 +73,7 @@ async fn host_info_is_bounded_because_every_peer_gets_it() {
         a.register(None).await.unwrap_err().0,
         StatusCode::BAD_REQUEST
     );
-    a.hostinfo.distro.clear();
+    a.hostinfo.details.get_or_insert_default().distro.clear();
     assert!(a.register(Some(&key)).await.unwrap().machine_authorized);
 }
 
@@ -94,7 +94,7 @@ async fn what_waits_at_a_login_page_is_bounded() {
     let (answer, _, others) = tokio::time::timeout(SOON, first).await.unwrap();
     assert_eq!(answer.unwrap().0, StatusCode::TOO_MANY_REQUESTS);
     // Not even in place of what is there already.
-    a.hostinfo.distro = "x".repeat(40_000);
+    a.hostinfo.details.get_or_insert_default().distro = "x".repeat(40_000);
     assert_eq!(
         a.register(None).await.unwrap_err().0,
         StatusCode::BAD_REQUEST
@@ -174,7 +174,7 @@ async fn a_poll_that_nobody_reads_ends() {
     while lab.node("a").await.online {
         assert!(began.elapsed() < 2 * SOON, "the poll should have ended");
         number += 1;
-        b.hostinfo.distro = format!("{number:030000}");
+        b.hostinfo.details.get_or_insert_default().distro = format!("{number:030000}");
         b.update(&[], None).await;
     }
     let closed = async { while a.is_open().await {} };
@@ -192,7 +192,7 @@ async fn a_machine_is_sent_one_whole_netmap_at_a_time() {
     let mut b = Client::joined(lab.address(), "b", &key).await;
     // More than the window of a stream takes.
     for number in 0..4 {
-        b.hostinfo.distro = format!("{number:030000}");
+        b.hostinfo.details.get_or_insert_default().distro = format!("{number:030000}");
         b.update(&[], None).await;
         b = Client::joined(lab.address(), &format!("b{number}"), &key).await;
     }

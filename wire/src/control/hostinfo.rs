@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::{RegionId, go};
@@ -17,6 +17,81 @@ pub struct Hostinfo {
     )]
     pub ipn_version: String,
     #[serde(
+        rename = "OS",
+        deserialize_with = "go::lenient",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub os: String,
+    #[serde(
+        rename = "Hostname",
+        deserialize_with = "go::lenient",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub hostname: String,
+    #[serde(
+        rename = "ShieldsUp",
+        deserialize_with = "go::lenient",
+        skip_serializing_if = "go::is_default"
+    )]
+    pub shields_up: bool,
+    #[serde(
+        rename = "ShareeNode",
+        deserialize_with = "go::lenient",
+        skip_serializing_if = "go::is_default"
+    )]
+    pub sharee_node: bool,
+    /// Advertised prefixes: subnet routes, `0.0.0.0/0` and `::/0` of an exit node.
+    #[serde(
+        rename = "RoutableIPs",
+        deserialize_with = "go::lenient_list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub routable_ips: Vec<IpNet>,
+    #[serde(
+        rename = "RequestTags",
+        deserialize_with = "go::lenient_list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub request_tags: Vec<String>,
+    #[serde(
+        rename = "Services",
+        deserialize_with = "go::lenient_list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub services: Vec<Service>,
+    #[serde(
+        rename = "NetInfo",
+        deserialize_with = "go::lenient",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub net_info: Option<NetInfo>,
+    #[serde(
+        rename = "PeerRelay",
+        deserialize_with = "go::lenient",
+        skip_serializing_if = "go::is_default"
+    )]
+    pub peer_relay: bool,
+    /// What nothing but a person asks about.
+    #[serde(
+        flatten,
+        deserialize_with = "details",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub details: Option<Box<HostDetails>>,
+}
+
+fn details<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Box<HostDetails>>, D::Error> {
+    let details = HostDetails::deserialize(deserializer)?;
+    Ok((details != HostDetails::default()).then(|| Box::new(details)))
+}
+
+/// The rest of [`Hostinfo`]. Apart from it, because a node with ten thousand peers keeps none of theirs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostDetails {
+    #[serde(
         rename = "FrontendLogID",
         deserialize_with = "go::lenient",
         skip_serializing_if = "String::is_empty"
@@ -29,12 +104,6 @@ pub struct Hostinfo {
         skip_serializing_if = "String::is_empty"
     )]
     pub backend_log_id: String,
-    #[serde(
-        rename = "OS",
-        deserialize_with = "go::lenient",
-        skip_serializing_if = "String::is_empty"
-    )]
-    pub os: String,
     #[serde(
         rename = "OSVersion",
         deserialize_with = "go::lenient",
@@ -96,24 +165,6 @@ pub struct Hostinfo {
     )]
     pub device_model: String,
     #[serde(
-        rename = "Hostname",
-        deserialize_with = "go::lenient",
-        skip_serializing_if = "String::is_empty"
-    )]
-    pub hostname: String,
-    #[serde(
-        rename = "ShieldsUp",
-        deserialize_with = "go::lenient",
-        skip_serializing_if = "go::is_default"
-    )]
-    pub shields_up: bool,
-    #[serde(
-        rename = "ShareeNode",
-        deserialize_with = "go::lenient",
-        skip_serializing_if = "go::is_default"
-    )]
-    pub sharee_node: bool,
-    #[serde(
         rename = "NoLogsNoSupport",
         deserialize_with = "go::lenient",
         skip_serializing_if = "go::is_default"
@@ -162,37 +213,12 @@ pub struct Hostinfo {
         skip_serializing_if = "String::is_empty"
     )]
     pub go_version: String,
-    /// Advertised prefixes: subnet routes, `0.0.0.0/0` and `::/0` of an exit node.
-    #[serde(
-        rename = "RoutableIPs",
-        deserialize_with = "go::lenient_list",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub routable_ips: Vec<IpNet>,
-    #[serde(
-        rename = "RequestTags",
-        deserialize_with = "go::lenient_list",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub request_tags: Vec<String>,
     #[serde(
         rename = "WoLMACs",
         deserialize_with = "go::lenient_list",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub wol_macs: Vec<String>,
-    #[serde(
-        rename = "Services",
-        deserialize_with = "go::lenient_list",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub services: Vec<Service>,
-    #[serde(
-        rename = "NetInfo",
-        deserialize_with = "go::lenient",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub net_info: Option<NetInfo>,
     #[serde(
         rename = "sshHostKeys",
         deserialize_with = "go::lenient_list",
@@ -229,12 +255,6 @@ pub struct Hostinfo {
         skip_serializing_if = "String::is_empty"
     )]
     pub services_hash: String,
-    #[serde(
-        rename = "PeerRelay",
-        deserialize_with = "go::lenient",
-        skip_serializing_if = "go::is_default"
-    )]
-    pub peer_relay: bool,
     #[serde(
         rename = "ExitNodeID",
         deserialize_with = "go::lenient",

@@ -90,7 +90,7 @@ async fn pending(server: SocketAddr, count: usize, end: Instant) -> Result<u64> 
         let member = Member::connect(server, rand::random()).await?;
         let mut request = member.register_request(&"x".repeat(60), None);
         if let Some(hostinfo) = &mut request.hostinfo {
-            hostinfo.distro = "x".repeat(30_000);
+            hostinfo.details.get_or_insert_default().distro = "x".repeat(30_000);
         }
         let http = &mut member.channel(65_535).await?;
         let _ = post(http, "/machine/register", to_vec(&request)?).await?;
