@@ -27,8 +27,8 @@ use crate::{
 const LARGE: usize = 5_000;
 /// Bytes in the first piece: less than any header, in the middle of each, and between them.
 const FIRST: [u16; 11] = [1, 4, 19, 20, 23, 27, 39, 40, 43, 53, 60];
-const RANDOM_INPUTS: u64 = 6;
-const RANDOM_PACKETS: usize = 60;
+const RANDOM_INPUTS: u64 = 3;
+const RANDOM_PACKETS: usize = 110;
 
 struct Path {
     tun: Tun,
