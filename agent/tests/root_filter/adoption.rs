@@ -66,9 +66,10 @@ fn die_after_installing(tun: &Tun, options: &FilterOptions) {
     );
 }
 
-fn survives(options: &FilterOptions) {
+/// One agent attaches by the first options, the next by the others.
+fn survives(first: &FilterOptions, options: &FilterOptions) {
     let tun = Tun::new("lr0");
-    die_after_installing(&tun, options);
+    die_after_installing(&tun, first);
     tun.up("10.7.0.1/24");
     let door = Door::new(&tun);
     let friend_gets_in = || door.only_the_friend_gets_in();
@@ -95,16 +96,28 @@ fn survives(options: &FilterOptions) {
 #[test]
 fn the_filter_outlives_its_agent_and_the_next_one_adopts_it() {
     fresh_namespace();
-    survives(&options("adopt"));
+    survives(&options("adopt"), &options("adopt"));
 }
 
 #[test]
 fn the_filter_outlives_its_agent_and_the_next_one_adopts_it_with_clsact() {
     fresh_namespace();
-    survives(&FilterOptions {
+    let clsact = clsact_only("adopt-clsact");
+    survives(&clsact, &clsact);
+}
+
+/// With both hooks, what the agent before refuses would be refused for ever.
+#[test]
+fn a_device_that_an_agent_without_tcx_left_stays_with_its_hook() {
+    fresh_namespace();
+    survives(&clsact_only("adopt-hook"), &options("adopt-hook"));
+}
+
+fn clsact_only(name: &str) -> FilterOptions {
+    FilterOptions {
         clsact_only: true,
-        ..options("adopt-clsact")
-    });
+        ..options(name)
+    }
 }
 
 /// As after an upgrade: the pinned maps have a layout that this agent does not know. Says where they are.
@@ -151,10 +164,7 @@ fn maps_of_another_layout_stay_in_force_until_ours_have_rules() {
 #[test]
 fn maps_of_another_layout_stay_in_force_until_ours_have_rules_with_clsact() {
     fresh_namespace();
-    survives_another_layout(&FilterOptions {
-        clsact_only: true,
-        ..options("layout-clsact")
-    });
+    survives_another_layout(&clsact_only("layout-clsact"));
 }
 
 /// The first policy is refused by the kernel before our programs have taken over.
@@ -188,10 +198,7 @@ fn closing_drops_what_maps_of_another_layout_admit() {
 #[test]
 fn closing_drops_what_maps_of_another_layout_admit_with_clsact() {
     fresh_namespace();
-    closes_another_layout(&FilterOptions {
-        clsact_only: true,
-        ..options("layout-closed-clsact")
-    });
+    closes_another_layout(&clsact_only("layout-closed-clsact"));
 }
 
 #[test]

@@ -140,13 +140,13 @@ impl Place<'_> {
             }
             return Ok((Hook::Tcx, true));
         }
-        if let (true, Some(pins)) = (self.tcx, self.pins) {
+        // Asked first: an adopted device isn't told what it has. One that an agent without TCX or pins made stays with its hook, or two policies were in force.
+        let there = Clsact::of(self.ifindex, direction)?;
+        if let (true, Some(pins), None) = (self.tcx, self.pins, there.ours) {
             self.tcx(direction, &pins.link(name(direction)))?;
             return Ok((Hook::Tcx, false));
         }
         let program = object::program(self.programs, direction)?;
-        // Asked first: an adopted device isn't told what it has.
-        let there = Clsact::of(self.ifindex, direction)?;
         let Some(handle) = there.ours else {
             attach_by_clsact(program, self.device, direction, there.free)?;
             return Ok((Hook::Clsact(there.free), false));
