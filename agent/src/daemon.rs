@@ -48,6 +48,7 @@ async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
     let (dir, state) = StateDir::open(&args.state_dir, |bytes| {
         getrandom::fill(bytes).expect("the kernel's random numbers cannot fail after boot")
     })?;
+    dir.stay_locked();
     let options = kernel_options(&args, &state.id);
     if args.cleanup {
         kernel::cleanup(&options).await?;

@@ -8,6 +8,7 @@ use std::{
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tracing::info;
@@ -57,7 +58,7 @@ pub enum StateError {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    _lock: File,
+    lock: Arc<File>,
 }
 
 impl StateDir {
@@ -72,7 +73,7 @@ impl StateDir {
         let lock = lock(path)?;
         let dir = Self {
             path: path.to_owned(),
-            _lock: lock,
+            lock: Arc::new(lock),
         };
         if let Some(state) = dir.load(&mut random)? {
             return Ok((dir, state));
@@ -81,6 +82,11 @@ impl StateDir {
         dir.save(&state)?;
         info!(directory = %path.display(), "made a new identity");
         Ok((dir, state))
+    }
+
+    /// Keeps the lock until the process has ended, and with it what it still writes: not only until this is dropped.
+    pub fn stay_locked(&self) {
+        std::mem::forget(self.lock.clone());
     }
 
     /// Replaces the state file.

@@ -350,7 +350,7 @@ impl NetMap {
 
     fn put_peer(&mut self, mut node: Arc<Node>, changes: &mut Changes) {
         let id = node.id;
-        // Half of what a node takes, and nobody here asks about it.
+        // Half of what a node takes. Nothing is done with it; `whois` of a peer lacks it.
         if node.hostinfo.details.is_some() {
             Arc::make_mut(&mut node).hostinfo.details = None;
         }

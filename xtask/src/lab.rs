@@ -35,7 +35,7 @@ use crate::{
     tailnet::{self, Coordinator, Node},
     test::Tally,
     topology::{Nat, Net},
-    traffic::Stalls,
+    traffic::{Report, Stalls},
     vm::Debian,
     workspace::is_root,
 };
@@ -49,9 +49,6 @@ pub struct Lab<'a> {
     /// Outages at full length: `LOWROAD_LONG`.
     pub long: bool,
 }
-
-/// For so long an emulated CPU may stand still without an excuse for what is lost meanwhile.
-const STANDSTILL: Duration = secs(1);
 
 type Scenario = fn(&Lab) -> Result<()>;
 
@@ -403,17 +400,35 @@ impl Lab<'_> {
         Ok(())
     }
 
-    /// What was lost, unless the emulated CPU stood still: then queues run over that a running one empties, whoever made them.
-    pub fn lost(&self, result: Result<()>, stalls: &Stalls) -> Result<()> {
-        let longest = stalls.longest();
+    /// Fails if something was lost, unless it was while the emulated CPU stood still: then queues run over that a running one empties, whoever made them. Each
+    /// ping report comes with the number of answers that the kernel could not make; `rest` is what has no time.
+    pub fn lost(
+        &self,
+        pings: &[(&Report, usize)],
+        rest: Result<()>,
+        stalls: &Stalls,
+    ) -> Result<()> {
         self.note(&format!(
             "this machine stood still for {} ms at most",
-            longest.as_millis()
+            stalls.longest().as_millis()
         ));
+        for (report, unmade) in pings {
+            let ours = report.lost_by_us(stalls);
+            if ours > *unmade {
+                bail!(
+                    "{report}; {unmade} of them had come, {ours} were lost while the machine ran"
+                );
+            }
+        }
+        let all = pings
+            .iter()
+            .find(|(report, unmade)| report.lost() > *unmade);
+        let lost = all.map(|(report, _)| anyhow!("{report}"));
+        let result = rest.and(lost.map_or(Ok(()), Err));
         match result {
-            Err(error) if self.emulated && longest > STANDSTILL => Err(NotJudged(format!(
+            Err(error) if self.emulated && stalls.any() => Err(NotJudged(format!(
                 "the emulated CPU stood still for {:.1} s at a time, this host's being wanted elsewhere: {error:#}",
-                longest.as_secs_f32()
+                stalls.longest().as_secs_f32()
             ))
             .into()),
             result => result,

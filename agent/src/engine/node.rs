@@ -320,7 +320,7 @@ impl Node {
         now: Instant,
         clock: OffsetDateTime,
     ) -> Result<Option<usize>, KernelError> {
-        let older_policy = self.found_device || self.was_programmed;
+        let older_policy = self.found_device || self.was_programmed || self.installed.is_some();
         let part = !self.whole;
         match self.bring_about(now, clock).await {
             Err(why) if part || (self.filter_stale && older_policy) => {
@@ -356,6 +356,12 @@ impl Node {
         self.follow(&Changes::default(), now, clock);
         self.programmed = false;
         if self.compile_filter().await.is_err() {
+            if self.filter_is_lost() {
+                // Nothing passes until there is a policy: maps that judge for no program are closed first.
+                self.whole = true;
+                self.installed = None;
+                self.kernel.apply(&Step::AttachFilter).await?;
+            }
             return Ok(None);
         }
         // Whatever fails from here on: what the kernel holds then is to be read.

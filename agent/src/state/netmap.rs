@@ -10,7 +10,7 @@
 //!
 //! A revocation must not wait for a slow disk, however: after [`SETTLE_PATIENCE`] the file is void, and what has changed is programmed. Whoever reads the file finds
 //! it empty or gone by then: that much needs no disk, only memory. A system that takes no change of a file even in memory (one that is frozen, say) also keeps
-//! the dying agent's calls, and with them the lock of the state directory, from ending: no other agent starts before they have. What is left is a host that loses
+//! the dying agent's calls, and with them its process and the lock of the state directory, from ending: no other agent starts before they have. What is left is a host that loses
 //! its power before the disk has taken the removal: it can come up with the netmap of then, until the server answers.
 
 mod disk;
@@ -202,6 +202,10 @@ impl NetmapCache {
                 .await
                 .is_err()
             {
+                self.next = Some(Instant::now() + SLOW_PAUSE);
+                if self.due.is_some() {
+                    self.write_again(Instant::now());
+                }
                 warn!(path = %self.disk.path.display(), "the disk is slow: an old netmap may be on it until it has done what it was told");
             }
         }

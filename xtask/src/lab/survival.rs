@@ -117,7 +117,8 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     }
     rows.iter().try_for_each(Row::check_kept)?;
     what_was_refused_would_have_been_seen(&coordinator, &hub, &nodes[0])?;
-    lab.lost(rows.iter().try_for_each(Row::check_lost), &stalls)
+    let pings: Vec<_> = rows.iter().map(|row| (&row.ping, row.unmade)).collect();
+    lab.lost(&pings, rows.iter().try_for_each(Row::check_lost), &stalls)
 }
 
 /// The flood again, with a policy that admits it.

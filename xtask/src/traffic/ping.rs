@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::Stalls;
 use crate::{topology::Namespace, wait};
 
 static IDENTIFIERS: AtomicU16 = AtomicU16::new(1);
@@ -104,8 +105,8 @@ pub struct Report {
     pub median: Option<Duration>,
     /// Of a hundred answers, one took longer.
     pub p99: Option<Duration>,
-    /// Numbers of the packets without an answer, from 0.
-    pub unanswered: Vec<u32>,
+    /// Numbers of the packets without an answer, from 0, and when they were sent.
+    pub unanswered: Vec<(u32, Instant)>,
     /// Of those, how many the sender's own kernel refused: no route, no room.
     pub unsent: usize,
 }
@@ -114,15 +115,22 @@ impl Report {
     pub fn lost(&self) -> usize {
         self.sent - self.answered
     }
+
+    /// How many of those are not excused by a machine that stood still.
+    pub fn lost_by_us(&self, stalls: &Stalls) -> usize {
+        let sent = self.unanswered.iter().map(|(_, sent)| *sent);
+        sent.filter(|sent| !stalls.excuse(*sent)).count()
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         write!(out, "{} pings, {} lost", self.sent, self.lost())?;
         if self.lost() > 0 {
-            let shown = &self.unanswered[..self.unanswered.len().min(SHOWN)];
+            let mut numbers = self.unanswered.iter().map(|(number, _)| *number);
+            let shown: Vec<u32> = numbers.clone().take(SHOWN).collect();
             write!(out, " (numbers {shown:?}")?;
-            if let Some(last) = self.unanswered.last().filter(|_| self.lost() > SHOWN) {
+            if let Some(last) = numbers.next_back().filter(|_| self.lost() > SHOWN) {
                 write!(out, " to {last}")?;
             }
             write!(
@@ -238,7 +246,7 @@ impl Packets {
                 .seen
                 .iter()
                 .filter(|(_, (_, answered))| answered.is_none())
-                .map(|(number, _)| *number)
+                .map(|(number, (sent, _))| (*number, *sent))
                 .collect(),
             unsent: self.send_errors,
         }

@@ -2,14 +2,18 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 const LOOK: Duration = Duration::from_millis(20);
+/// Shorter ones are not remembered: queues take that much.
+const STANDSTILL: Duration = Duration::from_secs(1);
+/// For how long after one its queues are still too full.
+const AFTERWARDS: Duration = Duration::from_secs(2);
 
 /// Looks until dropped.
 #[derive(Debug)]
@@ -21,8 +25,20 @@ pub struct Stalls {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    /// In microseconds.
-    longest: AtomicU64,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    longest: Duration,
+    /// From when to when it stood still.
+    stood: Vec<(Instant, Instant)>,
+}
+
+impl Shared {
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Stalls {
@@ -33,10 +49,13 @@ impl Stalls {
             while !looking.stop.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 thread::sleep(LOOK);
-                let late = start.elapsed().saturating_sub(LOOK).as_micros();
-                looking
-                    .longest
-                    .fetch_max(u64::try_from(late).unwrap_or(u64::MAX), Ordering::Relaxed);
+                let end = Instant::now();
+                let late = (end - start).saturating_sub(LOOK);
+                let mut seen = looking.seen();
+                seen.longest = seen.longest.max(late);
+                if late > STANDSTILL {
+                    seen.stood.push((start, end));
+                }
             }
         });
         Self {
@@ -47,7 +66,21 @@ impl Stalls {
 
     /// By how much a thread that wanted to run was late, at most.
     pub fn longest(&self) -> Duration {
-        Duration::from_micros(self.shared.longest.load(Ordering::Relaxed))
+        self.shared.seen().longest
+    }
+
+    /// Whether it ever stood still for more than a second.
+    pub fn any(&self) -> bool {
+        !self.shared.seen().stood.is_empty()
+    }
+
+    /// Whether what was sent then met a machine that stood still, or that had just done so.
+    pub fn excuse(&self, sent: Instant) -> bool {
+        let seen = self.shared.seen();
+        let met = |(from, to): &(Instant, Instant)| {
+            sent + AFTERWARDS >= *from && sent <= *to + AFTERWARDS
+        };
+        seen.stood.iter().any(met)
     }
 }
 

@@ -134,6 +134,8 @@ impl Node {
             error!(error = %whole(&error), "cannot even close the filter");
         }
         self.closed = Some(why);
+        // Also the policy that was in force has to be installed to be in force again.
+        self.installed = None;
     }
 
     /// Why nothing passes.

@@ -135,6 +135,7 @@ impl Place<'_> {
             .pins
             .and_then(|pins| earlier_link(self.ifindex, direction, pins));
         if let Some(link) = earlier {
+            self.no_clsact(direction)?;
             if have_rules {
                 replace(object::program(self.programs, direction)?, tcx_link(link)?)?;
             }
@@ -155,6 +156,15 @@ impl Place<'_> {
             replace(program, clsact_link(self.device, direction, handle)?)?;
         }
         Ok((Hook::Clsact(handle), true))
+    }
+
+    /// Early versions left their programs there when they came to have TCX.
+    fn no_clsact(&self, direction: Direction) -> Result<(), FilterError> {
+        if let Some(handle) = Clsact::of(self.ifindex, direction)?.ours {
+            // Dropping a link takes its filter off.
+            drop(clsact_link(self.device, direction, handle)?);
+        }
+        Ok(())
     }
 
     fn tcx(&mut self, direction: Direction, pin: &Path) -> Result<(), FilterError> {

@@ -11,6 +11,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+#[cfg(test)]
+use std::sync::mpsc;
+
 use tokio::sync::Notify;
 
 use super::{FILE, MAX_SIZE, MIN_JOURNAL};
@@ -26,6 +29,9 @@ pub(super) struct Disk {
     order: Mutex<()>,
     /// A write or a removal has ended.
     ended: Notify,
+    /// What a test does before a file gets its name.
+    #[cfg(test)]
+    pub held: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
 }
 
 /// What there is.
@@ -121,6 +127,8 @@ impl Disk {
             now: Mutex::default(),
             order: Mutex::default(),
             ended: Notify::new(),
+            #[cfg(test)]
+            held: Mutex::default(),
         }
     }
 
@@ -146,29 +154,23 @@ impl Disk {
     /// Puts what was written in place, with what has changed since, down to the disk; blocks. False if it came to nothing.
     pub fn put_in_place(&self, file: &Arc<File>, temporary: &Path, whole: u64) -> io::Result<bool> {
         let _order = lock(&self.order);
-        let Some(since) = self.now().since.as_mut().map(std::mem::take) else {
+        let mut now = self.now();
+        let Some(since) = now.since.take() else {
             return Ok(false);
         };
-        if !since.is_empty() {
-            (&**file).write_all(&since)?;
-            file.sync_data()?;
-        }
-        if self.now().since.is_none() {
-            return Ok(false);
-        }
-        let placed = fs::rename(temporary, &self.path).and_then(|()| sync_directory(&self.path));
+        // From now on changes are pending for this file, and whoever has to see them on the disk waits for our order. What was pending for the one before is in
+        // `since`.
+        now.pending = Vec::new();
+        now.kept = Some(Kept {
+            file: file.clone(),
+            size: whole + since.len() as u64,
+            whole,
+        });
+        drop(now);
+        let placed = self.complete(file, &since, temporary);
         let mut now = self.now();
-        if placed.is_ok()
-            && let Some(left) = now.since.take()
-        {
-            let size = whole + (since.len() + left.len()) as u64;
-            // What was pending for the file before is in this one, or still left.
-            now.pending = left;
-            now.kept = Some(Kept {
-                file: file.clone(),
-                size,
-                whole,
-            });
+        let is_kept = |kept: &Kept| Arc::ptr_eq(&kept.file, file);
+        if placed.is_ok() && now.kept.as_ref().is_some_and(is_kept) {
             now.stale = false;
             return Ok(true);
         }
@@ -180,10 +182,24 @@ impl Disk {
         placed.map(|()| false)
     }
 
+    fn complete(&self, file: &File, since: &[u8], temporary: &Path) -> io::Result<()> {
+        if !since.is_empty() {
+            (&*file).write_all(since)?;
+            file.sync_data()?;
+        }
+        #[cfg(test)]
+        if let Some((reached, go_on)) = lock(&self.held).take() {
+            let _ = reached.send(());
+            let _ = go_on.recv();
+        }
+        fs::rename(temporary, &self.path).and_then(|()| sync_directory(&self.path))
+    }
+
     /// A removal is to begin: by [`Self::clear`], elsewhere. Not while a netmap is being written: that takes the place of what is stale.
     pub fn begin_clearing(&self) -> bool {
         let mut now = self.now();
-        let begins = now.stale && now.clearing == 0 && now.since.is_none();
+        let replaced = now.since.is_some() || now.kept.is_some();
+        let begins = now.stale && now.clearing == 0 && !replaced;
         now.clearing += u32::from(begins);
         begins
     }
