@@ -3,7 +3,10 @@
 use std::{
     net::UdpSocket,
     process::Command,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Once,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,9 +45,30 @@ pub fn rules(list: &[(&str, u16)]) -> Input {
     }
 }
 
-/// Options of a test: a pin directory of its own.
+/// Options of a test: a pin directory of its own, which is gone when the tests end, whatever fails.
 pub fn options(name: &str) -> FilterOptions {
-    FilterOptions::new(format!("test-{}-{name}", std::process::id()), 0x0200_0000)
+    static AT_EXIT: Once = Once::new();
+    AT_EXIT.call_once(|| {
+        // SAFETY: the function takes nothing, and outlives the process, whose code it is.
+        let registered = unsafe { libc::atexit(remove_pins) };
+        assert_eq!(registered, 0);
+    });
+    FilterOptions::new(format!("{}{name}", prefix()), 0x0200_0000)
+}
+
+fn prefix() -> String {
+    format!("test-{}-", std::process::id())
+}
+
+extern "C" fn remove_pins() {
+    let entries = std::fs::read_dir("/sys/fs/bpf/lowroad")
+        .into_iter()
+        .flatten();
+    for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+        if name.starts_with(&prefix()) {
+            let _ = Filter::cleanup(&FilterOptions::new(name, 0));
+        }
+    }
 }
 
 pub fn to(source: &str, port: u16) -> Vec<u8> {

@@ -201,12 +201,21 @@ impl Case {
 
     /// Starts the agent, and notes how long it says that it took until the kernel held what it should.
     fn start_agent(&mut self) -> Result<()> {
+        let known = adoptions(&self.node.log())?;
         self.node.start_agent()?;
-        let (adopted, _) = wait::wait_for("the adoption", LIMIT, || {
-            Ok(self.node.status()?["Lowroad"]["AdoptedMs"].as_u64())
-        })?;
-        self.adopted.push(ms(adopted));
-        self.node.wait_until_running(LIMIT).map(drop)
+        self.adopts(known)?;
+        let status = self.node.status()?;
+        let adopted = status["Lowroad"]["AdoptedMs"].as_u64();
+        self.adopted.push(ms(adopted.context("not adopted")?));
+        Ok(())
+    }
+
+    /// Waits for one more adoption.
+    fn adopts(&self, known: usize) -> Result<()> {
+        wait::wait_for("the adoption", LIMIT, || {
+            Ok((adoptions(&self.node.log())? > known).then_some(()))
+        })
+        .map(drop)
     }
 
     /// Ends the traffic, and says what was lost and what has changed.
@@ -297,7 +306,9 @@ impl Case {
         wait::wait_for("the agent's end in mid-reconcile", LIMIT, || {
             Ok((self.node.agent_has_ended() || over(&self.node)?).then_some(()))
         })?;
-        watched.quiet(LIMIT)?;
+        if !self.node.agent_has_ended() {
+            watched.quiet(LIMIT)?;
+        }
         let account = watched.disarm();
         if !account.hit {
             ensure!(
@@ -351,6 +362,14 @@ fn versions_of_maps(pins: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(pins).with_context(|| format!("read {}", pins.display()))?;
     let paths = entries.flatten().map(|entry| entry.path());
     Ok(paths.filter(|path| path.is_dir()).collect())
+}
+
+/// By its log: asking the agent would take the emulated CPU away from it.
+fn adoptions(log: &Path) -> Result<usize> {
+    let log = fs::read_to_string(log)?;
+    Ok(log
+        .matches("adopted: the kernel holds what the netmap wants")
+        .count())
 }
 
 fn installs(log: &Path) -> Result<usize> {
@@ -432,8 +451,9 @@ fn crash_at_steps(
     };
     // Once without a fault, to know the steps.
     case.node.kill_9();
+    let known = adoptions(&case.node.log())?;
     let watched = case.start_watched(Fault::None, watches)?;
-    case.node.wait_until_running(LIMIT)?;
+    case.adopts(known)?;
     let adopting = watched.disarm().changes;
     lab.note(&format!("adopting changes {}", kinds(&adopting)));
     let foreign = adopting.iter().find(|change| !is_of_filter(change));
@@ -466,9 +486,9 @@ fn crash_at_steps(
     for step in spread(installing.len()) {
         at_step(step, |step| {
             case.node.kill_9();
+            let known = adoptions(&case.node.log())?;
             let watched = case.start_watched(Fault::None, watches)?;
-            case.node.wait_until_running(LIMIT)?;
-            watched.quiet(LIMIT)?;
+            case.adopts(known)?;
             let known = installs(&case.node.log())?;
             watched.arm(Fault::Killed(step));
             change_policy()?;
