@@ -3,21 +3,22 @@
 //! One node, `hub`, whose agent lives, talks to several others whose agents don't. All of it at the same time, under a ping every
 //! 10 ms, a TCP stream in both directions and a flood of packets that the policy refuses.
 
+mod crash;
 mod table;
+mod upgrade;
 
 use std::{
     fs,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Lab, kernel::device_index, ms, secs, traces::kinds};
+use super::{Lab, kernel::device_index, ms, secs};
 use crate::{
-    faults::{self, DeviceSet, Fault, Watched},
-    tailnet::{Coordinator, Node, WgPeer, binaries},
+    tailnet::{Coordinator, Node, WgPeer},
     topology::Events,
     traffic::{Flood, Pinger, Stalls, Stream, unmade_answers},
     wait,
@@ -90,10 +91,10 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     let start = Instant::now();
     killed.node.kill_9();
     stopped.node.stop_agent();
-    let other = another_version(lab)?;
-    upgrade(lab, upgraded, &other)?;
-    upgrade_with_other_maps(remapped, &other)?;
-    crash(lab, &coordinator, crashed)?;
+    let other = upgrade::another_version(lab)?;
+    upgrade::to_another_version(lab, upgraded, &other)?;
+    upgrade::to_other_maps(remapped, &other)?;
+    crash::in_mid_reconcile(lab, &coordinator, crashed)?;
     wait::pass(DEAD[usize::from(lab.long)].saturating_sub(start.elapsed()))?;
     let dead = start.elapsed();
     for case in [&mut *killed, &mut *stopped] {
@@ -218,6 +219,14 @@ impl Case {
         .map(drop)
     }
 
+    /// Waits until one more policy is in force.
+    fn settles(&self, known: usize) -> Result<()> {
+        wait::wait_for("the new policy", LIMIT, || {
+            Ok((installs(&self.node.log())? > known).then_some(()))
+        })
+        .map(drop)
+    }
+
     /// Ends the traffic, and says what was lost and what has changed.
     fn finish(mut self, hub: &Node) -> Result<(Row, Node)> {
         ensure!(
@@ -267,103 +276,6 @@ impl Case {
     }
 }
 
-impl Case {
-    fn start_watched<'a>(
-        &mut self,
-        fault: Fault,
-        watches: &'a mut Vec<Watched>,
-    ) -> Result<&'a Watched> {
-        let mut command = self.node.agent_command();
-        faults::prepare(&mut command);
-        let known = watches.len();
-        let started = self.node.start_agent_as(&mut command, |pid| {
-            let watch = Watched::attach(pid)?;
-            watch.arm(fault);
-            watches.push(watch);
-            Ok(())
-        });
-        // It may have been killed before its socket was there.
-        if fault == Fault::None || !self.node.agent_has_ended() {
-            started?;
-        }
-        watches.get(known).context("the agent was shown to us")
-    }
-
-    /// Waits until one more policy is in force.
-    fn settles(&self, known: usize) -> Result<()> {
-        wait::wait_for("the new policy", LIMIT, || {
-            Ok((installs(&self.node.log())? > known).then_some(()))
-        })
-        .map(drop)
-    }
-
-    /// Waits until the fault has happened, or all is over; says how many changes there were if it has not.
-    fn died(
-        &mut self,
-        watched: &Watched,
-        over: impl Fn(&Node) -> Result<bool>,
-    ) -> Result<Option<usize>> {
-        wait::wait_for("the agent's end in mid-reconcile", LIMIT, || {
-            Ok((self.node.agent_has_ended() || over(&self.node)?).then_some(()))
-        })?;
-        if !self.node.agent_has_ended() {
-            watched.quiet(LIMIT)?;
-        }
-        let account = watched.disarm();
-        if !account.hit {
-            ensure!(
-                !self.node.agent_has_ended(),
-                "the agent ended without the fault"
-            );
-            return Ok(Some(account.changes.len()));
-        }
-        self.crashed_at.extend(account.changes.last().cloned());
-        Ok(None)
-    }
-}
-
-/// To another version and back, with SIGTERM as a service manager does it.
-fn upgrade(lab: &Lab, case: &mut Case, other: &Path) -> Result<()> {
-    let ours = case.node.program.clone();
-    for program in [other, &ours, other] {
-        case.node.stop_agent();
-        case.node.program = program.to_owned();
-        case.start_agent()?;
-    }
-    let versions = versions(&case.node.log())?;
-    ensure!(
-        versions.len() == 4 && versions[0] != versions[1] && versions[0] == versions[2],
-        "the versions that ran: {versions:?}"
-    );
-    lab.note(&format!("upgrade: {}", versions.join(" → ")));
-    Ok(())
-}
-
-/// To a version whose maps have another layout: it finds the programs on the device, and pins of maps that it doesn't know.
-fn upgrade_with_other_maps(case: &mut Case, program: &Path) -> Result<()> {
-    let pins = Path::new("/sys/fs/bpf/lowroad").join(case.node.state_id()?);
-    let [ours] = &versions_of_maps(&pins)?[..] else {
-        anyhow::bail!("not one folder of maps in {}", pins.display());
-    };
-    case.node.stop_agent();
-    fs::rename(ours, pins.join("v0")).context("rename the folder of pinned maps")?;
-    case.counter_kept = false;
-    case.node.program = program.to_owned();
-    let known = installs(&case.node.log())?;
-    case.start_agent()?;
-    case.settles(known)?;
-    wait::wait_for("the end of the old maps", LIMIT, || {
-        Ok((versions_of_maps(&pins)? == [ours.clone()]).then_some(()))
-    })
-    .map(drop)
-}
-
-fn versions_of_maps(pins: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(pins).with_context(|| format!("read {}", pins.display()))?;
-    let paths = entries.flatten().map(|entry| entry.path());
-    Ok(paths.filter(|path| path.is_dir()).collect())
-}
-
 /// By its log: asking the agent would take the emulated CPU away from it.
 fn adoptions(log: &Path) -> Result<usize> {
     let log = fs::read_to_string(log)?;
@@ -375,151 +287,4 @@ fn adoptions(log: &Path) -> Result<usize> {
 fn installs(log: &Path) -> Result<usize> {
     let log = fs::read_to_string(log)?;
     Ok(log.matches("the packet filter is in force").count())
-}
-
-fn versions(log: &Path) -> Result<Vec<String>> {
-    let log = fs::read_to_string(log)?;
-    let version = |line: &str| {
-        let (_, rest) = line.split_once(" lowroad agent version=")?;
-        rest.split(' ').next().map(str::to_owned)
-    };
-    Ok(log.lines().filter_map(version).collect())
-}
-
-/// A copy of `lowroad` that says of itself that it is another version.
-fn another_version(lab: &Lab) -> Result<PathBuf> {
-    const MARK: &[u8] = b"lowroad version ";
-    let mut program = fs::read(binaries().join("lowroad"))?;
-    let places = places_of(MARK, &program);
-    ensure!(!places.is_empty(), "the binary doesn't name its version");
-    for at in places.into_iter().map(|at| at + MARK.len()) {
-        program[at] = if program[at] == b'9' { b'8' } else { b'9' };
-    }
-    let folder = lab.net.folder().join("other-version");
-    fs::create_dir_all(&folder)?;
-    let path = folder.join("lowroad");
-    fs::write(&path, program)?;
-    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    Ok(path)
-}
-
-/// By the C library: a debug build of our own search takes minutes on an emulated CPU.
-fn places_of(needle: &[u8], hay: &[u8]) -> Vec<usize> {
-    let mut places = Vec::new();
-    let mut from = 0;
-    loop {
-        let rest = &hay[from..];
-        // SAFETY: both pointers come with the lengths of the slices that they are of, which outlive the call.
-        let found = unsafe {
-            libc::memmem(
-                rest.as_ptr().cast(),
-                rest.len(),
-                needle.as_ptr().cast(),
-                needle.len(),
-            )
-        };
-        if found.is_null() {
-            return places;
-        }
-        from += found as usize - rest.as_ptr() as usize;
-        places.push(from);
-        from += needle.len();
-    }
-}
-
-/// Killed at one step after another of what an agent changes: while it adopts, and while it brings a new policy into force.
-fn crash(lab: &Lab, coordinator: &Coordinator, case: &mut Case) -> Result<()> {
-    let mut watches = Vec::new();
-    let result = crash_at_steps(lab, coordinator, case, &mut watches);
-    // A watch ends with its agent, and not before.
-    case.node.kill_9();
-    drop(watches);
-    result?;
-    case.start_agent()
-}
-
-fn crash_at_steps(
-    lab: &Lab,
-    coordinator: &Coordinator,
-    case: &mut Case,
-    watches: &mut Vec<Watched>,
-) -> Result<()> {
-    let mut policies = (1000..).map(|port| POLICY.replace("*:80", &format!("*:80,{port}")));
-    let mut change_policy = || {
-        let policy = policies.next().context("numbers don't run out")?;
-        coordinator.set_policy(&policy)
-    };
-    // Once without a fault, to know the steps.
-    case.node.kill_9();
-    let known = adoptions(&case.node.log())?;
-    let watched = case.start_watched(Fault::None, watches)?;
-    case.adopts(known)?;
-    let adopting = watched.disarm().changes;
-    lab.note(&format!("adopting changes {}", kinds(&adopting)));
-    let foreign = adopting.iter().find(|change| !is_of_filter(change));
-    ensure!(foreign.is_none(), "adopting does {foreign:?}");
-    watched.quiet(LIMIT)?;
-    let known = installs(&case.node.log())?;
-    watched.arm(Fault::None);
-    change_policy()?;
-    case.settles(known)?;
-    let account = watched.disarm();
-    let installing = account.changes;
-    lab.note(&format!("a policy changes {}", kinds(&installing)));
-    let mut sets = account.wireguard.iter();
-    ensure!(
-        sets.all(|set| set.as_ref().is_some_and(DeviceSet::moves_endpoints_only))
-            && !installing.iter().any(|change| change.starts_with("RTM_")),
-        "a policy does {:?} to WireGuard",
-        account.wireguard
-    );
-
-    for step in spread(adopting.len()) {
-        at_step(step, |step| {
-            case.node.kill_9();
-            let watched = case.start_watched(Fault::Killed(step), watches)?;
-            case.died(watched, |node| {
-                Ok(node.status()?["BackendState"] == "Running")
-            })
-        })?;
-    }
-    for step in spread(installing.len()) {
-        at_step(step, |step| {
-            case.node.kill_9();
-            let known = adoptions(&case.node.log())?;
-            let watched = case.start_watched(Fault::None, watches)?;
-            case.adopts(known)?;
-            let known = installs(&case.node.log())?;
-            watched.arm(Fault::Killed(step));
-            change_policy()?;
-            case.died(watched, |node| Ok(installs(&node.log())? > known))
-        })?;
-    }
-    lab.note(&format!("killed at: {}", case.crashed_at.join(", ")));
-    Ok(())
-}
-
-/// Has the agent killed at this step. What it does is not always the same number of steps: where it was over before, the last of them is taken.
-fn at_step(mut step: usize, mut kill_at: impl FnMut(usize) -> Result<Option<usize>>) -> Result<()> {
-    const ATTEMPTS: usize = 4;
-    for _ in 0..ATTEMPTS {
-        match kill_at(step)? {
-            None => return Ok(()),
-            Some(count) => step = count.max(1),
-        }
-    }
-    anyhow::bail!("the agent was not killed in {ATTEMPTS} attempts, the last at step {step}")
-}
-
-/// The filter's programs and maps, and the agent's own files: all that may change when one agent takes over from another.
-fn is_of_filter(change: &str) -> bool {
-    // Without TCX, a program is replaced by a message.
-    ["bpf ", "RTM_NEWTFILTER", "unlink ", "rename ", "mkdir "]
-        .iter()
-        .any(|kind| change.starts_with(kind))
-}
-
-/// The first of `count` steps, the last, and one in the middle.
-fn spread(count: usize) -> [usize; 3] {
-    [1, count.div_ceil(2), count]
 }
