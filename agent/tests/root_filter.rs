@@ -13,6 +13,8 @@ mod adoption;
 mod attached;
 #[path = "root_filter/counted.rs"]
 mod counted;
+#[path = "root_filter/device.rs"]
+mod device;
 #[path = "root_filter/flows.rs"]
 mod flows;
 #[path = "root_filter/frags.rs"]

@@ -9,9 +9,9 @@ use lowroad_agent::kernel::bpf::{Filter, FilterOptions};
 use lowroad_core::filter::{DropReason, Pass, compile};
 
 use crate::{
-    attached::{
-        Door, FOE, FRIEND, all_of_the_friend_and_none_of_the_foe, attach, dropped, options, passed,
-        rules, to, under_load,
+    device::{
+        Door, FOE, FRIEND, all_of_the_friend_and_none_of_the_foe, attach, dropped, nobody_gets_in,
+        options, passed, rules, to, under_load,
     },
     tun::{Tun, eventually, fresh_namespace},
 };
@@ -176,10 +176,7 @@ fn closes_another_layout(options: &FilterOptions) {
     let mut filter = attach(&tun, options);
     door.only_the_friend_gets_in();
     filter.close().expect("close");
-    tun.send(&to(FRIEND, 1000));
-    eventually("nobody gets in", || {
-        dropped(&filter.counters().expect("counters"), DropReason::NoPolicy) == 1
-    });
+    nobody_gets_in(&tun, &filter);
     assert!(!theirs.exists(), "nothing of the other layout is left");
     assert!(filter.is_attached().expect("asking"));
     filter
@@ -231,10 +228,7 @@ fn pins_of_a_device_that_is_gone_are_discarded_with_their_rules() {
     let mut filter = attach(&tun, &options);
     assert!(filter.is_attached().expect("asking"));
     tun.up("10.7.0.1/24");
-    tun.send(&to(FRIEND, 1000));
-    eventually("the new device has no policy", || {
-        dropped(&filter.counters().expect("counters"), DropReason::NoPolicy) == 1
-    });
+    nobody_gets_in(&tun, &filter);
     filter
         .install(&compile(&rules(&[(FRIEND, 1000)])))
         .expect("install");

@@ -1,157 +1,18 @@
 //! The filter on a device: closed at first, events, and switching under load.
 
-use std::{
-    net::UdpSocket,
-    process::Command,
-    sync::{
-        Once,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{net::UdpSocket, process::Command, time::Duration};
 
 use lowroad_agent::kernel::bpf::{Filter, FilterOptions};
-use lowroad_core::filter::{
-    Direction, DropReason, FilterCounters, FilterEvent, Input, Pass, Punt, compile,
-};
-use lowroad_wire::control::{FilterRule, NetPortRange, PortRange};
+use lowroad_core::filter::{Direction, DropReason, FilterEvent, Input, Pass, Punt, compile};
 
 use crate::{
+    device::{
+        Door, FOE, FRIEND, OWN, all_of_the_friend_and_none_of_the_foe, attach, dropped,
+        nobody_gets_in, options, passed, rules, to, under_load,
+    },
     packets::{Ip, SYN, tcp, udp},
     tun::{SOON, Tun, eventually, fresh_mounts, fresh_namespace, sh},
 };
-
-pub const OWN: &str = "10.7.0.1";
-pub const FRIEND: &str = "10.7.0.2";
-pub const FOE: &str = "10.7.0.3";
-
-/// One rule per (source, port).
-pub fn rules(list: &[(&str, u16)]) -> Input {
-    let rule = |(source, port): &(&str, u16)| FilterRule {
-        src_ips: vec![(*source).to_owned()],
-        dst_ports: vec![NetPortRange {
-            ip: OWN.to_owned(),
-            ports: PortRange {
-                first: *port,
-                last: *port,
-            },
-        }],
-        ..FilterRule::default()
-    };
-    Input {
-        rules: list.iter().map(rule).collect(),
-        local: vec!["10.7.0.1/32".parse().expect("prefix")],
-        ..Input::default()
-    }
-}
-
-/// Options of a test: a pin directory of its own, which is gone when the tests end, whatever fails.
-pub fn options(name: &str) -> FilterOptions {
-    static AT_EXIT: Once = Once::new();
-    AT_EXIT.call_once(|| {
-        // SAFETY: the function takes nothing, and outlives the process, whose code it is.
-        let registered = unsafe { libc::atexit(remove_pins) };
-        assert_eq!(registered, 0);
-    });
-    FilterOptions::new(format!("{}{name}", prefix()), 0x0200_0000)
-}
-
-fn prefix() -> String {
-    format!("test-{}-", std::process::id())
-}
-
-extern "C" fn remove_pins() {
-    let entries = std::fs::read_dir("/sys/fs/bpf/lowroad")
-        .into_iter()
-        .flatten();
-    for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
-        if name.starts_with(&prefix()) {
-            let _ = Filter::cleanup(&FilterOptions::new(name, 0));
-        }
-    }
-}
-
-pub fn to(source: &str, port: u16) -> Vec<u8> {
-    Ip::new(source, OWN, 17, &udp(4000, port, b"hello")).bytes()
-}
-
-pub fn attach(tun: &Tun, options: &FilterOptions) -> Filter {
-    Filter::attach_or_adopt(&tun.name, tun.index, options).expect("attach")
-}
-
-/// Inbound packets with this outcome.
-pub fn passed(counters: &FilterCounters, pass: Pass) -> u64 {
-    let found = counters
-        .passed
-        .iter()
-        .find(|(d, p, _)| (*d, *p) == (Direction::In, pass));
-    found.map_or(0, |(_, _, count)| count.packets)
-}
-
-pub fn dropped(counters: &FilterCounters, reason: DropReason) -> u64 {
-    let found = counters
-        .dropped
-        .iter()
-        .find(|(d, r, _)| (*d, *r) == (Direction::In, reason));
-    found.map_or(0, |(_, _, count)| count.packets)
-}
-
-/// The port that rules of these tests admit the friend to.
-pub struct Door<'a> {
-    tun: &'a Tun,
-    socket: UdpSocket,
-}
-
-impl<'a> Door<'a> {
-    /// The device must be up.
-    pub fn new(tun: &'a Tun) -> Self {
-        let socket = UdpSocket::bind((OWN, 1000)).expect("bind");
-        socket.set_read_timeout(Some(SOON)).expect("timeout");
-        Self { tun, socket }
-    }
-
-    pub fn only_the_friend_gets_in(&self) {
-        let from = |source, text| Ip::new(source, OWN, 17, &udp(1, 1000, text)).bytes();
-        self.tun.send(&from(FOE, b"foe"));
-        self.tun.send(&from(FRIEND, b"friend"));
-        let mut buffer = [0; 64];
-        let length = self.socket.recv(&mut buffer).expect("the friend's packet");
-        assert_eq!(
-            &buffer[..length],
-            b"friend",
-            "the foe's came first and was dropped"
-        );
-    }
-}
-
-/// Does something while the friend and the foe send; says how many packets each.
-pub fn under_load(tun: &Tun, something: impl FnOnce()) -> u64 {
-    let done = AtomicBool::new(false);
-    let sent = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (friend, foe) = (to(FRIEND, 1000), to(FOE, 1000));
-            while !done.load(Ordering::Relaxed) {
-                tun.send(&friend);
-                tun.send(&foe);
-                sent.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        something();
-        done.store(true, Ordering::Relaxed);
-    });
-    sent.into_inner()
-}
-
-pub fn all_of_the_friend_and_none_of_the_foe(filter: &Filter, sent: u64) {
-    eventually("all packets are judged", || {
-        let counters = filter.counters().expect("counters");
-        passed(&counters, Pass::Rule) + dropped(&counters, DropReason::Acl) >= 2 * sent
-    });
-    let counters = filter.counters().expect("counters");
-    assert_eq!(passed(&counters, Pass::Rule), sent);
-    assert_eq!(dropped(&counters, DropReason::Acl), sent);
-}
 
 fn closed_then_open(options: &FilterOptions) {
     let tun = Tun::new("lr0");
@@ -162,11 +23,7 @@ fn closed_then_open(options: &FilterOptions) {
     socket.set_nonblocking(true).expect("nonblocking");
     let mut buffer = [0; 64];
 
-    tun.send(&to(FRIEND, 1000));
-    eventually(
-        "the packet is counted as dropped for want of a policy",
-        || dropped(&filter.counters().expect("counters"), DropReason::NoPolicy) == 1,
-    );
+    nobody_gets_in(&tun, &filter);
     assert!(socket.recv(&mut buffer).is_err(), "nothing before a policy");
 
     filter
@@ -262,10 +119,7 @@ fn a_strangers_clsact_filter_is_not_taken_for_ours() {
     let mut filter = attach(&tun, &options);
     assert!(filter.is_attached().expect("asking"));
     tun.up("10.7.0.1/24");
-    tun.send(&to(FRIEND, 1000));
-    eventually("the packet is dropped for want of a policy", || {
-        dropped(&filter.counters().expect("counters"), DropReason::NoPolicy) == 1
-    });
+    nobody_gets_in(&tun, &filter);
     filter
         .install(&compile(&rules(&[(FRIEND, 1000)])))
         .expect("install");

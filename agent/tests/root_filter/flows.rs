@@ -6,7 +6,7 @@ use lowroad_agent::kernel::bpf::Filter;
 use lowroad_core::filter::{Direction, Input, compile};
 
 use crate::{
-    attached::{attach, options},
+    device::{attach, options},
     packets::{Ip, udp},
     tun::{Tun, fresh_namespace},
 };

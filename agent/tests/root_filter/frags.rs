@@ -17,8 +17,9 @@ use lowroad_core::filter::{Direction, Evaluator, Input, Pass, compile};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use crate::{
-    attached::{FRIEND, OWN, attach, options, passed, rules},
-    counted, generate, named,
+    counted,
+    device::{FRIEND, OWN, attach, options, passed, rules},
+    generate, named,
     packets::Ip,
     tun::{SOON, Tun, eventually, fresh_namespace, sh},
 };

@@ -12,7 +12,7 @@ use lowroad_core::filter::{Compiled, Direction, Input, Layout, compile};
 use lowroad_wire::control::{FilterRule, NetPortRange, PortRange};
 
 use crate::{
-    attached::{attach, options},
+    device::{attach, options},
     packets::{Ip, SYN, tcp},
     tun::{Tun, fresh_namespace},
 };

@@ -4,13 +4,19 @@ use std::fs;
 
 use super::*;
 
-/// An agent was up and has ended; returns what the kernel holds.
-async fn ran_before(dir: &TempDir, server: &mut TestServer) -> Observed {
+/// An agent that is up and has kept its netmap, and what it gets from the server.
+async fn runs(dir: &TempDir, server: &mut TestServer) -> (Agent, mpsc::Sender<serde_json::Value>) {
     let agent = Agent::start(dir);
     let steps = agent.up(request(&server.url)).await;
-    let _stream = admit(server).await;
+    let stream = admit(server).await;
     assert_eq!(last(steps).await, Progress::Done);
     until(|| file(dir).exists()).await;
+    (agent, stream)
+}
+
+/// An agent was up and has ended; returns what the kernel holds.
+async fn ran_before(dir: &TempDir, server: &mut TestServer) -> Observed {
+    let (agent, _stream) = runs(dir, server).await;
     let left = agent.kernel().observed();
     agent.end().await;
     left
@@ -59,11 +65,7 @@ async fn an_agent_that_starts_while_the_server_is_away_goes_on_with_what_it_knew
 #[tokio::test]
 async fn what_concerns_no_kernel_is_kept_as_soon_as_what_does() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
-    until(|| file(&dir).exists()).await;
+    let (agent, stream) = runs(&dir, &mut server).await;
     stream.send(json!({"Domain": "renamed"})).await.unwrap();
     until(|| fs::read_to_string(file(&dir)).is_ok_and(|text| text.contains("renamed"))).await;
     agent.end().await;
@@ -72,11 +74,7 @@ async fn what_concerns_no_kernel_is_kept_as_soon_as_what_does() {
 #[tokio::test]
 async fn the_clock_that_a_keep_alive_tells_is_kept() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
-    until(|| file(&dir).exists()).await;
+    let (agent, stream) = runs(&dir, &mut server).await;
     let kept = || fs::read_to_string(file(&dir)).unwrap();
     assert!(kept().contains(r#""clock_offset":null"#));
     let keep_alive = json!({"KeepAlive": true, "ControlTime": "2020-01-01T00:00:00Z"});
@@ -117,11 +115,7 @@ async fn a_damaged_kept_netmap_keeps_no_agent_from_starting() {
 async fn down_and_logout_leave_no_netmap() {
     for logout in [false, true] {
         let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-        let agent = Agent::start(&dir);
-        let steps = agent.up(request(&server.url)).await;
-        let _stream = admit(&mut server).await;
-        assert_eq!(last(steps).await, Progress::Done);
-        until(|| file(&dir).exists()).await;
+        let (agent, _stream) = runs(&dir, &mut server).await;
         if logout {
             let (reply, _answer) = oneshot::channel();
             agent.asks.send(Ask::Logout { reply }).await.unwrap();
