@@ -29,9 +29,11 @@ const LAST: Duration = secs(20);
 const KNOCKS_PER_NODE: u64 = 8 + 3;
 /// For either, and one each while the server starts.
 const KNOCKS_TO_RETURN: u64 = 4;
-/// By the first bytes of a segment: records of TLS are the relay's; requests, and records of Noise, are control's.
-const RELAY: &str = "@ih,0,16 { 0x1503, 0x1603, 0x1703 } drop";
-const CONTROL: &str = "@ih,0,8 { 0x04, 0x47, 0x50 } drop";
+/// Marks of connections, by the first byte a client sends: a record of TLS is the relay's, a request is control's.
+const RELAY: &str = "1";
+const CONTROL: &str = "2";
+const TELL_APART: &str = "table inet kinds { chain in { type filter hook input priority 0; tcp dport 8080 ct mark 0 jump first; }
+    chain first { @ih,0,8 0x16 ct mark set 1; @ih,0,8 { 0x47, 0x50 } ct mark set 2; }; }";
 
 pub fn direct_paths_outlive_control_and_relay_and_all_comes_back_without_a_storm(
     lab: &Lab,
@@ -68,13 +70,14 @@ pub fn direct_paths_outlive_control_and_relay_and_all_comes_back_without_a_storm
     }
 
     let (gone, one_of_them) = (BOTH[usize::from(lab.long)], ONE[usize::from(lab.long)]);
-    both(lab, &mut coordinator, gone, 4)?;
+    let nodes = [&hub, one, two, blocked];
+    both(lab, &mut coordinator, gone, &nodes)?;
     comes_back(lab, "the relayed path after both", &relayed)?;
 
-    deafen(&coordinator.namespace, RELAY)?;
+    deafen(&coordinator.namespace, Some(RELAY))?;
     falls_silent(&relayed)?;
     wait::pass(one_of_them)?;
-    deafen(&coordinator.namespace, "accept")?;
+    deafen(&coordinator.namespace, None)?;
     comes_back(lab, "the relayed path after the relay", &relayed)?;
 
     let unmade = unmade_answers(&blocked.namespace)?;
@@ -118,7 +121,7 @@ fn without_control(
     let to = SocketAddr::new(one.ip(4)?, 90);
     let get = || traffic::get(&hub.namespace, to, 1000, ms(500));
     let before = relayed.report();
-    deafen(&coordinator.namespace, CONTROL)?;
+    deafen(&coordinator.namespace, Some(CONTROL))?;
     coordinator.set_policy(WEB_AND_90)?;
     wait::pass(time)?;
     ensure!(
@@ -126,7 +129,7 @@ fn without_control(
         "a policy arrived though control was not reached"
     );
     let during = relayed.report();
-    deafen(&coordinator.namespace, "accept")?;
+    deafen(&coordinator.namespace, None)?;
     let (_, time) = wait::wait_for("a policy from the outage", LIMIT, || get().map(Some))?;
     lab.note(&format!(
         "the policy of the outage came through {:.1} s after it",
@@ -162,12 +165,13 @@ fn falls_silent(ping: &Pinger) -> Result<()> {
 }
 
 /// The coordinator, which is the relay too, is killed for so many seconds.
-fn both(lab: &Lab, coordinator: &mut Coordinator, gone: u32, nodes: u64) -> Result<()> {
+fn both(lab: &Lab, coordinator: &mut Coordinator, gone: u32, nodes: &[&Node]) -> Result<()> {
     let host = coordinator.namespace.clone();
     host.nft(
         "table inet knocks { chain in { type filter hook input priority 0; \
          tcp dport 8080 tcp flags & (syn | ack) == syn counter; }; }",
     )?;
+    host.nft(TELL_APART)?;
     let mut knocks = Knocks::begin(&host)?;
     coordinator.kill_9();
     let gone = secs(gone.into());
@@ -178,32 +182,40 @@ fn both(lab: &Lab, coordinator: &mut Coordinator, gone: u32, nodes: u64) -> Resu
     let last = knocks.a_second_during(LAST)?;
     let (returning, back) = (knocks.count()?, Instant::now());
     coordinator.start_again()?;
-    let online = || {
-        let list = coordinator.cli(&["nodes", "list"])?;
-        let nodes = list.as_array().context("not a list")?;
-        Ok::<_, anyhow::Error>(nodes.iter().filter(|node| node["online"] == true).count() as u64)
-    };
-    while online()? < nodes {
+    while !all_follow(nodes)? {
         ensure!(back.elapsed() < LIMIT, "not all nodes came back");
         wait::pass(secs(1))?;
         knocks.note()?;
     }
     let returned = knocks.count()? - returning;
     lab.note(&format!(
-        "all {nodes} nodes back {:.1} s after the server's start by {returned} connections; connections by then: {}",
+        "all {} nodes back {:.1} s after the server's start by {returned} connections; connections by then: {}",
+        nodes.len(),
         back.elapsed().as_secs_f64(),
         knocks.history()
     ));
-    let bound = (nodes * KNOCKS_PER_NODE) as f64 / LAST.as_secs_f64();
+    let count = nodes.len() as u64;
+    let bound = (count * KNOCKS_PER_NODE) as f64 / LAST.as_secs_f64();
     ensure!(
         last <= bound,
-        "{last:.2} connections a second of {nodes} nodes at the end, at most {bound:.2} are no storm"
+        "{last:.2} connections a second of {count} nodes at the end, at most {bound:.2} are no storm"
     );
     ensure!(
-        returned <= nodes * KNOCKS_TO_RETURN,
-        "{returned} connections of {nodes} nodes to return"
+        returned <= count * KNOCKS_TO_RETURN,
+        "{returned} connections of {count} nodes to return"
     );
     Ok(())
+}
+
+/// Whether every node has both its control connection and its relay.
+fn all_follow(nodes: &[&Node]) -> Result<bool> {
+    for node in nodes {
+        let health = node.status()?["Health"].to_string();
+        if health.contains("login server") || health.contains("relay") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// How many connections were asked for, over time: asking takes time too.
@@ -267,13 +279,20 @@ fn knocks(host: &Namespace) -> Result<u64> {
     Ok(number.parse()?)
 }
 
-/// Of what comes to the coordinator's port.
-fn deafen(host: &Namespace, action: &str) -> Result<()> {
+/// The coordinator's host lets nothing through of one kind of connections, or all again.
+fn deafen(host: &Namespace, kind: Option<&str>) -> Result<()> {
+    let chain = |hook| {
+        let drop = kind.map_or_else(String::new, |kind| format!("ct mark {kind} drop;"));
+        format!("chain {hook} {{ type filter hook {hook} priority 10; {drop} }}")
+    };
     host.nft(&format!(
         "table inet deaf {{}}
          delete table inet deaf
-         table inet deaf {{ chain in {{ type filter hook input priority 10; tcp dport 8080 {action}; }}; }}
-        "
+         table inet deaf {{ {}
+         {} }}
+        ",
+        chain("input"),
+        chain("output")
     ))
 }
 
