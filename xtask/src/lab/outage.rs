@@ -27,8 +27,8 @@ const ONE: [Duration; 2] = [secs(10), secs(60)];
 /// ever longer pauses.
 const LAST: Duration = secs(20);
 const KNOCKS_PER_NODE: u64 = 8 + 3;
-/// For either, and one each while the server starts.
-const KNOCKS_TO_RETURN: u64 = 4;
+/// For the server's key, control and the relay, and one each while the server starts.
+const KNOCKS_TO_RETURN: u64 = 6;
 /// Marks of connections, by the first byte a client sends: a record of TLS is the relay's, a request is control's.
 const RELAY: &str = "1";
 const CONTROL: &str = "2";
@@ -150,7 +150,11 @@ fn without_control(
         Ok((unanswered().lost() == 0).then_some(()))
     });
     let report = unanswered();
-    lab.note(&format!("relayed while control was gone: {report}"));
+    lab.note(&format!(
+        "relayed while control was gone: {} pings, {} lost",
+        report.sent,
+        report.lost()
+    ));
     Ok(report)
 }
 
@@ -283,7 +287,7 @@ fn knocks(host: &Namespace) -> Result<u64> {
 fn deafen(host: &Namespace, kind: Option<&str>) -> Result<()> {
     let chain = |hook| {
         let drop = kind.map_or_else(String::new, |kind| format!("ct mark {kind} drop;"));
-        format!("chain {hook} {{ type filter hook {hook} priority 10; {drop} }}")
+        format!("chain {hook} {{ type filter hook {hook} priority 10; {drop} }};")
     };
     host.nft(&format!(
         "table inet deaf {{}}
