@@ -1,5 +1,6 @@
 //! A tailnet of ours inside a [`Net`](crate::topology::Net): the coordinator and nodes, driven by their command lines.
 
+mod client;
 mod coordinator;
 mod node;
 mod wg;
@@ -13,8 +14,9 @@ use std::{
 
 use anyhow::Result;
 
+pub use client::{Client, PathKind};
 pub use coordinator::{Coordinator, URL, URL_V6};
-pub use node::{Node, PathKind, print_logs};
+pub use node::{Node, print_logs};
 pub use wg::WgPeer;
 
 use crate::{ebpf, shell::cargo, workspace::target};

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::report::{Show, shown};
 use crate::{
-    tailnet::{Coordinator, Node, PathKind, seconds},
+    tailnet::{Client as _, Coordinator, Node, PathKind, seconds},
     topology::{Nat, Net},
     traffic::{self, Pinger, Server},
     wait,

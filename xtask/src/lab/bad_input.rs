@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{ALLOW_ALL, Lab, ms, secs};
 use crate::{
     process::{self, Daemon, Finished},
-    tailnet::{self, Node, URL},
+    tailnet::{self, Client, Node, URL},
     traffic::{Pinger, Server},
     wait,
 };

@@ -8,7 +8,7 @@ use super::{ALLOW_ALL, Lab, kernel::device_index, ms, secs};
 use crate::{
     process,
     shell::find_program,
-    tailnet::{Coordinator, Node},
+    tailnet::{Client as _, Coordinator, Node},
     topology::{
         Namespace,
         tcx::{Counter, Place, Way},

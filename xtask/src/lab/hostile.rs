@@ -14,7 +14,7 @@ use super::{Lab, ms, secs};
 use crate::{
     process::{self, Daemon},
     shell::{cargo, step},
-    tailnet::{Node, binaries},
+    tailnet::{Client as _, Node, binaries},
     topology::Namespace,
     traffic::{Pinger, Report},
     wait,

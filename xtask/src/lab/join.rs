@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{ALLOW_ALL, Lab, ms, policy::pong, secs};
 use crate::{
-    tailnet::Node,
+    tailnet::{Client as _, Node},
     topology::Nat,
     traffic::{self, Pinger},
     wait,

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::{Lab, ms, policy, secs};
 use crate::{
-    tailnet::{Node, PathKind},
+    tailnet::{Client as _, Node, PathKind},
     topology::Nat,
     traffic::{self, Pinger},
     wait,

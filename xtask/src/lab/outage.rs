@@ -11,7 +11,7 @@ use super::{Lab, ms, secs, survival};
 use crate::{
     process,
     shell::find_program,
-    tailnet::{Coordinator, Node},
+    tailnet::{Client as _, Coordinator, Node},
     topology::{Namespace, Nat},
     traffic::{self, Pinger, Report, Stalls, Stream, unmade_answers},
     wait,

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::{ALLOW_ALL, Lab, ms, secs};
 use crate::{
-    tailnet::{Coordinator, Node, PathKind},
+    tailnet::{Client as _, Coordinator, Node, PathKind},
     topology::Nat,
     traffic::{self, Pinger},
     wait,

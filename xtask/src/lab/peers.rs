@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use super::{ALLOW_ALL, Lab, ms, secs};
 use crate::{
     faults::{self, DeviceSet, Fault, PeerSet, Watched},
-    tailnet::Node,
+    tailnet::{Client as _, Node},
     topology::Events,
     traffic::Pinger,
     wait,

@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::{Lab, ms, secs};
 use crate::{
-    tailnet::{Node, timed},
+    tailnet::{Client as _, Node, timed},
     traffic::{self, Pinger},
     wait,
 };

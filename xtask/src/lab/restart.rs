@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{ALLOW_ALL, Lab, ms, secs};
 use crate::{
-    tailnet::{Coordinator, Node},
+    tailnet::{Client as _, Coordinator, Node},
     topology::Nat,
     traffic::Pinger,
     wait,

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{ALLOW_ALL, Lab, ms, secs};
 use crate::{
     process::{self, Daemon, Finished},
-    tailnet::{Coordinator, Node, URL, binaries},
+    tailnet::{Client as _, Coordinator, Node, URL, binaries},
     traffic::Pinger,
     wait,
 };

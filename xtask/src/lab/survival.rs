@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Lab, kernel::device_index, ms, secs};
 use crate::{
-    tailnet::{Coordinator, Node, WgPeer},
+    tailnet::{Client as _, Coordinator, Node, WgPeer},
     topology::Events,
     traffic::{Flood, Pinger, Stalls, Stream, unmade_answers},
     wait,

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 
 use self::watcher::{Watcher, for_steps, tailnet};
 use super::{Lab, host, secs};
-use crate::{faults::Fault, process::Finished};
+use crate::{faults::Fault, process::Finished, tailnet::Client as _};
 
 /// What ends in the background (tasks, RCU grace periods of eBPF objects) is given this time.
 const SETTLE: Duration = secs(20);

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::{ALLOW_ALL, Lab, ms, secs};
 use crate::{
-    tailnet::{Coordinator, Node, PathKind, URL_V6},
+    tailnet::{Client as _, Coordinator, Node, PathKind, URL_V6},
     topology::{Namespace, Nat},
     traffic::{self, Pinger},
     wait,

@@ -15,7 +15,7 @@ use super::{Lab, host, ms, policy, secs};
 use crate::{
     process::{self, Finished},
     shell,
-    tailnet::{COORDINATOR, Node, URL},
+    tailnet::{COORDINATOR, Client as _, Node, URL},
     topology::Namespace,
     traffic::{self, Pinger},
     wait,

@@ -2,17 +2,16 @@
 
 use std::{
     io::{Read, Write},
-    net::IpAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{URL, binaries};
+use super::{Client, URL, binaries};
 use crate::{
     process::{self, Daemon, Finished},
     topology::{Namespace, Net},
@@ -22,15 +21,6 @@ use crate::{
 const START_LIMIT: Duration = Duration::from_secs(30);
 const CLI_LIMIT: Duration = Duration::from_secs(90);
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
-
-/// How packets to a peer go, as the status says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PathKind {
-    Direct(String),
-    Relay(String),
-    /// Nothing is known about the peer, or it isn't there.
-    None,
-}
 
 #[derive(Debug)]
 pub struct Node {
@@ -159,39 +149,6 @@ impl Node {
         self.agent.as_ref().map(Daemon::pid)
     }
 
-    /// Runs `lowroad --socket … <arguments>`.
-    pub fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
-        let mut command = self.namespace.command(binaries().join("lowroad"));
-        command.arg("--socket").arg(self.socket()).args(arguments);
-        process::run(&mut command, "", CLI_LIMIT)
-    }
-
-    pub fn cli(&self, arguments: &[&str]) -> Result<String> {
-        let what = format!("{}: lowroad {}", self.name, arguments.join(" "));
-        Ok(self.try_cli(arguments)?.ok(&what)?.stdout)
-    }
-
-    /// Joins, and returns how long that took.
-    pub fn up(&self, auth_key: &str) -> Result<Duration> {
-        self.up_with(auth_key, &[])
-    }
-
-    pub fn up_with(&self, auth_key: &str, flags: &[&str]) -> Result<Duration> {
-        let start = Instant::now();
-        let server = format!("--login-server={}", self.server);
-        let key = format!("--auth-key={auth_key}");
-        let hostname = format!("--hostname={}", self.name);
-        let mut arguments = vec!["up", &server, &key, &hostname, "--timeout=60s"];
-        arguments.extend(flags);
-        self.cli(&arguments)?;
-        Ok(start.elapsed())
-    }
-
-    pub fn status(&self) -> Result<Value> {
-        let text = self.cli(&["status", "--json"])?;
-        serde_json::from_str(&text).with_context(|| format!("{}'s status {text}", self.name))
-    }
-
     /// What the local API answers to `GET` of this path.
     pub fn local(&self, path: &str) -> Result<Value> {
         let mut stream = UnixStream::connect(self.socket())?;
@@ -238,63 +195,6 @@ impl Node {
         Ok(sent + received)
     }
 
-    pub fn ip(&self, family: u8) -> Result<IpAddr> {
-        let text = self.cli(&["ip", &format!("-{family}")])?;
-        let first = text.split_whitespace().next().unwrap_or_default();
-        first
-            .parse()
-            .with_context(|| format!("{}'s address {text:?}", self.name))
-    }
-
-    /// What the status says about the peer that has this host name.
-    pub fn peer(&self, name: &str) -> Result<Option<Value>> {
-        let mut status = self.status()?;
-        let peers = status["Peer"].as_object_mut();
-        Ok(peers.and_then(|peers| {
-            let mut all = peers.values_mut().map(Value::take);
-            all.find(|peer| peer["HostName"] == name)
-        }))
-    }
-
-    pub fn path_to(&self, name: &str) -> Result<PathKind> {
-        let Some(peer) = self.peer(name)? else {
-            return Ok(PathKind::None);
-        };
-        let text = |key: &str| peer[key].as_str().unwrap_or_default().to_owned();
-        Ok(match (text("CurAddr"), text("Relay")) {
-            (direct, _) if !direct.is_empty() => PathKind::Direct(direct),
-            (_, relay) if !relay.is_empty() => PathKind::Relay(relay),
-            _ => PathKind::None,
-        })
-    }
-
-    /// Waits until the agent is connected, as it is by itself after a restart.
-    pub fn wait_until_running(&self, limit: Duration) -> Result<Duration> {
-        let what = format!("the agent of {} running", self.name);
-        let (_, time) = wait::wait_for(&what, limit, || {
-            Ok((self.status()?["BackendState"] == "Running").then_some(()))
-        })?;
-        Ok(time)
-    }
-
-    /// Waits until packets to the peer go directly.
-    pub fn wait_for_direct(&self, name: &str, limit: Duration) -> Result<(String, Duration)> {
-        let what = format!("a direct path from {} to {name}", self.name);
-        wait::wait_for(&what, limit, || {
-            Ok(match self.path_to(name)? {
-                PathKind::Direct(address) => Some(address),
-                PathKind::Relay(_) | PathKind::None => None,
-            })
-        })
-    }
-
-    /// Waits until the netmap has the peer.
-    pub fn wait_for_peer(&self, name: &str, limit: Duration) -> Result<Duration> {
-        let what = format!("{name} among the peers of {}", self.name);
-        let (_, time) = wait::wait_for(&what, limit, || self.peer(name))?;
-        Ok(time)
-    }
-
     /// The last drop that involves this port, as `lowroad flows` tells it.
     pub fn drop_event(&self, port: u16) -> Result<Option<String>> {
         let flows = self.cli(&["flows", "--port", &port.to_string()])?;
@@ -311,18 +211,33 @@ impl Node {
     }
 }
 
+impl Client for Node {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    fn server(&self) -> &str {
+        self.server
+    }
+
+    /// Runs `lowroad --socket … <arguments>`.
+    fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
+        let mut command = self.namespace.command(binaries().join("lowroad"));
+        command.arg("--socket").arg(self.socket()).args(arguments);
+        process::run(&mut command, "", CLI_LIMIT)
+    }
+}
+
 impl Drop for Node {
     /// Without this, what is pinned in the bpffs would stay behind.
     fn drop(&mut self) {
         if let Err(error) = self.clean_up() {
             eprintln!("   cleaning up {}: {error:#}", self.name);
         }
-    }
-}
-
-impl PathKind {
-    pub fn is_direct(&self) -> bool {
-        matches!(self, Self::Direct(_))
     }
 }
 

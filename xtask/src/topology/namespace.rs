@@ -1,11 +1,12 @@
 //! One network namespace: entered by `setns`, which leaves `/sys` (and the bpffs there) as it is, unlike `ip netns exec`.
 
 use std::{
+    ffi::{CStr, CString},
     fs::{self, File},
     io,
     os::{
         fd::{AsRawFd, RawFd},
-        unix::process::CommandExt,
+        unix::{ffi::OsStrExt, process::CommandExt},
     },
     path::Path,
     process::Command,
@@ -24,7 +25,11 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Deletes the namespace when the last clone is dropped.
 #[derive(Debug, Clone)]
-pub struct Namespace(Arc<Inner>);
+pub struct Namespace {
+    inner: Arc<Inner>,
+    /// What programs inside see as `/etc`, if not this machine's.
+    etc: Option<Arc<CString>>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -37,22 +42,22 @@ struct Inner {
 impl Namespace {
     /// The one that we are in ourselves.
     pub fn ours() -> Result<Self> {
-        Ok(Self(Arc::new(Inner {
+        Ok(Self::of(Inner {
             name: "the host".to_owned(),
             file: File::open("/proc/self/ns/net")?,
             made: false,
-        })))
+        }))
     }
 
     pub fn create(name: &str) -> Result<Self> {
         ip_command(&["netns", "add", name])?;
         let path = Path::new(FOLDER).join(name);
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        let namespace = Self(Arc::new(Inner {
+        let namespace = Self::of(Inner {
             name: name.to_owned(),
             file,
             made: true,
-        }));
+        });
         // Addresses are usable at once: nobody else can have them here.
         for interfaces in ["all", "default"] {
             let key = format!("net/ipv6/conf/{interfaces}/accept_dad");
@@ -62,23 +67,45 @@ impl Namespace {
         Ok(namespace)
     }
 
+    fn of(inner: Inner) -> Self {
+        Self {
+            inner: Arc::new(inner),
+            etc: None,
+        }
+    }
+
+    /// The same, for programs that see this folder as `/etc` and may change what is in it.
+    pub fn with_etc(&self, folder: &Path) -> Result<Self> {
+        let folder = CString::new(folder.as_os_str().as_bytes())?;
+        Ok(Self {
+            inner: Arc::clone(&self.inner),
+            etc: Some(Arc::new(folder)),
+        })
+    }
+
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.inner.name
     }
 
     /// A program that will run inside.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        let descriptor = self.0.file.as_raw_fd();
-        // SAFETY: setns is async-signal-safe; the descriptor is open in the child, which shares our table until exec,
-        // and `self` outlives the spawn, because callers hold the namespace while they spawn.
-        unsafe { command.pre_exec(move || set_namespace(descriptor)) };
+        let descriptor = self.inner.file.as_raw_fd();
+        let etc = self.etc.clone();
+        // SAFETY: setns, unshare and mount are async-signal-safe; the descriptor is open in the child, which shares our table until
+        // exec, and `self` outlives the spawn, because callers hold the namespace while they spawn.
+        unsafe {
+            command.pre_exec(move || {
+                set_namespace(descriptor)?;
+                etc.as_deref().map_or(Ok(()), |folder| see_as_etc(folder))
+            })
+        };
         command
     }
 
     /// Runs `work` on a thread inside; sockets that it opens stay there.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        let descriptor = self.0.file.as_raw_fd();
+        let descriptor = self.inner.file.as_raw_fd();
         thread::scope(|scope| {
             let worker = scope.spawn(move || set_namespace(descriptor).map(|()| work()));
             match worker.join() {
@@ -155,6 +182,28 @@ fn set_namespace(descriptor: RawFd) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// From now on, and nobody else.
+fn see_as_etc(folder: &CStr) -> io::Result<()> {
+    let check = |result| match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    let none = std::ptr::null();
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    // SAFETY: the strings are terminated and outlive the calls; what is null may be.
+    unsafe {
+        check(libc::unshare(libc::CLONE_NEWNS))?;
+        check(libc::mount(none, c"/".as_ptr(), none, private, none.cast()))?;
+        check(libc::mount(
+            folder.as_ptr(),
+            c"/etc".as_ptr(),
+            none,
+            libc::MS_BIND,
+            none.cast(),
+        ))
+    }
 }
 
 fn ip() -> Result<Command> {

@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::{ATTACK, EVIL, Memory, Siege, argument, attacker};
 use crate::{
     lab::{ALLOW_ALL, Lab, secs},
+    tailnet::Client as _,
     topology::Nat,
 };
 

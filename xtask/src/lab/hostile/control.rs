@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::{ATTACK, EVIL, EVIL_ADDRESS, Memory, Siege, Standing, argument, direct};
 use crate::{
     lab::{Lab, ms, secs},
-    tailnet::Node,
+    tailnet::{Client as _, Node},
     wait,
 };
 

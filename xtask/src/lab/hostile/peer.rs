@@ -3,7 +3,10 @@
 use anyhow::Result;
 
 use super::{ATTACK, EVIL, EVIL_ADDRESS, Memory, Siege, argument, attacker, direct};
-use crate::lab::{ALLOW_ALL, Lab, secs};
+use crate::{
+    lab::{ALLOW_ALL, Lab, secs},
+    tailnet::Client as _,
+};
 
 const ATTACKS: &[&str] = &[
     "garbage",

@@ -10,7 +10,7 @@ use super::{ATTACK, EVIL, EVIL_ADDRESS, Memory, Siege, Standing, argument, direc
 use crate::{
     lab::{ALLOW_ALL, Lab, ms, secs},
     process::Daemon,
-    tailnet::{Coordinator, binaries},
+    tailnet::{Client as _, Coordinator, binaries},
     topology::Namespace,
     traffic::Pinger,
     wait,

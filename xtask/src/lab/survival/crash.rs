@@ -6,7 +6,7 @@ use super::{Case, LIMIT, POLICY, adoptions, installs};
 use crate::{
     faults::{self, DeviceSet, Fault, Watched},
     lab::{Lab, traces::kinds},
-    tailnet::{Coordinator, Node},
+    tailnet::{Client as _, Coordinator, Node},
     wait,
 };
 

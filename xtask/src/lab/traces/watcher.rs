@@ -12,7 +12,7 @@ use crate::{
     faults::{self, Account, Fault, Watched},
     process::Finished,
     shell,
-    tailnet::{Coordinator, Node, URL},
+    tailnet::{Client as _, Coordinator, Node, URL},
     topology::Namespace,
 };
 
