@@ -9,6 +9,7 @@ pub mod demo;
 pub mod ebpf;
 pub mod faults;
 pub mod fuzz;
+pub mod interop;
 pub mod lab;
 pub mod process;
 pub mod setup;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use xtask::{bench, ci, demo, ebpf, fuzz, lab, setup, test, tidy, vm};
+use xtask::{bench, ci, demo, ebpf, fuzz, interop, lab, setup, test, tidy, vm};
 
 const USAGE: &str = "\
 usage: cargo xtask <task>
@@ -18,6 +18,7 @@ usage: cargo xtask <task>
   bench [--vm] [name]…       measure: all scenarios, or those named (bench/README.md; --list, --quick, --rounds N)
   fuzz [--list] [target]… [--minutes N]
                              libFuzzer on all targets, or those named, N minutes in all (10); fuzz TARGET FILE: one input
+  interop --bin DIR [name]…  lowroad beside the stock programs in DIR (docs/interop.md; --list, --out DIR)
   tidy                       check the rules that a script can check
   ci                         formatting, clippy, tidy, test: what continuous integration runs
 ";
@@ -56,6 +57,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         }
         ["vm-units"] => return vm::units(),
         ["fuzz", options @ ..] => return fuzz::main(options),
+        ["interop", options @ ..] => return interop::main(options),
         ["tidy"] => tidy::main()?,
         ["ci"] => return ci::main(),
         [unknown, ..] => {

@@ -236,6 +236,25 @@ impl Drop for Daemon {
     }
 }
 
+/// CPU time that a process has used so far.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
+    // utime and stime, in hundredths of a second (proc_pid_stat(5)).
+    let fields = rest.split_whitespace().skip(11).take(2);
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok(Duration::from_millis(ticks * 10))
+}
+
+/// A field of `/proc/<pid>/status` that counts memory, in MB: `VmRSS`, `VmHWM`.
+pub fn memory(pid: u32, field: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(field));
+    let kb = line.and_then(|line| line.split_whitespace().nth(1));
+    let kb: u64 = kb.context("a process without memory has ended")?.parse()?;
+    Ok(kb / 1024)
+}
+
 /// The last lines of a log.
 pub fn tail(log: &Path, lines: usize) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();

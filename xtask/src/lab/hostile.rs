@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Lab, ms, secs};
 use crate::{
-    process::{self, Daemon},
+    process::{self, Daemon, memory},
     shell::{cargo, step},
     tailnet::{Client as _, Node, binaries},
     topology::Namespace,
@@ -202,15 +202,6 @@ fn times(report: &Report) -> String {
         report.lost(),
         report.sent
     )
-}
-
-/// MB, as the kernel says it.
-fn memory(pid: u32, field: &str) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with(field));
-    let kb = line.and_then(|line| line.split_whitespace().nth(1));
-    let kb: u64 = kb.context("a process without memory has ended")?.parse()?;
-    Ok(kb / 1024)
 }
 
 /// A panic or an error in any log of the scenario is a bug, whatever the attack was.

@@ -18,12 +18,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Lab, kernel::device_index, ms, secs};
 use crate::{
+    process,
     tailnet::{Client as _, Coordinator, Node, WgPeer},
     topology::Events,
     traffic::{Flood, Pinger, Stalls, Stream, unmade_answers},
     wait,
 };
-use table::Row;
+use table::{Adoption, Row};
 
 /// Port 80 for the stream; pings are admitted with it. Nobody may send to [`REFUSED`].
 const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}"#;
@@ -54,7 +55,7 @@ struct Case {
     unmade_before: usize,
     hub_prefix: String,
     events: Events,
-    adopted: Vec<Duration>,
+    adopted: Vec<Adoption>,
     crashed_at: Vec<String>,
     /// Whether the filter's counters go on.
     counter_kept: bool,
@@ -113,8 +114,8 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     }
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     table::print(kernel.trim(), &rows);
-    for time in rows.iter().flat_map(|row| &row.adopted) {
-        lab.within("adopted after the agent's start", *time, ADOPTED)?;
+    for one in rows.iter().flat_map(|row| &row.adopted) {
+        lab.within("adopted after the agent's start", one.after, ADOPTED)?;
     }
     rows.iter().try_for_each(Row::check_kept)?;
     what_was_refused_would_have_been_seen(&coordinator, &hub, &nodes[0])?;
@@ -205,9 +206,12 @@ impl Case {
         let known = adoptions(&self.node.log())?;
         self.node.start_agent()?;
         self.adopts(known)?;
+        let pid = self.node.agent_pid().context("an agent that has ended")?;
+        let cpu = process::cpu_time(pid)?;
         let status = self.node.status()?;
-        let adopted = status["Lowroad"]["AdoptedMs"].as_u64();
-        self.adopted.push(ms(adopted.context("not adopted")?));
+        let after = status["Lowroad"]["AdoptedMs"].as_u64();
+        let after = ms(after.context("not adopted")?);
+        self.adopted.push(Adoption { after, cpu });
         Ok(())
     }
 

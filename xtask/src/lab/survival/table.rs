@@ -24,8 +24,16 @@ pub struct Row {
     pub events: Vec<String>,
     /// Pings that came, and that the node's kernel had no room to answer.
     pub unmade: usize,
-    /// From the start of each agent until it had taken over what it found.
-    pub adopted: Vec<Duration>,
+    pub adopted: Vec<Adoption>,
+}
+
+/// How an agent took over what it found.
+#[derive(Debug, Clone, Copy)]
+pub struct Adoption {
+    /// From its start until it had.
+    pub after: Duration,
+    /// What it had used of the CPU soon after.
+    pub cpu: Duration,
 }
 
 impl Row {
@@ -97,7 +105,10 @@ pub fn print(kernel: &str, rows: &[Row]) {
         let adopted: Vec<String> = row
             .adopted
             .iter()
-            .map(|time| format!("{} ms", time.as_millis()))
+            .map(|one| {
+                let (after, cpu) = (one.after.as_millis(), one.cpu.as_millis());
+                format!("{after} ms ({cpu} of them its own CPU)")
+            })
             .collect();
         eprintln!(
             "      | {} | {} of {} ({}) | {} of {} | {:.1} MB | {} ms | {} of {} | {} | {} | {} |",

@@ -1,0 +1,244 @@
+//! lowroad on Headscale, from the first login to the administrator's last word. A stock node beside it shows what is usual.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    ALLOW_ALL, Lab, login_page,
+    member::{Kind, Member},
+    secs,
+    server::{self, KeyOptions, Server},
+    table::Table,
+};
+use crate::{tailnet::Client, traffic::Pinger, wait};
+
+const LIMIT: Duration = secs(30);
+const PACE: Duration = Duration::from_millis(20);
+const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
+    "tagOwners": {"tag:web": ["ann@"]}}"#;
+/// Headscale looks for ephemeral nodes that have gone after 70 s, as the matrix configures it.
+const FORGOTTEN: Duration = secs(150);
+
+pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
+    table.area("lowroad on Headscale");
+    let mut server = Server::start(lab, server::Kind::Headscale, POLICY)?;
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    let node = Member::public(lab, Kind::Lowroad, "lowroad", 30)?;
+    let peer = Member::public(lab, Kind::Stock, "stock", 31)?;
+    peer.join(&key)?;
+    logins(table, &server, &node, &peer)?;
+    administered(table, &server, &node, &peer)?;
+    ephemeral(lab, table, &server, &peer)?;
+    outage(table, &mut server, &node, &peer)
+}
+
+fn state(node: &Member, state: &str) -> Result<Duration> {
+    let what = format!("{} {state}", node.name());
+    let is = || Ok((node.status()?["BackendState"] == state).then_some(()));
+    wait::wait_for(&what, LIMIT, is).map(|(_, time)| time)
+}
+
+fn answers(from: &Member, to: &Member) -> Result<Duration> {
+    let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
+    ping.first_answer(LIMIT)
+}
+
+fn logins(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> Result<()> {
+    table.try_it("up by web sign-in", || {
+        let page = login_page(node, &[])?;
+        ensure!(page.starts_with(server::URL), "{page}");
+        server.approve_login(&page, "ann")?;
+        let time = state(node, "Running")?;
+        answers(node, peer)?;
+        Ok(format!("{:.2} s after the approval", time.as_secs_f64()))
+    });
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    table.try_it("logout", || {
+        node.cli(&["logout"])?;
+        state(node, "NeedsLogin")?;
+        wait::wait_for("gone or offline at the peer", LIMIT, || {
+            let seen = peer.peer("lowroad")?;
+            Ok(seen
+                .is_none_or(|peer| peer["Online"] == false || peer["Expired"] == true)
+                .then_some(()))
+        })?;
+        Ok(String::new())
+    });
+    table.try_it("and back by auth key", || {
+        let time = node.join(&key)?;
+        answers(peer, node)?;
+        Ok(format!("{:.2} s", time.as_secs_f64()))
+    });
+    table.try_it("as another user", || {
+        let key = server.auth_key("bob", KeyOptions::default())?;
+        node.up_with(&key, &["--force-reauth"])?;
+        let all = server.nodes()?;
+        let now = all.iter().filter(|node| node["name"] == "lowroad");
+        let users: Vec<_> = now.map(|node| node["user"]["name"].to_string()).collect();
+        ensure!(users.iter().any(|user| user.contains("bob")), "{users:?}");
+        answers(peer, node)?;
+        Ok(format!("nodes of this name by users {users:?}"))
+    });
+    table.try_it("with tags by the key", || {
+        let options = KeyOptions {
+            tags: "tag:web",
+            ..KeyOptions::default()
+        };
+        let key = server.auth_key("ann", options)?;
+        node.up_with(&key, &["--force-reauth"])?;
+        let tags = node.status()?["Self"]["Tags"].clone();
+        ensure!(tags.to_string().contains("tag:web"), "{tags}");
+        wait::wait_for("the tags at the peer", LIMIT, || {
+            let seen = peer.peer("lowroad")?.context("no such peer")?;
+            Ok(seen["Tags"].to_string().contains("tag:web").then_some(()))
+        })?;
+        answers(peer, node)?;
+        Ok(tags.to_string())
+    });
+    table.try_it("and back to a user", || {
+        node.cli(&["logout"])?;
+        node.up_with(&key, &["--force-reauth"])?;
+        let tags = node.status()?["Self"]["Tags"].clone();
+        Ok(format!("tags {tags}"))
+    });
+    Ok(())
+}
+
+fn administered(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> Result<()> {
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    table.try_it("renamed", || {
+        server.rename("lowroad", "other")?;
+        let named = |node: &Member| -> Result<bool> {
+            let name = node.status()?["Self"]["DNSName"].to_string();
+            Ok(name.contains("other.tail.lab"))
+        };
+        let (_, time) = wait::wait_for("the new name", LIMIT, || Ok(named(node)?.then_some(())))?;
+        wait::wait_for("the new name at the peer", LIMIT, || {
+            let all = peer.status()?["Peer"].to_string();
+            Ok(all.contains("other.tail.lab").then_some(()))
+        })?;
+        Ok(format!("seen after {:.2} s", time.as_secs_f64()))
+    });
+    table.try_it("key expired by the administrator", || {
+        server.to_node("expire", "lowroad")?;
+        let time = state(node, "NeedsLogin")?;
+        let ping = Pinger::start(
+            peer.namespace(),
+            node.status()?["Self"]["TailscaleIPs"][0]
+                .as_str()
+                .context("no address left")?
+                .parse()?,
+            PACE,
+        )?;
+        wait::pass(secs(1))?;
+        let report = ping.stop();
+        ensure!(report.answered == 0, "it still answers: {report}");
+        Ok(format!(
+            "told after {:.2} s, answers nobody",
+            time.as_secs_f64()
+        ))
+    });
+    table.try_it("and renewed", || {
+        node.up_with(&key, &["--force-reauth"])?;
+        state(node, "Running")?;
+        answers(peer, node)?;
+        Ok(String::new())
+    });
+    table.try_it("deleted by the administrator", || {
+        server.to_node("delete", "lowroad")?;
+        let time = state(node, "NeedsLogin")?;
+        wait::wait_for("gone from the peer", LIMIT, || {
+            Ok(peer.peer("lowroad")?.is_none().then_some(()))
+        })?;
+        Ok(format!("told after {:.2} s", time.as_secs_f64()))
+    });
+    table.try_it("and back", || {
+        node.up_with(&key, &["--force-reauth"])?;
+        answers(peer, node)?;
+        Ok(String::new())
+    });
+    Ok(())
+}
+
+fn ephemeral(lab: &Lab, table: &mut Table, server: &Server, peer: &Member) -> Result<()> {
+    let options = KeyOptions {
+        ephemeral: true,
+        ..KeyOptions::default()
+    };
+    let key = server.auth_key("ann", options)?;
+    let mut node = Member::public(lab, Kind::Lowroad, "brief", 32)?;
+    node.join(&key)?;
+    answers(peer, &node)?;
+    table.try_it(
+        "ephemeral: its agent restarts, and it is still there",
+        || {
+            node.restart()?;
+            node.wait_until_running(LIMIT)?;
+            answers(peer, &node).map(|_| String::new())
+        },
+    );
+    table.try_it("ephemeral: forgotten after its logout", || {
+        node.cli(&["logout"])?;
+        let gone = || Ok(server.node("brief")?.is_none().then_some(()));
+        let (_, time) = wait::wait_for("the server to forget it", FORGOTTEN, gone)?;
+        Ok(format!("after {:.0} s", time.as_secs_f64()))
+    });
+    table.try_it("ephemeral: forgotten once it is gone", || {
+        node.join(&key)?;
+        drop(node);
+        let gone = || Ok(server.node("brief")?.is_none().then_some(()));
+        let (_, time) = wait::wait_for("the server to forget it", FORGOTTEN, gone)?;
+        Ok(format!("after {:.0} s", time.as_secs_f64()))
+    });
+    Ok(())
+}
+
+fn outage(table: &mut Table, server: &mut Server, node: &Member, peer: &Member) -> Result<()> {
+    node.wait_for_direct("stock", LIMIT).or_else(|_| {
+        answers(node, peer)?;
+        node.wait_for_direct("stock", LIMIT)
+    })?;
+    let ping = Pinger::start(node.namespace(), peer.ip(4)?, PACE)?;
+    ping.first_answer(LIMIT)?;
+    table.try_it("Headscale unreachable for 20 s, and back", || {
+        server.stop();
+        wait::wait_for("a warning", LIMIT, || {
+            Ok(node.status()?["Health"]
+                .to_string()
+                .contains("login server")
+                .then_some(()))
+        })?;
+        wait::pass(secs(20))?;
+        server.start_again()?;
+        let (_, time) = wait::wait_for("no warning", secs(90), || {
+            let health = node.status()?["Health"].to_string();
+            Ok((!health.contains("login server")).then_some(()))
+        })?;
+        Ok(format!(
+            "connected again {:.1} s after its start",
+            time.as_secs_f64()
+        ))
+    });
+    table.try_it("pings by the direct path meanwhile", || {
+        let report = ping.stop();
+        ensure!(report.lost() == 0, "{report}");
+        Ok(report.to_string())
+    });
+    table.try_it("a change of policy after it", || {
+        server.set_policy(r#"{"acls": []}"#)?;
+        let silent = || -> Result<Option<()>> {
+            let ping = Pinger::start(peer.namespace(), node.ip(4)?, PACE)?;
+            wait::pass(Duration::from_millis(400))?;
+            Ok((ping.stop().answered == 0).then_some(()))
+        };
+        let (_, time) = wait::wait_for("silence", LIMIT, silent)?;
+        server.set_policy(ALLOW_ALL)?;
+        answers(peer, node)?;
+        Ok(format!(
+            "closed within {:.2} s, open again",
+            time.as_secs_f64()
+        ))
+    });
+    Ok(())
+}

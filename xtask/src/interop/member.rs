@@ -1,0 +1,133 @@
+//! A node of either kind.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::{Lab, hosts, server, stock::Stock};
+use crate::{
+    process::Finished,
+    tailnet::{Client, Node},
+    topology::{Namespace, Nat},
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Lowroad,
+    Stock,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lowroad => "lowroad",
+            Self::Stock => "stock",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub enum Member {
+    Lowroad(Box<Node>),
+    Stock(Stock),
+}
+
+impl Member {
+    /// Starts a node of this kind on this host; it joins nothing yet.
+    pub fn start(lab: &Lab, kind: Kind, name: &str, host: &Namespace) -> Result<Self> {
+        let host = hosts::with_etc(host, lab.net.folder())?;
+        Ok(match kind {
+            Kind::Lowroad => {
+                let mut node = Node::start(lab.net, name, host)?;
+                node.server = server::URL;
+                Self::Lowroad(Box::new(node))
+            }
+            Kind::Stock => Self::Stock(Stock::start(lab.net, lab.programs, name, host)?),
+        })
+    }
+
+    /// On the public segment, at 203.0.113.`last`.
+    pub fn public(lab: &Lab, kind: Kind, name: &str, last: u8) -> Result<Self> {
+        Self::start(lab, kind, name, &lab.net.public(name, last)?)
+    }
+
+    /// Behind a router of its own at 203.0.113.`last`.
+    pub fn behind(lab: &Lab, kind: Kind, name: &str, last: u8, nat: Nat) -> Result<Self> {
+        let router = lab.net.router(&format!("{name}-nat"), last, nat)?;
+        Self::start(lab, kind, name, &lab.net.behind(name, &router, 2)?)
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Lowroad(_) => Kind::Lowroad,
+            Self::Stock(_) => Kind::Stock,
+        }
+    }
+
+    /// Ends the daemon as a service manager does, and starts it again.
+    pub fn restart(&mut self) -> Result<()> {
+        match self {
+            Self::Lowroad(node) => {
+                node.stop_agent();
+                node.start_agent()
+            }
+            Self::Stock(stock) => {
+                stock.stop();
+                stock.start_daemon()
+            }
+        }
+    }
+
+    /// `kill -9`, and the daemon started again.
+    pub fn crash(&mut self) -> Result<()> {
+        match self {
+            Self::Lowroad(node) => {
+                node.kill_9();
+                node.start_agent()
+            }
+            Self::Stock(stock) => {
+                stock.kill_9();
+                stock.start_daemon()
+            }
+        }
+    }
+
+    pub fn pid(&self) -> Result<u32> {
+        match self {
+            Self::Lowroad(node) => node.agent_pid().context("an agent that does not run"),
+            Self::Stock(stock) => stock.pid(),
+        }
+    }
+
+    /// Joins with this key, and says how long that took.
+    pub fn join(&self, key: &str) -> Result<Duration> {
+        self.up(key)
+    }
+}
+
+impl Client for Member {
+    fn name(&self) -> &str {
+        match self {
+            Self::Lowroad(node) => Client::name(&**node),
+            Self::Stock(stock) => stock.name(),
+        }
+    }
+
+    fn namespace(&self) -> &Namespace {
+        match self {
+            Self::Lowroad(node) => Client::namespace(&**node),
+            Self::Stock(stock) => stock.namespace(),
+        }
+    }
+
+    fn server(&self) -> &str {
+        server::URL
+    }
+
+    fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
+        match self {
+            Self::Lowroad(node) => node.try_cli(arguments),
+            Self::Stock(stock) => stock.try_cli(arguments),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! lowroad and stock nodes as peers, in both directions.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{
+    ALLOW_ALL, Lab,
+    hosts::RELAY_HOST,
+    member::{Kind, Member},
+    relay, secs,
+    server::{self, KeyOptions, Server},
+    table::Table,
+};
+use crate::{
+    tailnet::{COORDINATOR, Client, PathKind},
+    topology::Nat,
+    traffic::{self, Pinger, fits},
+    wait,
+};
+
+/// Where the two are, and what has to become of the path between them.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    name: &'static str,
+    lowroad: Nat,
+    stock: Nat,
+    direct: bool,
+}
+
+pub const EASY: Places = Places {
+    name: "two easy NATs",
+    lowroad: Nat::Easy,
+    stock: Nat::Easy,
+    direct: true,
+};
+pub const HARD: Places = Places {
+    name: "an easy and a hard NAT",
+    lowroad: Nat::Easy,
+    stock: Nat::Hard,
+    direct: false,
+};
+pub const RELAYED: Places = Places {
+    name: "no UDP",
+    lowroad: Nat::UdpBlocked,
+    stock: Nat::UdpBlocked,
+    direct: false,
+};
+
+const FIRST: Duration = secs(20);
+const UPGRADE: Duration = secs(30);
+const PACE: Duration = Duration::from_millis(20);
+const MTU: usize = 1280;
+
+pub fn pairs(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) -> Result<()> {
+    table.area(&format!(
+        "lowroad and stock on {}, {}",
+        kind.name(),
+        places.name
+    ));
+    let server = Server::start(lab, kind, ALLOW_ALL)?;
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    let lowroad = Member::behind(lab, Kind::Lowroad, "lowroad", 21, places.lowroad)?;
+    let stock = Member::behind(lab, Kind::Stock, "stock", 22, places.stock)?;
+    for node in [&lowroad, &stock] {
+        let joined = table.try_it(&format!("{}: up", node.name()), || {
+            Ok(format!("{:.2} s", node.join(&key)?.as_secs_f64()))
+        });
+        ensure!(joined, "without this there is nothing more to try");
+    }
+    for (from, to) in [(&lowroad, &stock), (&stock, &lowroad)] {
+        from.wait_for_peer(to.name(), FIRST)?;
+    }
+    first_contact(table, &lowroad, &stock, places)?;
+    for (from, to) in [(&lowroad, &stock), (&stock, &lowroad)] {
+        traffic_between(table, from, to)?;
+    }
+    seen_by_stock(table, &stock, &lowroad)
+}
+
+/// Two nodes behind hard NATs that have different home relays: each reaches the other over the other's.
+pub fn two_regions(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
+    table.area(&format!(
+        "lowroad and stock on {}, each with a home relay of its own",
+        kind.name()
+    ));
+    let _relay = relay::start(lab)?;
+    let server = Server::with_second_relay(lab, kind, ALLOW_ALL)?;
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    // Whose STUN server doesn't answer is no home.
+    let behind = |member, name, last, deaf_to: u8| -> Result<Member> {
+        let router = lab.net.router(&format!("{name}-nat"), last, Nat::Hard)?;
+        router.namespace.nft(&format!(
+            "table inet deaf {{ chain out {{ type filter hook forward priority 0; \
+             ip daddr 203.0.113.{deaf_to} udp dport 3478 drop; }}; }}"
+        ))?;
+        Member::start(lab, member, name, &lab.net.behind(name, &router, 2)?)
+    };
+    let lowroad = behind(Kind::Lowroad, "lowroad", 21, RELAY_HOST)?;
+    let stock = behind(Kind::Stock, "stock", 22, COORDINATOR)?;
+    for node in [&lowroad, &stock] {
+        node.join(&key)?;
+    }
+    for (from, to, home) in [(&lowroad, &stock, "two"), (&stock, &lowroad, "")] {
+        table.try_it(&format!("{} to {}", from.name(), to.name()), || {
+            from.wait_for_peer(to.name(), FIRST)?;
+            let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
+            let first = ping.first_answer(FIRST)?;
+            wait::pass(secs(2))?;
+            let path = from.path_to(to.name())?;
+            let wanted = match &path {
+                PathKind::Relay(code) => home.is_empty() != (code == "two"),
+                PathKind::Direct(_) | PathKind::None => false,
+            };
+            ensure!(wanted, "by {path:?}");
+            Ok(format!(
+                "{path:?}, first after {:.2} s, {}",
+                first.as_secs_f64(),
+                ping.stop()
+            ))
+        });
+    }
+    Ok(())
+}
+
+/// From the first packet on; what is sent while the path changes is not lost.
+fn first_contact(table: &mut Table, from: &Member, to: &Member, places: Places) -> Result<()> {
+    let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
+    let begin = std::time::Instant::now();
+    table.try_it("first ping", || {
+        let time = ping.first_answer(FIRST)?;
+        Ok(format!("answered after {:.2} s", time.as_secs_f64()))
+    });
+    if places.direct {
+        table.try_it("direct", || {
+            let (address, _) = from.wait_for_direct(to.name(), UPGRADE)?;
+            let time = begin.elapsed();
+            to.wait_for_direct(from.name(), UPGRADE)?;
+            Ok(format!(
+                "by {address} after {:.2} s, seen by both after {:.2} s",
+                time.as_secs_f64(),
+                begin.elapsed().as_secs_f64()
+            ))
+        });
+    }
+    wait::pass(secs(3))?;
+    let report = ping.stop();
+    table.try_it("pings meanwhile", || {
+        let lost = report.unanswered.iter().map(|(number, _)| *number);
+        let later = lost.filter(|number| *number > 0).count();
+        // The first of all may be lost to a handshake that is under way.
+        ensure!(later <= report.sent / 100, "{report}");
+        Ok(report.to_string())
+    });
+    if !places.direct {
+        table.try_it("path", || Ok(format!("{:?}", from.path_to(to.name())?)));
+    }
+    Ok(())
+}
+
+fn traffic_between(table: &mut Table, from: &Member, to: &Member) -> Result<()> {
+    let way = format!("{} to {}", from.name(), to.name());
+    let _server = traffic::Server::start(to.namespace(), 80)?;
+    for family in [4, 6] {
+        let address = to.ip(family)?;
+        table.try_it(&format!("{way}: IPv{family} ping"), || {
+            let ping = Pinger::start(from.namespace(), address, PACE)?;
+            ping.first_answer(FIRST)?;
+            wait::pass(secs(1))?;
+            let report = ping.stop();
+            ensure!(report.lost() <= 1, "{report}");
+            let median = report.median.context("no answer")?;
+            Ok(format!(
+                "median {:.2} ms, {} of {} lost",
+                median.as_secs_f64() * 1e3,
+                report.lost(),
+                report.sent
+            ))
+        });
+        table.try_it(&format!("{way}: IPv{family} TCP"), || {
+            let got = traffic::get(
+                from.namespace(),
+                SocketAddr::new(address, 80),
+                20_000_000,
+                secs(60),
+            )?;
+            Ok(format!(
+                "20 MB byte-exact at {:.0} Mbit/s",
+                got.megabits_per_second()
+            ))
+        });
+        table.try_it(&format!("{way}: IPv{family} largest packet"), || {
+            let header = if family == 4 { 28 } else { 48 };
+            let all = fits(from.namespace(), address, MTU - header, secs(5))?;
+            ensure!(all, "{MTU} bytes do not get through");
+            let more = fits(from.namespace(), address, MTU - header + 1, secs(5))?;
+            ensure!(!more, "more than {MTU} bytes get through");
+            Ok(format!("{MTU} bytes"))
+        });
+    }
+    Ok(())
+}
+
+/// A lowroad peer looks to a stock client's commands like any other.
+fn seen_by_stock(table: &mut Table, stock: &Member, lowroad: &Member) -> Result<()> {
+    let address = lowroad.ip(4)?.to_string();
+    for (what, flags) in [
+        ("disco", &["ping", "-c", "3", "--until-direct=false"][..]),
+        ("TSMP", &["ping", "--tsmp", "-c", "3"]),
+        ("ICMP", &["ping", "--icmp", "-c", "3"]),
+        ("peerapi", &["ping", "--peerapi", "-c", "1"]),
+    ] {
+        table.try_it(&format!("stock: ping, {what}"), || {
+            let text = stock.cli(&[flags, &[&address]].concat())?;
+            last(&text).context("it says nothing")
+        });
+    }
+    table.try_it("stock: whois", || {
+        let text = stock.cli(&["whois", "--json", &address])?;
+        let who: Value = serde_json::from_str(&text)?;
+        ensure!(who["Node"]["ComputedName"] == "lowroad", "{text}");
+        Ok(format!(
+            "{} of {}",
+            who["Node"]["Name"], who["UserProfile"]["LoginName"]
+        ))
+    });
+    table.try_it("stock: status", || {
+        let peer = stock.peer("lowroad")?.context("no such peer")?;
+        for field in ["Online", "InNetworkMap", "InMagicSock", "InEngine"] {
+            ensure!(peer[field] == true, "{field}: {peer}");
+        }
+        ensure!(peer["OS"] == "linux", "{peer}");
+        Ok("Online, InNetworkMap, InMagicSock, InEngine".to_owned())
+    });
+    table.try_it("stock: netcheck", || {
+        let text = stock.cli(&["netcheck"])?;
+        let relay = text.lines().find(|line| line.contains("Nearest DERP"));
+        Ok(relay.context("no nearest relay")?.trim().to_owned())
+    });
+    table.try_it("stock: health", || {
+        let health = stock.status()?["Health"].clone();
+        let none = health.as_array().is_none_or(Vec::is_empty);
+        ensure!(none, "{health}");
+        Ok("no warning".to_owned())
+    });
+    Ok(())
+}
+
+fn last(text: &str) -> Option<String> {
+    text.lines().last().map(|line| line.trim().to_owned())
+}

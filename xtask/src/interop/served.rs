@@ -1,0 +1,285 @@
+//! Stock nodes on our coordinator, which is their only relay and STUN server as well.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    Lab, hosts,
+    member::{Kind, Member},
+    secs,
+    server::{self, KeyOptions, Server},
+    table::Table,
+};
+use crate::{
+    process,
+    tailnet::{COORDINATOR, Client},
+    topology::Nat,
+    traffic::{self, Pinger},
+    wait,
+};
+
+const LIMIT: Duration = secs(30);
+const PACE: Duration = Duration::from_millis(50);
+const ONLY_80: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}],
+    "tagOwners": {"tag:web": ["ann@"]}}"#;
+const WITH_TAGS: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
+    "tagOwners": {"tag:web": ["ann@"]}}"#;
+/// What only the exit node can reach.
+const INTERNET: &str = "198.51.100.2";
+
+pub fn stock_nodes(lab: &Lab, table: &mut Table) -> Result<()> {
+    table.area("stock nodes on our coordinator");
+    let server = Server::start(lab, server::Kind::Ours, WITH_TAGS)?;
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    let one = Member::behind(lab, Kind::Stock, "one", 21, Nat::Easy)?;
+    let router = lab.net.router("two-nat", 22, Nat::Hard)?;
+    // An "internet" that only the second's router knows the way to: an exit node forwards to no private range, nor to its own segment.
+    let address = format!("route add {INTERNET} via 203.0.113.{COORDINATOR}");
+    router.namespace.ip(&address)?;
+    server
+        .namespace
+        .ip(&format!("addr add {INTERNET}/32 dev lo"))?;
+    let two = Member::start(lab, Kind::Stock, "two", &lab.net.behind("two", &router, 2)?)?;
+    for node in [&one, &two] {
+        let joined = table.try_it(&format!("{}: up by auth key", node.name()), || {
+            Ok(format!("{:.2} s", node.join(&key)?.as_secs_f64()))
+        });
+        ensure!(joined, "without this there is nothing more to try");
+    }
+    one.wait_for_peer("two", LIMIT)?;
+    table.try_it("ping and path", || {
+        let ping = Pinger::start(one.namespace(), two.ip(4)?, PACE)?;
+        let first = ping.first_answer(LIMIT)?;
+        wait::pass(secs(3))?;
+        let path = one.path_to("two")?;
+        Ok(format!(
+            "first after {:.2} s, {path:?}, {}",
+            first.as_secs_f64(),
+            ping.stop()
+        ))
+    });
+    healthy(table, &one, "after the first minute of use")?;
+    views(table, &one)?;
+    names(table, &one, &two)?;
+    policy(table, &server, &one, &two)?;
+    preferences(table, &server, &one, &two)?;
+    logins(table, &server, &one, &two)?;
+    healthy(table, &one, "at the end")
+}
+
+fn healthy(table: &mut Table, node: &Member, when: &str) -> Result<()> {
+    table.try_it(&format!("no health warning {when}"), || {
+        let health = node.status()?["Health"].clone();
+        ensure!(health.as_array().is_none_or(Vec::is_empty), "{health}");
+        Ok(String::new())
+    });
+    Ok(())
+}
+
+/// What its debugging commands show of what we served.
+fn views(table: &mut Table, node: &Member) -> Result<()> {
+    for arguments in [
+        &["debug", "derp", "999"][..],
+        &["debug", "derp-map"],
+        &["debug", "netmap"],
+        &["netcheck"],
+        &["dns", "status"],
+    ] {
+        table.try_it(&arguments.join(" "), || {
+            let text = node.cli(arguments)?;
+            let lower = text.to_lowercase();
+            ensure!(!lower.contains("\"errors\": [\n"), "{text}");
+            Ok(format!("{} lines", text.lines().count()))
+        });
+    }
+    Ok(())
+}
+
+fn names(table: &mut Table, one: &Member, two: &Member) -> Result<()> {
+    let getent = |name: &str| -> Result<String> {
+        let mut command = one.namespace().command("getent");
+        let found = process::run(command.args(["ahostsv4", name]), "", secs(10))?;
+        Ok(found.ok("getent")?.stdout)
+    };
+    let address = two.ip(4)?.to_string();
+    for name in ["two.tail.lab", "two"] {
+        table.try_it(&format!("MagicDNS: {name}"), || {
+            let (text, _) = wait::wait_for("the name", secs(10), || {
+                Ok(getent(name).ok().filter(|text| text.contains(&address)))
+            })?;
+            Ok(text.lines().next().unwrap_or_default().to_owned())
+        });
+    }
+    Ok(())
+}
+
+fn policy(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Result<()> {
+    let web = [
+        traffic::Server::start(two.namespace(), 80)?,
+        traffic::Server::start(two.namespace(), 81)?,
+    ];
+    let get = |port: u16| {
+        let to = SocketAddr::new(two.ip(4)?, port);
+        traffic::get(one.namespace(), to, 1000, Duration::from_millis(700)).map(drop)
+    };
+    table.try_it("a port is closed by a change of policy", || {
+        wait::wait_for("port 81 before", LIMIT, || Ok(get(81).ok()))?;
+        server.set_policy(ONLY_80)?;
+        let start = Instant::now();
+        wait::wait_for("port 81 closed", LIMIT, || {
+            Ok(get(81).is_err().then_some(()))
+        })?;
+        let time = start.elapsed();
+        get(80).context("port 80, which stays open")?;
+        Ok(format!(
+            "seen after {:.2} s, an attempt of 0.7 s included",
+            time.as_secs_f64()
+        ))
+    });
+    table.try_it("and opened", || {
+        server.set_policy(WITH_TAGS)?;
+        let start = Instant::now();
+        wait::wait_for("port 81 open", LIMIT, || Ok(get(81).ok()))?;
+        ensure!(start.elapsed() < secs(2), "after {:?}", start.elapsed());
+        Ok(format!("{:.2} s", start.elapsed().as_secs_f64()))
+    });
+    drop(web);
+    Ok(())
+}
+
+fn preferences(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Result<()> {
+    table.try_it("set --hostname", || {
+        two.cli(&["set", "--hostname=renamed"])?;
+        let time = one.wait_for_peer("renamed", LIMIT)?;
+        two.cli(&["set", "--hostname=two"])?;
+        one.wait_for_peer("two", LIMIT)?;
+        Ok(format!("seen after {:.2} s", time.as_secs_f64()))
+    });
+    table.try_it("set --advertise-routes, approved", || {
+        two.cli(&["set", "--advertise-routes=10.77.0.0/24"])?;
+        wait::wait_for("the announcement", LIMIT, || {
+            let node = server.node("two")?.context("no such node")?;
+            Ok(node.to_string().contains("10.77.0.0/24").then_some(()))
+        })?;
+        server.approve_routes("two", "10.77.0.0/24")?;
+        let (_, time) = wait::wait_for("the route at the peer", LIMIT, || {
+            let peer = one.peer("two")?.context("no such peer")?;
+            Ok(peer["PrimaryRoutes"]
+                .to_string()
+                .contains("10.77.0.0/24")
+                .then_some(()))
+        })?;
+        Ok(format!("seen after {:.2} s", time.as_secs_f64()))
+    });
+    table.try_it("set --shields-up", || {
+        let address = two.ip(4)?;
+        two.cli(&["set", "--shields-up"])?;
+        let ping = || -> Result<bool> {
+            let ping = Pinger::start(one.namespace(), address, PACE)?;
+            wait::pass(Duration::from_millis(500))?;
+            Ok(ping.stop().answered > 0)
+        };
+        wait::wait_for("silence", LIMIT, || Ok((!ping()?).then_some(())))?;
+        two.cli(&["set", "--shields-up=false"])?;
+        wait::wait_for("answers", LIMIT, || Ok(ping()?.then_some(())))?;
+        Ok(String::new())
+    });
+    exit_node(table, server, one, two)
+}
+
+fn exit_node(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Result<()> {
+    table.try_it("exit node, offered and used", || {
+        let _web = traffic::Server::start(&server.namespace, 8000)?;
+        two.cli(&["set", "--advertise-exit-node"])?;
+        wait::wait_for("the offer", LIMIT, || {
+            let node = server.node("two")?.context("no such node")?;
+            Ok(node.to_string().contains("0.0.0.0/0").then_some(()))
+        })?;
+        server.approve_routes("two", "0.0.0.0/0,::/0,10.77.0.0/24")?;
+        wait::wait_for("the option at the peer", LIMIT, || {
+            let peer = one.peer("two")?.context("no such peer")?;
+            Ok((peer["ExitNodeOption"] == true).then_some(()))
+        })?;
+        let to = SocketAddr::new(INTERNET.parse()?, 8000);
+        let get = || traffic::get(one.namespace(), to, 1000, secs(2));
+        ensure!(get().is_err(), "it is reached without an exit node");
+        one.cli(&["set", "--exit-node=two"])?;
+        let (_, time) = wait::wait_for("what lies behind it", LIMIT, || Ok(get().ok()))?;
+        one.cli(&["set", "--exit-node="])?;
+        Ok(format!("after {:.2} s", time.as_secs_f64()))
+    });
+    Ok(())
+}
+
+fn logins(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Result<()> {
+    let user = |name: &str| -> Result<String> {
+        let node = server.node(name)?.context("the server does not know it")?;
+        Ok(node["user"]["name"].as_str().unwrap_or("tags").to_owned())
+    };
+    table.try_it("logout, and back as another user", || {
+        two.cli(&["logout"])?;
+        wait::wait_for("needs a login", LIMIT, || {
+            Ok((two.status()?["BackendState"] == "NeedsLogin").then_some(()))
+        })?;
+        let key = server.auth_key("bob", KeyOptions::default())?;
+        two.join(&key)?;
+        ensure!(user("two")?.starts_with("bob"), "of {}", user("two")?);
+        one.wait_for_peer("two", LIMIT)?;
+        Ok(String::new())
+    });
+    table.try_it("up --force-reauth", || {
+        let key = server.auth_key("bob", KeyOptions::default())?;
+        let before = two.status()?["Self"]["PublicKey"].clone();
+        two.up_with(&key, &["--force-reauth"])?;
+        ensure!(
+            two.status()?["Self"]["PublicKey"] != before,
+            "the same node key"
+        );
+        Ok("with a new node key".to_owned())
+    });
+    table.try_it("up --advertise-tags", || {
+        let key = server.auth_key("ann", KeyOptions::default())?;
+        two.up_with(&key, &["--force-reauth", "--advertise-tags=tag:web"])?;
+        let node = server.node("two")?.context("no such node")?;
+        ensure!(node["tags"].to_string().contains("tag:web"), "{node}");
+        Ok(String::new())
+    });
+    table.try_it("key expiry, and a new login", || {
+        server.to_node("expire", "two")?;
+        wait::wait_for("needs a login", LIMIT, || {
+            let state = two.status()?["BackendState"].clone();
+            Ok((state == "NeedsLogin").then_some(()))
+        })?;
+        let key = server.auth_key("ann", KeyOptions::default())?;
+        two.up_with(&key, &["--force-reauth", "--advertise-tags="])?;
+        Ok(String::new())
+    });
+    table.try_it("deleted, and a new login", || {
+        server.to_node("delete", "two")?;
+        wait::wait_for("gone from the peer", LIMIT, || {
+            Ok(one.peer("two")?.is_none().then_some(()))
+        })?;
+        let key = server.auth_key("ann", KeyOptions::default())?;
+        two.up_with(&key, &["--force-reauth", "--reset"])?;
+        one.wait_for_peer("two", LIMIT)?;
+        Ok(String::new())
+    });
+    by_page(table, server, two)
+}
+
+/// Signs in at the login page, which an administrator approves.
+fn by_page(table: &mut Table, server: &Server, node: &Member) -> Result<()> {
+    table.try_it("up by login page", || {
+        node.cli(&["logout"])?;
+        let page = super::login_page(node, &[])?;
+        ensure!(page.starts_with(server::URL), "{page}");
+        server.approve_login(&page, "eve")?;
+        node.wait_until_running(LIMIT)?;
+        Ok(format!("at https://{}/…", hosts::SERVER))
+    });
+    Ok(())
+}
