@@ -73,7 +73,8 @@ impl Prefs {
             "Sync": null,
             "NoSNAT": false,
             "NoStatefulFiltering": true,
-            "NetfilterMode": 0,
+            // On: `off` would be a setting, which the stock `up` wants to see stated.
+            "NetfilterMode": 2,
             "OperatorUser": self.operator_user,
             "AutoUpdate": { "Check": false, "Apply": false },
             "AppConnector": { "Advertise": false },
@@ -464,6 +465,23 @@ mod tests {
             Change::from_masked_json(&unknown),
             Err(PrefsError::Unknown("RunSSH".into()))
         );
+    }
+
+    /// As `tailscale debug prefs` of a fresh stock daemon says: its `up` wants every preference stated that differs from these.
+    #[test]
+    fn fresh_preferences_are_the_stock_defaults() {
+        let fresh = Prefs::default().to_stock_json();
+        for (field, value) in [
+            ("NetfilterMode", json!(2)),
+            ("NoStatefulFiltering", json!(true)),
+            ("NoSNAT", json!(false)),
+            ("CorpDNS", json!(true)),
+            ("RouteAll", json!(false)),
+            ("ShieldsUp", json!(false)),
+            ("RunSSH", json!(false)),
+        ] {
+            assert_eq!(fresh[field], value, "{field}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use lowroad_wire::{
 };
 use time::OffsetDateTime;
 use xtask::{
-    tailnet::{Coordinator, Node},
+    tailnet::{Client as _, Coordinator, Node},
     topology::Net,
     wait,
 };

@@ -22,10 +22,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::{server::Kind, table::Table};
 use crate::{
+    process::Daemon,
     setup, signals,
     tailnet::{self, Client},
     topology::Net,
@@ -66,7 +67,12 @@ pub struct Lab<'a> {
 type Part = fn(&Lab, &mut Table) -> Result<()>;
 
 const PARTS: &[(&str, Part)] = &[
-    ("lifecycle", lifecycle::on_headscale),
+    ("lifecycle-lowroad", |lab, table| {
+        lifecycle::on_headscale(lab, table, member::Kind::Lowroad)
+    }),
+    ("lifecycle-stock", |lab, table| {
+        lifecycle::on_headscale(lab, table, member::Kind::Stock)
+    }),
     ("policies", policies::on_headscale),
     ("local-api", local_api::stock_command_line),
     ("stock-on-ours", served::stock_nodes),
@@ -237,19 +243,37 @@ impl Options {
     }
 }
 
-/// Begins a login without a key, and returns the page where a person would sign in.
-fn login_page(node: &impl Client, flags: &[&str]) -> Result<String> {
-    let server = format!("--login-server={}", node.server());
-    let hostname = format!("--hostname={}", node.name());
-    let arguments = ["up", &server, &hostname, "--reset", "--timeout=2s"];
-    // It waits for somebody to sign in, in vain.
-    let _ = node.try_cli(&[&arguments[..], flags].concat())?;
-    let (page, _) = wait::wait_for("the login page", secs(20), || {
-        let status = node.status()?;
-        let page = status["AuthURL"].as_str().unwrap_or_default();
-        Ok((!page.is_empty()).then(|| page.to_owned()))
-    })?;
-    Ok(page)
+/// A login without a key, which goes on until it is dropped.
+struct Login {
+    /// Where a person would sign in.
+    page: String,
+    _up: Daemon,
+}
+
+impl Login {
+    fn begin(lab: &Lab, node: &impl Client) -> Result<Self> {
+        let server = format!("--login-server={}", node.server());
+        let hostname = format!("--hostname={}", node.name());
+        let mut up = node.command(&["up", &server, &hostname, "--reset"]);
+        let output = lab.net.folder().join(format!("{}.up", node.name()));
+        let up = Daemon::spawn(&mut up, &output)?;
+        let (page, _) = wait::wait_for("the login page", secs(20), || {
+            let status = node.status()?;
+            let page = status["AuthURL"].as_str().unwrap_or_default();
+            Ok((!page.is_empty()).then(|| page.to_owned()))
+        })?;
+        Ok(Self { page, _up: up })
+    }
+}
+
+/// Nothing is wrong, as a stock node sees it.
+fn healthy(node: &impl Client) -> Result<()> {
+    let health = node.status()?["Health"].clone();
+    let mut warnings: Vec<Value> = health.as_array().cloned().unwrap_or_default();
+    // Of how it was built.
+    warnings.retain(|text| !text.to_string().contains("unstable version"));
+    ensure!(warnings.is_empty(), "{warnings:?}");
+    Ok(())
 }
 
 pub const fn secs(seconds: u64) -> Duration {

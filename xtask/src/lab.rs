@@ -431,17 +431,23 @@ impl Lab<'_> {
                 );
             }
         }
+        let unanswered = pings.iter().flat_map(|(report, _)| &report.unanswered);
+        let queued = unanswered.filter(|one| one.queued());
+        let queued = queued.map(|one| one.beside).max();
         let all = pings
             .iter()
             .find(|(report, unmade)| report.lost() > *unmade);
         let lost = all.map(|(report, _)| anyhow!("{report}"));
         let result = rest.and(lost.map_or(Ok(()), Err));
         match result {
-            Err(error) if self.emulated && stalls.any() => Err(NotJudged(format!(
-                "the emulated CPU stood still for {:.1} s at a time, this host's being wanted elsewhere: {error:#}",
-                stalls.longest().as_secs_f32()
-            ))
-            .into()),
+            Err(error) if self.emulated && (stalls.any() || queued.is_some()) => {
+                Err(NotJudged(format!(
+                    "the emulated CPU stood still for {:.1} s at a time and left answers waiting for {:.1} s, this host's being wanted elsewhere: {error:#}",
+                    stalls.longest().as_secs_f32(),
+                    queued.unwrap_or_default().as_secs_f32(),
+                ))
+                .into())
+            }
             result => result,
         }
     }

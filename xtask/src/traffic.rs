@@ -9,6 +9,6 @@ mod stream;
 
 pub use flood::Flood;
 pub use http::{Server, get, status};
-pub use ping::{Pinger, Report, fits, unmade_answers};
+pub use ping::{Pinger, Report, Unanswered, fits, unmade_answers};
 pub use stalls::Stalls;
 pub use stream::{Carried, Stream};

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::{
-    tailnet::{Coordinator, Node, PathKind},
+    tailnet::{Client as _, Coordinator, Node, PathKind},
     topology::{Nat, Net},
     traffic::Pinger,
     wait,

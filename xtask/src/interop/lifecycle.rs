@@ -1,11 +1,11 @@
-//! lowroad on Headscale, from the first login to the administrator's last word. A stock node beside it shows what is usual.
+//! A node on Headscale, from the first login to the administrator's last word: lowroad's, and a stock one's to compare with.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    ALLOW_ALL, Lab, login_page,
+    ALLOW_ALL, Lab, Login,
     member::{Kind, Member},
     secs,
     server::{self, KeyOptions, Server},
@@ -20,16 +20,16 @@ const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:
 /// Headscale looks for ephemeral nodes that have gone after 70 s, as the matrix configures it.
 const FORGOTTEN: Duration = secs(150);
 
-pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
-    table.area("lowroad on Headscale");
+pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
+    table.area(&format!("a {} node on Headscale", kind.name()));
     let mut server = Server::start(lab, server::Kind::Headscale, POLICY)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
-    let node = Member::public(lab, Kind::Lowroad, "lowroad", 30)?;
-    let peer = Member::public(lab, Kind::Stock, "stock", 31)?;
+    let node = Member::public(lab, kind, "subject", 30)?;
+    let peer = Member::public(lab, Kind::Stock, "peer", 31)?;
     peer.join(&key)?;
-    logins(table, &server, &node, &peer)?;
+    logins(lab, table, &server, &node, &peer)?;
     administered(table, &server, &node, &peer)?;
-    ephemeral(lab, table, &server, &peer)?;
+    ephemeral(lab, table, &server, &peer, kind)?;
     outage(table, &mut server, &node, &peer)
 }
 
@@ -44,11 +44,17 @@ fn answers(from: &Member, to: &Member) -> Result<Duration> {
     ping.first_answer(LIMIT)
 }
 
-fn logins(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> Result<()> {
+fn logins(
+    lab: &Lab,
+    table: &mut Table,
+    server: &Server,
+    node: &Member,
+    peer: &Member,
+) -> Result<()> {
     table.try_it("up by web sign-in", || {
-        let page = login_page(node, &[])?;
-        ensure!(page.starts_with(server::URL), "{page}");
-        server.approve_login(&page, "ann")?;
+        let login = Login::begin(lab, node)?;
+        ensure!(login.page.starts_with(server::URL), "{}", login.page);
+        server.approve_login(&login.page, "ann")?;
         let time = state(node, "Running")?;
         answers(node, peer)?;
         Ok(format!("{:.2} s after the approval", time.as_secs_f64()))
@@ -58,7 +64,7 @@ fn logins(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> R
         node.cli(&["logout"])?;
         state(node, "NeedsLogin")?;
         wait::wait_for("gone or offline at the peer", LIMIT, || {
-            let seen = peer.peer("lowroad")?;
+            let seen = peer.peer("subject")?;
             Ok(seen
                 .is_none_or(|peer| peer["Online"] == false || peer["Expired"] == true)
                 .then_some(()))
@@ -74,10 +80,12 @@ fn logins(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> R
         let key = server.auth_key("bob", KeyOptions::default())?;
         node.up_with(&key, &["--force-reauth"])?;
         let all = server.nodes()?;
-        let now = all.iter().filter(|node| node["name"] == "lowroad");
+        let now = all.iter().filter(|node| node["name"] == "subject");
         let users: Vec<_> = now.map(|node| node["user"]["name"].to_string()).collect();
         ensure!(users.iter().any(|user| user.contains("bob")), "{users:?}");
         answers(peer, node)?;
+        // The older one, the first user's.
+        server.to_node("delete", "subject")?;
         Ok(format!("nodes of this name by users {users:?}"))
     });
     table.try_it("with tags by the key", || {
@@ -90,7 +98,7 @@ fn logins(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> R
         let tags = node.status()?["Self"]["Tags"].clone();
         ensure!(tags.to_string().contains("tag:web"), "{tags}");
         wait::wait_for("the tags at the peer", LIMIT, || {
-            let seen = peer.peer("lowroad")?.context("no such peer")?;
+            let seen = peer.peer("subject")?.context("no such peer")?;
             Ok(seen["Tags"].to_string().contains("tag:web").then_some(()))
         })?;
         answers(peer, node)?;
@@ -108,7 +116,7 @@ fn logins(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> R
 fn administered(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> Result<()> {
     let key = server.auth_key("ann", KeyOptions::default())?;
     table.try_it("renamed", || {
-        server.rename("lowroad", "other")?;
+        server.rename("subject", "other")?;
         let named = |node: &Member| -> Result<bool> {
             let name = node.status()?["Self"]["DNSName"].to_string();
             Ok(name.contains("other.tail.lab"))
@@ -121,7 +129,7 @@ fn administered(table: &mut Table, server: &Server, node: &Member, peer: &Member
         Ok(format!("seen after {:.2} s", time.as_secs_f64()))
     });
     table.try_it("key expired by the administrator", || {
-        server.to_node("expire", "lowroad")?;
+        server.to_node("expire", "subject")?;
         let time = state(node, "NeedsLogin")?;
         let ping = Pinger::start(
             peer.namespace(),
@@ -146,10 +154,10 @@ fn administered(table: &mut Table, server: &Server, node: &Member, peer: &Member
         Ok(String::new())
     });
     table.try_it("deleted by the administrator", || {
-        server.to_node("delete", "lowroad")?;
+        server.to_node("delete", "subject")?;
         let time = state(node, "NeedsLogin")?;
         wait::wait_for("gone from the peer", LIMIT, || {
-            Ok(peer.peer("lowroad")?.is_none().then_some(()))
+            Ok(peer.peer("subject")?.is_none().then_some(()))
         })?;
         Ok(format!("told after {:.2} s", time.as_secs_f64()))
     });
@@ -161,13 +169,19 @@ fn administered(table: &mut Table, server: &Server, node: &Member, peer: &Member
     Ok(())
 }
 
-fn ephemeral(lab: &Lab, table: &mut Table, server: &Server, peer: &Member) -> Result<()> {
+fn ephemeral(
+    lab: &Lab,
+    table: &mut Table,
+    server: &Server,
+    peer: &Member,
+    kind: Kind,
+) -> Result<()> {
     let options = KeyOptions {
         ephemeral: true,
         ..KeyOptions::default()
     };
     let key = server.auth_key("ann", options)?;
-    let mut node = Member::public(lab, Kind::Lowroad, "brief", 32)?;
+    let mut node = Member::public(lab, kind, "brief", 32)?;
     node.join(&key)?;
     answers(peer, &node)?;
     table.try_it(
@@ -195,26 +209,21 @@ fn ephemeral(lab: &Lab, table: &mut Table, server: &Server, peer: &Member) -> Re
 }
 
 fn outage(table: &mut Table, server: &mut Server, node: &Member, peer: &Member) -> Result<()> {
-    node.wait_for_direct("stock", LIMIT).or_else(|_| {
+    node.wait_for_direct("peer", LIMIT).or_else(|_| {
         answers(node, peer)?;
-        node.wait_for_direct("stock", LIMIT)
+        node.wait_for_direct("peer", LIMIT)
     })?;
     let ping = Pinger::start(node.namespace(), peer.ip(4)?, PACE)?;
     ping.first_answer(LIMIT)?;
     table.try_it("Headscale unreachable for 20 s, and back", || {
         server.stop();
-        wait::wait_for("a warning", LIMIT, || {
-            Ok(node.status()?["Health"]
-                .to_string()
-                .contains("login server")
-                .then_some(()))
-        })?;
         wait::pass(secs(20))?;
         server.start_again()?;
-        let (_, time) = wait::wait_for("no warning", secs(90), || {
-            let health = node.status()?["Health"].to_string();
-            Ok((!health.contains("login server")).then_some(()))
-        })?;
+        let online = || {
+            let known = server.node("subject")?.context("no such node")?;
+            Ok((known["online"] == true).then_some(()))
+        };
+        let (_, time) = wait::wait_for("it online", secs(90), online)?;
         Ok(format!(
             "connected again {:.1} s after its start",
             time.as_secs_f64()
@@ -230,7 +239,7 @@ fn outage(table: &mut Table, server: &mut Server, node: &Member, peer: &Member) 
         let silent = || -> Result<Option<()>> {
             let ping = Pinger::start(peer.namespace(), node.ip(4)?, PACE)?;
             wait::pass(Duration::from_millis(400))?;
-            Ok((ping.stop().answered == 0).then_some(()))
+            Ok((ping.report().answered == 0).then_some(()))
         };
         let (_, time) = wait::wait_for("silence", LIMIT, silent)?;
         server.set_policy(ALLOW_ALL)?;

@@ -1,5 +1,7 @@
 //! Programs written for the stock daemon's local API, on lowroad's socket: the stock command line is the one that asks for most.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
@@ -11,7 +13,12 @@ use super::{
     stock::Stock,
     table::Table,
 };
-use crate::{process::Finished, tailnet::Client};
+use crate::{
+    process::{self, Finished},
+    tailnet::Client,
+};
+
+const LIMIT: Duration = secs(90);
 
 /// What lowroad has nothing for. Each has to be answered by an error that says so.
 const NOT_THERE: &[&[&str]] = &[
@@ -37,7 +44,9 @@ pub fn stock_command_line(lab: &Lab, table: &mut Table) -> Result<()> {
     };
     let socket = node.socket();
     let run = |arguments: &[&str]| -> Result<Finished> {
-        Stock::command_line(lab.programs, member.namespace(), &socket, arguments)
+        let host = member.namespace();
+        let mut command = Stock::command_line(lab.programs, host, &socket, arguments);
+        process::run(&mut command, "", LIMIT)
     };
     let ok = |arguments: &[&str]| Ok(run(arguments)?.ok(&arguments.join(" "))?.stdout);
     joins(table, &server, &ok)?;

@@ -1,12 +1,11 @@
 //! A node of either kind.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
 use super::{Lab, hosts, server, stock::Stock};
 use crate::{
-    process::Finished,
     tailnet::{Client, Node},
     topology::{Namespace, Nat},
 };
@@ -124,10 +123,10 @@ impl Client for Member {
         server::URL
     }
 
-    fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
+    fn command(&self, arguments: &[&str]) -> Command {
         match self {
-            Self::Lowroad(node) => node.try_cli(arguments),
-            Self::Stock(stock) => stock.try_cli(arguments),
+            Self::Lowroad(node) => node.command(arguments),
+            Self::Stock(stock) => stock.command(arguments),
         }
     }
 }

@@ -147,7 +147,7 @@ fn first_contact(table: &mut Table, from: &Member, to: &Member, places: Places) 
     wait::pass(secs(3))?;
     let report = ping.stop();
     table.try_it("pings meanwhile", || {
-        let lost = report.unanswered.iter().map(|(number, _)| *number);
+        let lost = report.unanswered.iter().map(|one| one.number);
         let later = lost.filter(|number| *number > 0).count();
         // The first of all may be lost to a handshake that is under way.
         ensure!(later <= report.sent / 100, "{report}");
@@ -209,7 +209,6 @@ fn seen_by_stock(table: &mut Table, stock: &Member, lowroad: &Member) -> Result<
         ("disco", &["ping", "-c", "3", "--until-direct=false"][..]),
         ("TSMP", &["ping", "--tsmp", "-c", "3"]),
         ("ICMP", &["ping", "--icmp", "-c", "3"]),
-        ("peerapi", &["ping", "--peerapi", "-c", "1"]),
     ] {
         table.try_it(&format!("stock: ping, {what}"), || {
             let text = stock.cli(&[flags, &[&address]].concat())?;
@@ -238,11 +237,8 @@ fn seen_by_stock(table: &mut Table, stock: &Member, lowroad: &Member) -> Result<
         let relay = text.lines().find(|line| line.contains("Nearest DERP"));
         Ok(relay.context("no nearest relay")?.trim().to_owned())
     });
-    table.try_it("stock: health", || {
-        let health = stock.status()?["Health"].clone();
-        let none = health.as_array().is_none_or(Vec::is_empty);
-        ensure!(none, "{health}");
-        Ok("no warning".to_owned())
+    table.try_it("stock: no health warning", || {
+        super::healthy(stock).map(|()| String::new())
     });
     Ok(())
 }

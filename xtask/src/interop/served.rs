@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    Lab, hosts,
+    Lab, Login, hosts,
     member::{Kind, Member},
     secs,
     server::{self, KeyOptions, Server},
@@ -67,15 +67,13 @@ pub fn stock_nodes(lab: &Lab, table: &mut Table) -> Result<()> {
     names(table, &one, &two)?;
     policy(table, &server, &one, &two)?;
     preferences(table, &server, &one, &two)?;
-    logins(table, &server, &one, &two)?;
+    logins(lab, table, &server, &one, &two)?;
     healthy(table, &one, "at the end")
 }
 
 fn healthy(table: &mut Table, node: &Member, when: &str) -> Result<()> {
     table.try_it(&format!("no health warning {when}"), || {
-        let health = node.status()?["Health"].clone();
-        ensure!(health.as_array().is_none_or(Vec::is_empty), "{health}");
-        Ok(String::new())
+        super::healthy(node).map(|()| String::new())
     });
     Ok(())
 }
@@ -215,7 +213,7 @@ fn exit_node(table: &mut Table, server: &Server, one: &Member, two: &Member) -> 
     Ok(())
 }
 
-fn logins(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Result<()> {
+fn logins(lab: &Lab, table: &mut Table, server: &Server, one: &Member, two: &Member) -> Result<()> {
     let user = |name: &str| -> Result<String> {
         let node = server.node(name)?.context("the server does not know it")?;
         Ok(node["user"]["name"].as_str().unwrap_or("tags").to_owned())
@@ -268,16 +266,16 @@ fn logins(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Res
         one.wait_for_peer("two", LIMIT)?;
         Ok(String::new())
     });
-    by_page(table, server, two)
+    by_page(lab, table, server, two)
 }
 
 /// Signs in at the login page, which an administrator approves.
-fn by_page(table: &mut Table, server: &Server, node: &Member) -> Result<()> {
+fn by_page(lab: &Lab, table: &mut Table, server: &Server, node: &Member) -> Result<()> {
     table.try_it("up by login page", || {
         node.cli(&["logout"])?;
-        let page = super::login_page(node, &[])?;
-        ensure!(page.starts_with(server::URL), "{page}");
-        server.approve_login(&page, "eve")?;
+        let login = Login::begin(lab, node)?;
+        ensure!(login.page.starts_with(server::URL), "{}", login.page);
+        server.approve_login(&login.page, "eve")?;
         node.wait_until_running(LIMIT)?;
         Ok(format!("at https://{}/…", hosts::SERVER))
     });

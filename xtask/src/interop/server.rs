@@ -170,11 +170,8 @@ impl Server {
         };
         let what = format!("{} {}", self.kind.name(), arguments.join(" "));
         let finished = process::run(command.args(arguments), "", CLI_LIMIT)?.ok(&what)?;
-        if finished.stdout.trim().is_empty() {
-            return Ok(Value::Null);
-        }
-        serde_json::from_str(&finished.stdout)
-            .with_context(|| format!("{what} answered {}", finished.stdout))
+        // Headscale says some things in words whatever it is asked for.
+        Ok(serde_json::from_str(&finished.stdout).unwrap_or(Value::String(finished.stdout)))
     }
 
     pub fn auth_key(&self, user: &str, options: KeyOptions) -> Result<String> {
@@ -321,7 +318,7 @@ derp:
   auto_update_enabled: false
   update_frequency: 24h
 disable_check_updates: true
-ephemeral_node_inactivity_timeout: 70s
+node: {{ ephemeral: {{ inactivity_timeout: 70s }} }}
 database: {{ type: sqlite, sqlite: {{ path: {folder}/db.sqlite, write_ahead_log: true }} }}
 tls_cert_path: {folder}/{SERVER}.crt
 tls_key_path: {folder}/{SERVER}.key

@@ -3,6 +3,7 @@
 use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -10,14 +11,13 @@ use anyhow::{Context, Result, bail};
 
 use super::server;
 use crate::{
-    process::{self, Daemon, Finished},
+    process::{self, Daemon},
     tailnet::Client,
     topology::{Namespace, Net},
     wait,
 };
 
 const START_LIMIT: Duration = Duration::from_secs(30);
-const CLI_LIMIT: Duration = Duration::from_secs(90);
 
 #[derive(Debug)]
 pub struct Stock {
@@ -97,10 +97,11 @@ impl Stock {
         namespace: &Namespace,
         socket: &Path,
         arguments: &[&str],
-    ) -> Result<Finished> {
+    ) -> Command {
         let mut command = namespace.command(programs.join("tailscale"));
         command.arg(format!("--socket={}", socket.display()));
-        process::run(command.args(arguments), "", CLI_LIMIT)
+        command.args(arguments);
+        command
     }
 }
 
@@ -117,7 +118,7 @@ impl Client for Stock {
         server::URL
     }
 
-    fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
+    fn command(&self, arguments: &[&str]) -> Command {
         Self::command_line(&self.programs, &self.namespace, &self.socket(), arguments)
     }
 }

@@ -140,7 +140,7 @@ fn without_control(
         let mut report = relayed.report();
         report
             .unanswered
-            .retain(|(number, _)| meanwhile.contains(number));
+            .retain(|one| meanwhile.contains(&one.number));
         report.sent = meanwhile.len();
         report.answered = report.sent - report.unanswered.len();
         report

@@ -21,7 +21,7 @@ use crate::{
     process,
     tailnet::{Client as _, Coordinator, Node, WgPeer},
     topology::Events,
-    traffic::{Flood, Pinger, Stalls, Stream, unmade_answers},
+    traffic::{Flood, Pinger, Stalls, Stream, Unanswered, unmade_answers},
     wait,
 };
 use table::{Adoption, Row};
@@ -263,6 +263,19 @@ impl Case {
             });
         }
         let after = self.node.wireguard_peer_with(&self.hub_prefix)?;
+        if ping.lost() > 0 || stream.lost > 0 {
+            let beside = |one: &Unanswered| (one.number, one.beside.as_millis());
+            eprintln!(
+                "      lost, and how many ms those beside took: {:?}",
+                ping.unanswered.iter().map(beside).collect::<Vec<_>>()
+            );
+            eprintln!(
+                "      {}: {ping}; {}; {}",
+                self.what,
+                drops(hub)?,
+                drops(&self.node)?
+            );
+        }
         let row = Row {
             what: self.what,
             ping,
@@ -278,6 +291,38 @@ impl Case {
         };
         Ok((row, self.node))
     }
+}
+
+/// What a node's filter and its kernel's devices say that they dropped: where to look for what was lost.
+fn drops(node: &Node) -> Result<String> {
+    let counters = node.local("/lowroad/v0/counters")?;
+    let all = counters["Dropped"].as_array().cloned().unwrap_or_default();
+    let filter: Vec<_> = all
+        .iter()
+        .filter(|one| one["Packets"] != 0)
+        .map(|one| format!("{} {} {}", one["Direction"], one["Reason"], one["Packets"]))
+        .collect();
+    let read = |file: &'static str| {
+        let path = format!("/proc/thread-self/net/{file}");
+        node.namespace
+            .enter(move || fs::read_to_string(path))?
+            .context(file)
+    };
+    let devices = read("dev")?;
+    let lines = devices.lines().map(str::trim);
+    let ours = lines.filter(|line| line.starts_with("lowroad0") || line.starts_with("wan0"));
+    let ours: Vec<_> = ours
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    let backlog = read("softnet_stat")?;
+    let backlog: Vec<_> = backlog
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .collect();
+    Ok(format!(
+        "{}: filter {filter:?}, devices {ours:?}, backlog {backlog:?}",
+        node.name
+    ))
 }
 
 /// By its log: asking the agent would take the emulated CPU away from it.

@@ -2,13 +2,20 @@
 
 use std::{
     net::IpAddr,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::{process::Finished, topology::Namespace, wait};
+use crate::{
+    process::{self, Finished},
+    topology::Namespace,
+    wait,
+};
+
+const CLI_LIMIT: Duration = Duration::from_secs(90);
 
 /// How packets to a peer go, as the status says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +42,12 @@ pub trait Client {
     /// Where `up` looks for the coordinator.
     fn server(&self) -> &str;
 
-    /// Runs its command line.
-    fn try_cli(&self, arguments: &[&str]) -> Result<Finished>;
+    /// Its command line, not run.
+    fn command(&self, arguments: &[&str]) -> Command;
+
+    fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
+        process::run(&mut self.command(arguments), "", CLI_LIMIT)
+    }
 
     fn cli(&self, arguments: &[&str]) -> Result<String> {
         let what = format!("{}: {}", self.name(), arguments.join(" "));

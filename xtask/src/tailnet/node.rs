@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{Client, URL, binaries};
 use crate::{
-    process::{self, Daemon, Finished},
+    process::{self, Daemon},
     topology::{Namespace, Net},
     wait,
 };
@@ -224,11 +224,11 @@ impl Client for Node {
         self.server
     }
 
-    /// Runs `lowroad --socket … <arguments>`.
-    fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
+    /// `lowroad --socket … <arguments>`.
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(binaries().join("lowroad"));
         command.arg("--socket").arg(self.socket()).args(arguments);
-        process::run(&mut command, "", CLI_LIMIT)
+        command
     }
 }
 

@@ -23,6 +23,9 @@ static IDENTIFIERS: AtomicU16 = AtomicU16::new(1);
 /// How long an answer may be under way when the ping is stopped.
 const STRAGGLERS: Duration = Duration::from_secs(2);
 
+/// Elsewhere an answer takes some ms, on an emulated CPU some tens.
+const QUEUED: Duration = Duration::from_millis(250);
+
 const PAYLOAD: usize = 48;
 /// Bytes of the socket's buffer. It gets every ICMP packet of its host, also while its reader has no time for a second or two:
 /// what is lost here would count as lost on the way.
@@ -105,10 +108,27 @@ pub struct Report {
     pub median: Option<Duration>,
     /// Of a hundred answers, one took longer.
     pub p99: Option<Duration>,
-    /// Numbers of the packets without an answer, from 0, and when they were sent.
-    pub unanswered: Vec<(u32, Instant)>,
+    pub unanswered: Vec<Unanswered>,
     /// Of those, how many the sender's own kernel refused: no route, no room.
     pub unsent: usize,
+}
+
+/// A packet without an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Unanswered {
+    /// From 0.
+    pub number: u32,
+    pub sent: Instant,
+    /// How long the answered packets before and after it took, the slower of them.
+    pub beside: Duration,
+}
+
+impl Unanswered {
+    /// What was sent beside it waited in a queue: where an emulated CPU has no time for WireGuard's workers, its queues of 1024 packets
+    /// (`MAX_QUEUED_PACKETS`) run over, and nobody counts what is dropped there (`drivers/net/wireguard/{send,receive}.c`).
+    pub fn queued(&self) -> bool {
+        self.beside >= QUEUED
+    }
 }
 
 impl Report {
@@ -116,10 +136,10 @@ impl Report {
         self.sent - self.answered
     }
 
-    /// How many of those are not excused by a machine that stood still.
+    /// How many of those are not excused by a machine that stood still, or had no time for what was queued.
     pub fn lost_by_us(&self, stalls: &Stalls) -> usize {
-        let sent = self.unanswered.iter().map(|(_, sent)| *sent);
-        sent.filter(|sent| !stalls.excuse(*sent)).count()
+        let excused = |one: &&Unanswered| stalls.excuse(one.sent) || one.queued();
+        self.unanswered.iter().filter(|one| !excused(one)).count()
     }
 }
 
@@ -127,7 +147,7 @@ impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         write!(out, "{} pings, {} lost", self.sent, self.lost())?;
         if self.lost() > 0 {
-            let mut numbers = self.unanswered.iter().map(|(number, _)| *number);
+            let mut numbers = self.unanswered.iter().map(|one| one.number);
             let shown: Vec<u32> = numbers.clone().take(SHOWN).collect();
             write!(out, " (numbers {shown:?}")?;
             if let Some(last) = numbers.next_back().filter(|_| self.lost() > SHOWN) {
@@ -242,14 +262,32 @@ impl Packets {
                 .unwrap_or_default(),
             median: times.get(times.len() / 2).copied(),
             p99: times.get(times.len() * 99 / 100).copied(),
-            unanswered: self
-                .seen
-                .iter()
-                .filter(|(_, (_, answered))| answered.is_none())
-                .map(|(number, (sent, _))| (*number, *sent))
-                .collect(),
+            unanswered: self.unanswered(),
             unsent: self.send_errors,
         }
+    }
+
+    fn unanswered(&self) -> Vec<Unanswered> {
+        let mut found: Vec<Unanswered> = Vec::new();
+        // From here on, no answered packet has come since.
+        let mut open = 0;
+        let mut before = Duration::ZERO;
+        for (number, (sent, answered)) in &self.seen {
+            if let Some(answered) = answered {
+                before = *answered - *sent;
+                for one in &mut found[open..] {
+                    one.beside = one.beside.max(before);
+                }
+                open = found.len();
+            } else {
+                found.push(Unanswered {
+                    number: *number,
+                    sent: *sent,
+                    beside: before,
+                });
+            }
+        }
+        found
     }
 
     /// The newest packet that carries this sequence number.
@@ -419,6 +457,36 @@ fn checksum(packet: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lost_packet_is_judged_by_the_answered_ones_beside_it() {
+        let start = Instant::now();
+        let mut packets = Packets::default();
+        let mut sent = |number: u32, took: Option<u64>| {
+            let sent = start + Duration::from_millis(u64::from(number) * 10);
+            let answered = took.map(|took| sent + Duration::from_millis(took));
+            packets.seen.insert(number, (sent, answered));
+        };
+        for (number, took) in [Some(5), None, Some(6), None, None, Some(300), None, Some(7)]
+            .into_iter()
+            .enumerate()
+        {
+            sent(number as u32, took);
+        }
+        let lost: Vec<_> = packets
+            .report()
+            .unanswered
+            .iter()
+            .map(|one| (one.number, one.beside.as_millis(), one.queued()))
+            .collect();
+        let wanted = [
+            (1, 6, false),
+            (3, 300, true),
+            (4, 300, true),
+            (6, 300, true),
+        ];
+        assert_eq!(lost, wanted);
+    }
 
     #[test]
     fn an_answer_belongs_to_the_newest_packet_of_its_sequence_number() {
