@@ -47,7 +47,7 @@ pub fn write_maps(folder: &Path) -> Result<()> {
     }}});
     let text = headscales
         .to_string()
-        .replace(&format!("\"{REGION}\":"), &format!("{REGION}:"));
+        .replace(&format!("\"{REGION}\":"), &format!("{REGION}: "));
     Ok(fs::write(folder.join(HEADSCALES_MAP), text)?)
 }
 
