@@ -118,9 +118,17 @@ impl Engine {
         }
     }
 
-    /// The control client as it is with what is saved, for a logout.
+    /// The control client as it is with what is saved, for a logout: at the server that knows the node, which after an interrupted `up` is not the preferred one.
     pub(super) fn saved_control_options(&self) -> ControlOptions {
-        self.control_options(Login::default(), self.state.node_key.clone())
+        let options = self.control_options(Login::default(), self.state.node_key.clone());
+        let Some(url) = self.state.registered_at.clone() else {
+            return options;
+        };
+        ControlOptions {
+            known_server: self.state.server_keys.get(&url).copied(),
+            url,
+            ..options
+        }
     }
 
     /// Ends the control client and the relays; the kernel side is kept for the next session.

@@ -238,6 +238,25 @@ impl Server {
         .map(drop)
     }
 
+    /// Deletes the nodes of this name that another login made: the one that is left has this key.
+    pub fn leave_only(&self, name: &str, node_key: &Value) -> Result<()> {
+        for node in self.nodes()? {
+            let key = ["node_key", "nodeKey"].map(|field| &node[field]);
+            if node["name"] == name && !key.contains(&node_key) {
+                self.delete(&text(&node["id"]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&self, id: &str) -> Result<()> {
+        match self.kind {
+            Kind::Headscale => self.cli(&["nodes", "delete", "-i", id, "--force"]),
+            Kind::Ours => self.cli(&["nodes", "delete", id]),
+        }
+        .map(drop)
+    }
+
     pub fn rename(&self, name: &str, new: &str) -> Result<()> {
         let id = self.id(name)?;
         match self.kind {

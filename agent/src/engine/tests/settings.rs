@@ -108,3 +108,28 @@ async fn a_logout_that_the_server_never_answers_holds_up_nobody() {
     assert!(answer.try_recv().is_err(), "the server hasn't answered");
     agent.end().await;
 }
+
+#[tokio::test]
+async fn a_logout_after_an_interrupted_up_goes_to_the_server_that_knows_the_node() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let register = expect_register(&mut server).await;
+    register.json(json!({"MachineAuthorized": true}));
+    let _unanswered = server.expect("/machine/map").await;
+    drop(steps);
+    let is_back = async || {
+        let prefs = agent.ask(|reply| Ask::Prefs { reply }).await;
+        prefs["ControlURL"] != json!(server.url)
+    };
+    let until = Instant::now() + Duration::from_secs(20);
+    while !is_back().await {
+        assert!(Instant::now() < until, "the interrupted `up` is not undone");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (reply, answer) = oneshot::channel();
+    agent.asks.send(Ask::Logout { reply }).await.unwrap();
+    expect_register(&mut server).await.json(json!({}));
+    assert_eq!(answer.await.unwrap(), Ok(()));
+    agent.end().await;
+}
