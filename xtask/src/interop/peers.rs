@@ -146,12 +146,16 @@ fn first_contact(table: &mut Table, from: &Member, to: &Member, places: Places) 
     }
     wait::pass(secs(3))?;
     let report = ping.stop();
-    table.try_it("pings meanwhile", || {
-        let lost = report.unanswered.iter().map(|one| one.number);
-        let later = lost.filter(|number| *number > 0).count();
-        // The first of all may be lost to a handshake that is under way.
-        ensure!(later <= report.sent / 100, "{report}");
-        Ok(report.to_string())
+    table.try_it("pings from the first answer on", || {
+        let first = begin + report.first_answer.context("no answer")?;
+        let lost = report.unanswered.iter().filter(|one| one.sent > first);
+        let lost = lost.count();
+        ensure!(lost <= report.sent / 100, "{lost} lost: {report}");
+        Ok(format!(
+            "{lost} lost of {}, before it {}",
+            report.sent,
+            report.lost() - lost
+        ))
     });
     if !places.direct {
         table.try_it("path", || Ok(format!("{:?}", from.path_to(to.name())?)));
