@@ -18,13 +18,14 @@ use lowroad_wire::{
 };
 use time::OffsetDateTime;
 use xtask::{
+    process::cpu_time,
     tailnet::{Client as _, Coordinator, Node},
     topology::Net,
     wait,
 };
 
 use crate::{
-    Plan, cpu,
+    Plan,
     figure::{Better, Figure},
     scenario::{Agent, Place},
 };
@@ -111,13 +112,13 @@ fn one(peers: usize, idle_seconds: f64, place: Place) -> Result<One> {
     // Until what `up` has set off is over: a second in which it does next to nothing but look after its peers.
     let little = Duration::from_millis(30) + PER_PEER * peers as u32;
     wait::wait_for("the agent being idle", PATIENCE, || {
-        let before = cpu::of_process(pid)?;
+        let before = cpu_time(pid)?;
         wait::pass(Duration::from_secs(1))?;
-        Ok((cpu::of_process(pid)? - before < little).then_some(()))
+        Ok((cpu_time(pid)? - before < little).then_some(()))
     })?;
-    let before = cpu::of_process(pid)?;
+    let before = cpu_time(pid)?;
     wait::pass(Duration::from_secs_f64(idle_seconds))?;
-    let spent = cpu::of_process(pid)? - before;
+    let spent = cpu_time(pid)? - before;
     let memory = Memory::of(pid)?;
     wait::wait_for("the netmap being kept", PATIENCE, || {
         let kept = node.state_folder().join("netmap.cache");

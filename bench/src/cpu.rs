@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context, Result};
+use xtask::process::{Stat, ticks_per_second};
 
 /// CPU time spent since the start of the machine, and of each process that is still there.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,16 +38,6 @@ impl Sample {
     }
 }
 
-/// CPU time of one process, its threads included.
-pub fn of_process(pid: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
-        .with_context(|| format!("process {pid} is gone"))?;
-    let process = Process::parse(&stat).with_context(|| format!("/proc/{pid}/stat is {stat:?}"))?;
-    Ok(Duration::from_secs_f64(
-        process.ticks as f64 / ticks_per_second(),
-    ))
-}
-
 /// user nice system idle iowait irq softirq steal …
 fn busy_ticks(line: &str, without_nice: bool) -> Option<u64> {
     let mut fields = line.strip_prefix("cpu ")?.split_whitespace();
@@ -58,40 +49,16 @@ fn busy_ticks(line: &str, without_nice: bool) -> Option<u64> {
     Some(user + nice + system + irq + softirq)
 }
 
-struct Process {
-    group: u32,
-    ticks: u64,
-}
-
-impl Process {
-    /// proc_pid_stat(5); the name may hold anything, so count from the last parenthesis.
-    fn parse(stat: &str) -> Option<Self> {
-        let (_, rest) = stat.rsplit_once(')')?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
-        Some(Self {
-            group: u32::try_from(number(2)?).ok()?,
-            ticks: number(11)? + number(12)?,
-        })
-    }
-}
-
-fn processes(groups: &BTreeSet<u32>) -> impl Iterator<Item = Process> + '_ {
+fn processes(groups: &BTreeSet<u32>) -> impl Iterator<Item = Stat> + '_ {
     let own = std::process::id().to_string();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(move |entry| {
         let name = entry.file_name();
         let name = name.to_str()?;
         name.parse::<u32>().ok()?;
-        let process = Process::parse(&fs::read_to_string(entry.path().join("stat")).ok()?)?;
+        let process = Stat::parse(&fs::read_to_string(entry.path().join("stat")).ok()?)?;
         (name == own || groups.contains(&process.group)).then_some(process)
     })
-}
-
-fn ticks_per_second() -> f64 {
-    // SAFETY: takes a number, returns a number.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    if ticks > 0 { ticks as f64 } else { 100.0 }
 }
 
 fn own_nice() -> i32 {
@@ -114,7 +81,7 @@ mod tests {
     #[test]
     fn a_process_is_read_whatever_its_name() {
         let stat = "7 (a) b (c) S 1 42 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 1 0 1 1 1";
-        let process = Process::parse(stat).unwrap();
+        let process = Stat::parse(stat).unwrap();
         assert_eq!((process.group, process.ticks), (42, 300));
     }
 

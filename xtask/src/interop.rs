@@ -5,6 +5,7 @@ mod lifecycle;
 mod local_api;
 mod member;
 mod mixed;
+mod options;
 mod peers;
 mod policies;
 mod relay;
@@ -16,16 +17,22 @@ mod table;
 use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
-use self::{server::Kind, table::Table};
+use self::{
+    options::{Options, USAGE},
+    peers::Places,
+    server::Kind::{Headscale, Ours},
+    table::Table,
+};
 use crate::{
+    lab::secs,
     process::Daemon,
     setup, signals,
     tailnet::{self, Client},
@@ -34,17 +41,6 @@ use crate::{
     workspace::is_root,
 };
 
-const USAGE: &str = "\
-usage: cargo xtask interop --bin DIR [--out DIR] [name]…
-
-Runs lowroad beside the stock programs in DIR and prints what works: all parts, or those whose name contains one of these.
-
-  --bin DIR   folder with tailscaled, tailscale, derper and headscale
-  --minutes N how long each tailnet of eight is changed (30)
-  --out DIR   also write interop.md and interop.json there
-  --list      the names of the parts
-";
-
 /// What has to be built, and from what.
 const HOW_TO_BUILD: &str = "\
 Build them with Go from checkouts of their public sources, and name the folder with --bin:
@@ -52,8 +48,6 @@ Build them with Go from checkouts of their public sources, and name the folder w
   in github.com/juanfont/headscale:   go build -o DIR/ ./cmd/headscale";
 
 const PROGRAMS: &[&str] = &["tailscaled", "tailscale", "derper", "headscale"];
-
-pub const ALLOW_ALL: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#;
 
 /// What a part gets.
 #[derive(Debug)]
@@ -64,57 +58,51 @@ pub struct Lab<'a> {
     pub minutes: u64,
 }
 
-type Part = fn(&Lab, &mut Table) -> Result<()>;
+/// Something to try, with servers and hosts of its own.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Lifecycle(member::Kind),
+    Policies,
+    LocalApi,
+    StockOnOurs,
+    Pair(server::Kind, Places),
+    TwoRelays(server::Kind),
+    Mixed(server::Kind),
+}
 
 const PARTS: &[(&str, Part)] = &[
-    ("lifecycle-lowroad", |lab, table| {
-        lifecycle::on_headscale(lab, table, member::Kind::Lowroad)
-    }),
-    ("lifecycle-stock", |lab, table| {
-        lifecycle::on_headscale(lab, table, member::Kind::Stock)
-    }),
-    ("policies", policies::on_headscale),
-    ("local-api", local_api::stock_command_line),
-    ("stock-on-ours", served::stock_nodes),
-    ("peers-headscale-easy", |lab, table| {
-        peers::pairs(lab, table, Kind::Headscale, peers::EASY)
-    }),
-    ("peers-ours-easy", |lab, table| {
-        peers::pairs(lab, table, Kind::Ours, peers::EASY)
-    }),
-    ("peers-headscale-hard", |lab, table| {
-        peers::pairs(lab, table, Kind::Headscale, peers::HARD)
-    }),
-    ("peers-ours-hard", |lab, table| {
-        peers::pairs(lab, table, Kind::Ours, peers::HARD)
-    }),
-    ("peers-headscale-relayed", |lab, table| {
-        peers::pairs(lab, table, Kind::Headscale, peers::RELAYED)
-    }),
-    ("peers-ours-relayed", |lab, table| {
-        peers::pairs(lab, table, Kind::Ours, peers::RELAYED)
-    }),
-    ("peers-headscale-two-relays", |lab, table| {
-        peers::two_regions(lab, table, Kind::Headscale)
-    }),
-    ("peers-ours-two-relays", |lab, table| {
-        peers::two_regions(lab, table, Kind::Ours)
-    }),
-    ("mixed-headscale", |lab, table| {
-        mixed::churn(lab, table, Kind::Headscale)
-    }),
-    ("mixed-ours", |lab, table| {
-        mixed::churn(lab, table, Kind::Ours)
-    }),
+    ("lifecycle-lowroad", Part::Lifecycle(member::Kind::Lowroad)),
+    ("lifecycle-stock", Part::Lifecycle(member::Kind::Stock)),
+    ("policies", Part::Policies),
+    ("local-api", Part::LocalApi),
+    ("stock-on-ours", Part::StockOnOurs),
+    ("peers-headscale-easy", Part::Pair(Headscale, peers::EASY)),
+    ("peers-ours-easy", Part::Pair(Ours, peers::EASY)),
+    ("peers-headscale-hard", Part::Pair(Headscale, peers::HARD)),
+    ("peers-ours-hard", Part::Pair(Ours, peers::HARD)),
+    (
+        "peers-headscale-relayed",
+        Part::Pair(Headscale, peers::RELAYED),
+    ),
+    ("peers-ours-relayed", Part::Pair(Ours, peers::RELAYED)),
+    ("peers-headscale-two-relays", Part::TwoRelays(Headscale)),
+    ("peers-ours-two-relays", Part::TwoRelays(Ours)),
+    ("mixed-headscale", Part::Mixed(Headscale)),
+    ("mixed-ours", Part::Mixed(Ours)),
 ];
 
-#[derive(Debug, Default)]
-struct Options {
-    programs: Option<PathBuf>,
-    out: Option<PathBuf>,
-    list: bool,
-    minutes: Option<u64>,
-    names: Vec<String>,
+impl Part {
+    fn run(self, lab: &Lab, table: &mut Table) -> Result<()> {
+        match self {
+            Self::Lifecycle(kind) => lifecycle::on_headscale(lab, table, kind),
+            Self::Policies => policies::on_headscale(lab, table),
+            Self::LocalApi => local_api::stock_command_line(lab, table),
+            Self::StockOnOurs => served::stock_nodes(lab, table),
+            Self::Pair(server, places) => peers::pair(lab, table, server, places),
+            Self::TwoRelays(server) => peers::two_relays(lab, table, server),
+            Self::Mixed(server) => mixed::churn(lab, table, server),
+        }
+    }
 }
 
 pub fn main(arguments: &[&str]) -> Result<ExitCode> {
@@ -154,7 +142,7 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
         let lab = Lab {
             net: &net,
             programs: &programs,
-            minutes: options.minutes.unwrap_or(mixed::MINUTES),
+            minutes: options.minutes,
         };
         one(name, *part, &lab, &mut table)?;
     }
@@ -182,7 +170,7 @@ fn one(name: &str, part: Part, lab: &Lab, table: &mut Table) -> Result<()> {
     hosts::certify(lab.net.folder())?;
     let before = table.failed();
     table.area(name);
-    let run = || part(lab, table);
+    let run = || part.run(lab, table);
     let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(anyhow!("panicked")));
     signals::check()?;
     if let Err(why) = result {
@@ -210,37 +198,6 @@ fn head(programs: &Path) -> Result<String> {
         version("tailscale", "version")?,
         version("headscale", "version")?
     ))
-}
-
-impl Options {
-    fn parse(arguments: &[&str]) -> Result<Self> {
-        let mut options = Self::default();
-        let mut rest = arguments.iter();
-        while let Some(argument) = rest.next() {
-            let (name, joined) = match argument.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (*argument, None),
-            };
-            let mut folder = || {
-                let value = joined.or_else(|| rest.next().copied());
-                let value = value.with_context(|| format!("{name} wants a folder\n\n{USAGE}"))?;
-                Ok::<_, anyhow::Error>(Some(PathBuf::from(value)))
-            };
-            match name {
-                "--bin" => options.programs = folder()?,
-                "--out" => options.out = folder()?,
-                "--list" => options.list = true,
-                "--minutes" => {
-                    let value = joined.or_else(|| rest.next().copied());
-                    let number = value.and_then(|value| value.parse().ok());
-                    options.minutes = Some(number.context("--minutes wants a number")?);
-                }
-                _ if name.starts_with('-') => bail!("no option {argument}\n\n{USAGE}"),
-                _ => options.names.push((*argument).to_owned()),
-            }
-        }
-        Ok(options)
-    }
 }
 
 /// A login without a key, which goes on until it is dropped.
@@ -274,8 +231,4 @@ fn healthy(node: &impl Client) -> Result<()> {
     warnings.retain(|text| !text.to_string().contains("unstable version"));
     ensure!(warnings.is_empty(), "{warnings:?}");
     Ok(())
-}
-
-pub const fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
 }

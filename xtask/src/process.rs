@@ -236,14 +236,41 @@ impl Drop for Daemon {
     }
 }
 
-/// CPU time that a process has used so far.
+/// What `/proc/<pid>/stat` says of a process and its threads (proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy)]
+pub struct Stat {
+    pub group: u32,
+    /// CPU time, user's and system's.
+    pub ticks: u64,
+}
+
+impl Stat {
+    /// The name may hold anything, so count from the last parenthesis.
+    pub fn parse(stat: &str) -> Option<Self> {
+        let (_, rest) = stat.rsplit_once(')')?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+        Some(Self {
+            group: u32::try_from(number(2)?).ok()?,
+            ticks: number(11)? + number(12)?,
+        })
+    }
+}
+
+pub fn ticks_per_second() -> f64 {
+    // SAFETY: takes a number, returns a number.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    if ticks > 0 { ticks as f64 } else { 100.0 }
+}
+
+/// CPU time that a process has used so far, its threads included.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
-    // utime and stime, in hundredths of a second (proc_pid_stat(5)).
-    let fields = rest.split_whitespace().skip(11).take(2);
-    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 10))
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .with_context(|| format!("process {pid} is gone"))?;
+    let process = Stat::parse(&stat).with_context(|| format!("/proc/{pid}/stat is {stat:?}"))?;
+    Ok(Duration::from_secs_f64(
+        process.ticks as f64 / ticks_per_second(),
+    ))
 }
 
 /// A field of `/proc/<pid>/status` that counts memory, in MB: `VmRSS`, `VmHWM`.

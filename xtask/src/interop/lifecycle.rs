@@ -5,13 +5,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    ALLOW_ALL, Lab, Login,
+    Lab, Login,
     member::{Kind, Member},
-    secs,
     server::{self, KeyOptions, Server},
     table::Table,
 };
-use crate::{tailnet::Client, traffic::Pinger, wait};
+use crate::{
+    lab::{ALLOW_ALL, secs},
+    tailnet::Client,
+    traffic::Pinger,
+    wait,
+};
 
 const LIMIT: Duration = secs(30);
 const PACE: Duration = Duration::from_millis(20);
@@ -26,7 +30,7 @@ pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     let key = server.auth_key("ann", KeyOptions::default())?;
     let node = Member::public(lab, kind, "subject", 30)?;
     let peer = Member::public(lab, Kind::Stock, "peer", 31)?;
-    peer.join(&key)?;
+    peer.up(&key)?;
     logins(lab, table, &server, &node, &peer)?;
     administered(table, &server, &node, &peer)?;
     ephemeral(lab, table, &server, &peer, kind)?;
@@ -77,7 +81,7 @@ fn logins(
         Ok(String::new())
     });
     table.try_it("and back by auth key", || {
-        let time = node.join(&key)?;
+        let time = node.up(&key)?;
         only(server, node)?;
         answers(peer, node)?;
         Ok(format!("{:.2} s", time.as_secs_f64()))
@@ -110,10 +114,12 @@ fn logins(
         answers(peer, node)?;
         Ok(tags.to_string())
     });
-    // Headscale gives a tagged node back to a user only as a new node, whatever kind of client asks.
-    table.try_it("and back to a user, deleted first", || {
+    table.try_it("tagged, and deleted by the administrator", || {
         server.to_node("delete", "subject")?;
-        state(node, "NeedsLogin")?;
+        let time = state(node, "NeedsLogin")?;
+        Ok(format!("told after {:.2} s", time.as_secs_f64()))
+    });
+    table.try_it("and back to a user", || {
         node.up_with(&key, &["--force-reauth"])?;
         let tags = node.status()?["Self"]["Tags"].clone();
         ensure!(tags.as_array().is_none_or(Vec::is_empty), "{tags}");
@@ -191,7 +197,7 @@ fn ephemeral(
     };
     let key = server.auth_key("ann", options)?;
     let mut node = Member::public(lab, kind, "brief", 32)?;
-    node.join(&key)?;
+    node.up(&key)?;
     answers(peer, &node)?;
     table.try_it(
         "ephemeral: its agent restarts, and it is still there",
@@ -208,7 +214,7 @@ fn ephemeral(
         Ok(format!("after {:.0} s", time.as_secs_f64()))
     });
     table.try_it("ephemeral: forgotten once it is gone", || {
-        node.join(&key)?;
+        node.up(&key)?;
         drop(node);
         let gone = || Ok(server.node("brief")?.is_none().then_some(()));
         let (_, time) = wait::wait_for("the server to forget it", FORGOTTEN, gone)?;

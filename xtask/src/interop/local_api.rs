@@ -6,14 +6,14 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{
-    ALLOW_ALL, Lab,
+    Lab,
     member::{Kind, Member},
-    secs,
     server::{self, KeyOptions, Server},
     stock::Stock,
     table::Table,
 };
 use crate::{
+    lab::{ALLOW_ALL, secs},
     process::{self, Finished},
     tailnet::Client,
 };
@@ -39,7 +39,7 @@ pub fn stock_command_line(lab: &Lab, table: &mut Table) -> Result<()> {
     let key = server.auth_key("ann", KeyOptions::default())?;
     let member = Member::public(lab, Kind::Lowroad, "lowroad", 30)?;
     let peer = Member::public(lab, Kind::Stock, "stock", 31)?;
-    peer.join(&key)?;
+    peer.up(&key)?;
     let Member::Lowroad(node) = &member else {
         bail!("a lowroad node that is none");
     };

@@ -1,6 +1,6 @@
 //! A node of either kind.
 
-use std::{process::Command, time::Duration};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -66,28 +66,25 @@ impl Member {
     /// Ends the daemon as a service manager does, and starts it again.
     pub fn restart(&mut self) -> Result<()> {
         match self {
-            Self::Lowroad(node) => {
-                node.stop_agent();
-                node.start_agent()
-            }
-            Self::Stock(stock) => {
-                stock.stop();
-                stock.start_daemon()
-            }
+            Self::Lowroad(node) => node.stop_agent(),
+            Self::Stock(stock) => stock.stop(),
         }
+        self.start_again()
     }
 
     /// `kill -9`, and the daemon started again.
     pub fn crash(&mut self) -> Result<()> {
         match self {
-            Self::Lowroad(node) => {
-                node.kill_9();
-                node.start_agent()
-            }
-            Self::Stock(stock) => {
-                stock.kill_9();
-                stock.start_daemon()
-            }
+            Self::Lowroad(node) => node.kill_9(),
+            Self::Stock(stock) => stock.kill_9(),
+        }
+        self.start_again()
+    }
+
+    fn start_again(&mut self) -> Result<()> {
+        match self {
+            Self::Lowroad(node) => node.start_agent(),
+            Self::Stock(stock) => stock.start_daemon(),
         }
     }
 
@@ -96,11 +93,6 @@ impl Member {
             Self::Lowroad(node) => node.agent_pid().context("an agent that does not run"),
             Self::Stock(stock) => stock.pid(),
         }
-    }
-
-    /// Joins with this key, and says how long that took.
-    pub fn join(&self, key: &str) -> Result<Duration> {
-        self.up(key)
     }
 }
 

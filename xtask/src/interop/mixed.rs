@@ -8,13 +8,13 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{
-    ALLOW_ALL, Lab,
+    Lab,
     member::{Kind, Member},
-    secs,
     server::{self, KeyOptions, Server},
     table::Table,
 };
 use crate::{
+    lab::{ALLOW_ALL, secs},
     process::{cpu_time, memory},
     signals,
     tailnet::Client,
@@ -23,8 +23,6 @@ use crate::{
     wait,
 };
 
-/// How many minutes, unless `--minutes` says so.
-pub const MINUTES: u64 = 30;
 const MINUTE: Duration = secs(60);
 /// After the last change of a minute: for what has to settle.
 const SETTLE: Duration = secs(20);
@@ -103,7 +101,7 @@ fn join(lab: &Lab, kind: server::Kind) -> Result<Eight> {
             6 => Member::behind(lab, kind, &name, last, Nat::Hard)?,
             _ => Member::behind(lab, kind, &name, last, Nat::UdpBlocked)?,
         };
-        member.join(&server.auth_key(user, KeyOptions::default())?)?;
+        member.up(&server.auth_key(user, KeyOptions::default())?)?;
         members.push(member);
         users.push(user);
     }
@@ -130,7 +128,7 @@ impl Eight {
                 format!("{name} killed and started again")
             }
             2 => {
-                self.policy = &POLICIES[usize::try_from(minute)? / 5 % POLICIES.len()];
+                self.policy = &POLICIES[(usize::try_from(minute)? / 5 + 1) % POLICIES.len()];
                 self.server.set_policy(self.policy.text)?;
                 "another policy".to_owned()
             }

@@ -6,14 +6,15 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    ALLOW_ALL, Lab,
+    Lab,
     hosts::RELAY_HOST,
     member::{Kind, Member},
-    relay, secs,
+    relay,
     server::{self, KeyOptions, Server},
     table::Table,
 };
 use crate::{
+    lab::{ALLOW_ALL, secs},
     tailnet::{COORDINATOR, Client, PathKind},
     topology::Nat,
     traffic::{self, Pinger, fits},
@@ -53,7 +54,7 @@ const UPGRADE: Duration = secs(30);
 const PACE: Duration = Duration::from_millis(20);
 const MTU: usize = 1280;
 
-pub fn pairs(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) -> Result<()> {
+pub fn pair(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) -> Result<()> {
     table.area(&format!(
         "lowroad and stock on {}, {}",
         kind.name(),
@@ -65,7 +66,7 @@ pub fn pairs(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) -
     let stock = Member::behind(lab, Kind::Stock, "stock", 22, places.stock)?;
     for node in [&lowroad, &stock] {
         let joined = table.try_it(&format!("{}: up", node.name()), || {
-            Ok(format!("{:.2} s", node.join(&key)?.as_secs_f64()))
+            Ok(format!("{:.2} s", node.up(&key)?.as_secs_f64()))
         });
         ensure!(joined, "without this there is nothing more to try");
     }
@@ -80,7 +81,7 @@ pub fn pairs(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) -
 }
 
 /// Two nodes behind hard NATs that have different home relays: each reaches the other over the other's.
-pub fn two_regions(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
+pub fn two_relays(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
     table.area(&format!(
         "lowroad and stock on {}, each with a home relay of its own",
         kind.name()
@@ -100,7 +101,7 @@ pub fn two_regions(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<(
     let lowroad = behind(Kind::Lowroad, "lowroad", 21, RELAY_HOST)?;
     let stock = behind(Kind::Stock, "stock", 22, COORDINATOR)?;
     for node in [&lowroad, &stock] {
-        node.join(&key)?;
+        node.up(&key)?;
     }
     for (from, to, home) in [(&lowroad, &stock, "two"), (&stock, &lowroad, "")] {
         table.try_it(&format!("{} to {}", from.name(), to.name()), || {
@@ -158,7 +159,12 @@ fn first_contact(table: &mut Table, from: &Member, to: &Member, places: Places) 
         ))
     });
     if !places.direct {
-        table.try_it("path", || Ok(format!("{:?}", from.path_to(to.name())?)));
+        table.try_it("relayed, as both see it", || {
+            let (path, back) = (from.path_to(to.name())?, to.path_to(from.name())?);
+            let relayed = |path: &PathKind| matches!(path, PathKind::Relay(_));
+            ensure!(relayed(&path) && relayed(&back), "{path:?}, {back:?}");
+            Ok(format!("{path:?}"))
+        });
     }
     Ok(())
 }

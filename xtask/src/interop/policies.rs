@@ -5,13 +5,13 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    ALLOW_ALL, Lab,
+    Lab,
     member::{Kind, Member},
-    secs,
     server::{self, KeyOptions, Server},
     table::Table,
 };
 use crate::{
+    lab::{ALLOW_ALL, secs},
     tailnet::Client,
     traffic::{self, Pinger},
     wait,
@@ -117,16 +117,16 @@ pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
     };
     // In the order of their addresses, which one policy names.
     let ann = Member::public(lab, Kind::Stock, "anns", 30)?;
-    ann.join(&key("ann", "")?)?;
+    ann.up(&key("ann", "")?)?;
     let lowroad = Member::public(lab, Kind::Lowroad, "lowroad", 31)?;
-    lowroad.join(&key("ann", "")?)?;
+    lowroad.up(&key("ann", "")?)?;
     let bob = Member::public(lab, Kind::Lowroad, "bobs", 32)?;
-    bob.join(&key("bob", "")?)?;
+    bob.up(&key("bob", "")?)?;
     let stock = Member::public(lab, Kind::Stock, "stock", 33)?;
-    stock.join(&key("ann", "")?)?;
+    stock.up(&key("ann", "")?)?;
     server.set_policy(r#"{"tagOwners": {"tag:web": ["ann@"]}, "acls": []}"#)?;
     let tagged = Member::public(lab, Kind::Stock, "tagged", 34)?;
-    tagged.join(&key("ann", "tag:web")?)?;
+    tagged.up(&key("ann", "tag:web")?)?;
     let both = [&lowroad, &stock];
     let mut servers = Vec::new();
     for node in both {

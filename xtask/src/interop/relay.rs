@@ -13,9 +13,8 @@ use serde_json::json;
 use super::{
     Lab,
     hosts::{self, RELAY, RELAY_HOST},
-    secs,
 };
-use crate::{process::Daemon, wait};
+use crate::{lab::secs, process::Daemon, wait};
 
 pub const REGION: u16 = 900;
 const CODE: &str = "two";

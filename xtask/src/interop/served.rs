@@ -11,11 +11,11 @@ use serde_json::Value;
 use super::{
     Lab, Login, hosts,
     member::{Kind, Member},
-    secs,
     server::{self, KeyOptions, Server},
     table::Table,
 };
 use crate::{
+    lab::secs,
     process,
     tailnet::{COORDINATOR, Client},
     topology::Nat,
@@ -47,7 +47,7 @@ pub fn stock_nodes(lab: &Lab, table: &mut Table) -> Result<()> {
     let two = Member::start(lab, Kind::Stock, "two", &lab.net.behind("two", &router, 2)?)?;
     for node in [&one, &two] {
         let joined = table.try_it(&format!("{}: up by auth key", node.name()), || {
-            Ok(format!("{:.2} s", node.join(&key)?.as_secs_f64()))
+            Ok(format!("{:.2} s", node.up(&key)?.as_secs_f64()))
         });
         ensure!(joined, "without this there is nothing more to try");
     }
@@ -82,15 +82,16 @@ fn healthy(table: &mut Table, node: &Member, when: &str) -> Result<()> {
 
 /// What its debugging commands show of what we served.
 fn views(table: &mut Table, node: &Member) -> Result<()> {
-    for arguments in [
-        &["debug", "derp-map"][..],
-        &["debug", "netmap"],
-        &["netcheck"],
-        &["dns", "status"],
+    for (arguments, wanted) in [
+        (&["debug", "derp-map"][..], "\"999\""),
+        (&["debug", "netmap"], "two.tail.lab."),
+        (&["netcheck"], "Nearest DERP: lowroad"),
+        (&["dns", "status"], "tail.lab"),
     ] {
         table.try_it(&arguments.join(" "), || {
             let text = node.cli(arguments)?;
-            Ok(format!("{} lines", text.lines().count()))
+            ensure!(text.contains(wanted), "no {wanted} in {text}");
+            Ok(format!("has {wanted}"))
         });
     }
     Ok(())
@@ -243,7 +244,7 @@ fn logins(lab: &Lab, table: &mut Table, server: &Server, one: &Member, two: &Mem
             Ok((two.status()?["BackendState"] == "NeedsLogin").then_some(()))
         })?;
         let key = server.auth_key("bob", KeyOptions::default())?;
-        two.join(&key)?;
+        two.up(&key)?;
         // The other user's node is another one; the first has expired.
         server.to_node("delete", "two")?;
         ensure!(user("two")?.starts_with("bob"), "of {}", user("two")?);

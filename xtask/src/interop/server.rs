@@ -230,10 +230,13 @@ impl Server {
 
     /// Does something to a node: `delete`, `expire`.
     pub fn to_node(&self, what: &str, name: &str) -> Result<()> {
-        let id = self.id(name)?;
+        self.to_id(what, &self.id(name)?)
+    }
+
+    fn to_id(&self, what: &str, id: &str) -> Result<()> {
         match self.kind {
-            Kind::Headscale => self.cli(&["nodes", what, "-i", &id, "--force"]),
-            Kind::Ours => self.cli(&["nodes", what, &id]),
+            Kind::Headscale => self.cli(&["nodes", what, "-i", id, "--force"]),
+            Kind::Ours => self.cli(&["nodes", what, id]),
         }
         .map(drop)
     }
@@ -243,18 +246,10 @@ impl Server {
         for node in self.nodes()? {
             let key = ["node_key", "nodeKey"].map(|field| &node[field]);
             if node["name"] == name && !key.contains(&node_key) {
-                self.delete(&text(&node["id"]))?;
+                self.to_id("delete", &text(&node["id"]))?;
             }
         }
         Ok(())
-    }
-
-    fn delete(&self, id: &str) -> Result<()> {
-        match self.kind {
-            Kind::Headscale => self.cli(&["nodes", "delete", "-i", id, "--force"]),
-            Kind::Ours => self.cli(&["nodes", "delete", id]),
-        }
-        .map(drop)
     }
 
     pub fn rename(&self, name: &str, new: &str) -> Result<()> {
