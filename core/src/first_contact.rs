@@ -1,8 +1,9 @@
-//! The first handshake of a peer that the netmap has not brought yet.
+//! The first handshake with a peer of whom the netmap has not said enough yet.
 //!
 //! A node that has just joined starts to talk before everybody has heard of it, and WireGuard repeats an
 //! unanswered initiation only after 5 s. So the last initiation of every unknown node key that a relay brings
-//! is kept for a moment, and handed over when the netmap brings the peer.
+//! is kept for a moment, and handed over when the netmap brings the peer; and so is the last one to every peer
+//! whose home relay is not known yet, until it is.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,7 @@ use lowroad_wire::key::NodePublic;
 
 /// How long an initiation is kept. WireGuard refuses none for its age, but its sender gives up after 5 s.
 pub const KEEP: Duration = Duration::from_secs(3);
-/// How many unknown keys are remembered; a relay lets anybody speak to us.
+/// How many keys are remembered; a relay lets anybody speak to us.
 pub const MAX_HELD: usize = 256;
 
 const INITIATION_LEN: usize = 148;
@@ -26,20 +27,20 @@ pub struct FirstContact {
 }
 
 impl FirstContact {
-    /// Keeps a packet of an unknown key if it is a handshake initiation; a newer one replaces an older one.
+    /// Keeps a packet of or to this key if it is a handshake initiation; a newer one replaces an older one.
     /// When full, the oldest goes.
-    pub fn hold(&mut self, now: Instant, from: NodePublic, packet: &[u8]) {
+    pub fn hold(&mut self, now: Instant, key: NodePublic, packet: &[u8]) {
         if packet.len() != INITIATION_LEN || !packet.starts_with(&INITIATION_START) {
             return;
         }
         self.held.retain(|_, (at, _)| is_fresh(*at, now));
-        if self.held.len() >= MAX_HELD && !self.held.contains_key(&from) {
+        if self.held.len() >= MAX_HELD && !self.held.contains_key(&key) {
             let oldest = self.held.iter().min_by_key(|(_, (at, _))| *at);
             if let Some(key) = oldest.map(|(key, _)| *key) {
                 self.held.remove(&key);
             }
         }
-        self.held.insert(from, (now, packet.into()));
+        self.held.insert(key, (now, packet.into()));
     }
 
     /// The initiation of a key that has become known, unless it is too old.

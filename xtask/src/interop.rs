@@ -1,5 +1,6 @@
 //! `cargo xtask interop`: lowroad beside the stock programs, tried case by case. Not part of the tests: those programs are none of ours.
 
+mod changes;
 mod hosts;
 mod lifecycle;
 mod local_api;
@@ -9,15 +10,17 @@ mod options;
 mod peers;
 mod policies;
 mod relay;
+mod routes;
 mod served;
 mod server;
 mod stock;
 mod table;
+mod upgrade;
 
 use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Instant,
 };
@@ -48,12 +51,16 @@ Build them with Go from checkouts of their public sources, and name the folder w
   in github.com/juanfont/headscale:   go build -o DIR/ ./cmd/headscale";
 
 const PROGRAMS: &[&str] = &["tailscaled", "tailscale", "derper", "headscale"];
+/// Of which older ones are tried.
+const OLD_PROGRAMS: &[&str] = &["tailscaled", "tailscale", "headscale"];
 
 /// What a part gets.
 #[derive(Debug)]
 pub struct Lab<'a> {
     pub net: &'a Net,
     pub programs: &'a Path,
+    /// Older ones.
+    pub old: Option<&'a Path>,
     /// How long the mixed tailnets are changed.
     pub minutes: u64,
 }
@@ -65,8 +72,13 @@ enum Part {
     Policies,
     LocalApi,
     StockOnOurs,
+    OldStockOnOurs,
+    HeadscaleUpgraded,
     Pair(server::Kind, Places),
     TwoRelays(server::Kind),
+    Routes(server::Kind),
+    Changes(server::Kind),
+    Idle(server::Kind),
     Mixed(server::Kind),
 }
 
@@ -76,6 +88,8 @@ const PARTS: &[(&str, Part)] = &[
     ("policies", Part::Policies),
     ("local-api", Part::LocalApi),
     ("stock-on-ours", Part::StockOnOurs),
+    ("old-stock-on-ours", Part::OldStockOnOurs),
+    ("headscale-upgraded", Part::HeadscaleUpgraded),
     ("peers-headscale-easy", Part::Pair(Headscale, peers::EASY)),
     ("peers-ours-easy", Part::Pair(Ours, peers::EASY)),
     ("peers-headscale-hard", Part::Pair(Headscale, peers::HARD)),
@@ -85,8 +99,16 @@ const PARTS: &[(&str, Part)] = &[
         Part::Pair(Headscale, peers::RELAYED),
     ),
     ("peers-ours-relayed", Part::Pair(Ours, peers::RELAYED)),
+    ("peers-headscale-v6", Part::Pair(Headscale, peers::V6)),
+    ("peers-ours-v6", Part::Pair(Ours, peers::V6)),
     ("peers-headscale-two-relays", Part::TwoRelays(Headscale)),
     ("peers-ours-two-relays", Part::TwoRelays(Ours)),
+    ("routes-headscale", Part::Routes(Headscale)),
+    ("routes-ours", Part::Routes(Ours)),
+    ("changes-headscale", Part::Changes(Headscale)),
+    ("changes-ours", Part::Changes(Ours)),
+    ("idle-headscale", Part::Idle(Headscale)),
+    ("idle-ours", Part::Idle(Ours)),
     ("mixed-headscale", Part::Mixed(Headscale)),
     ("mixed-ours", Part::Mixed(Ours)),
 ];
@@ -97,11 +119,20 @@ impl Part {
             Self::Lifecycle(kind) => lifecycle::on_headscale(lab, table, kind),
             Self::Policies => policies::on_headscale(lab, table),
             Self::LocalApi => local_api::stock_command_line(lab, table),
-            Self::StockOnOurs => served::stock_nodes(lab, table),
+            Self::StockOnOurs => served::stock_nodes(lab, table, ""),
+            Self::OldStockOnOurs => old_stock_on_ours(lab, table),
+            Self::HeadscaleUpgraded => upgrade::of_headscale(lab, table),
             Self::Pair(server, places) => peers::pair(lab, table, server, places),
             Self::TwoRelays(server) => peers::two_relays(lab, table, server),
+            Self::Routes(server) => routes::of_stock_nodes(lab, table, server),
+            Self::Changes(server) => changes::under_traffic(lab, table, server),
+            Self::Idle(server) => changes::idle(lab, table, server),
             Self::Mixed(server) => mixed::churn(lab, table, server),
         }
+    }
+
+    fn wants_old(self) -> bool {
+        matches!(self, Self::OldStockOnOurs | Self::HeadscaleUpgraded)
     }
 }
 
@@ -115,11 +146,9 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
         print!("{USAGE}");
         bail!("--bin is missing.\n{HOW_TO_BUILD}");
     };
-    let there = |program: &&&str| programs.join(program).is_file();
-    if let Some(missing) = PROGRAMS.iter().find(|program| !there(program)) {
-        bail!("{} has no {missing}.\n{HOW_TO_BUILD}", programs.display());
-    }
-    let programs = fs::canonicalize(&programs)?;
+    let programs = folder_with(&programs, PROGRAMS)?;
+    let old = options.old.map(|old| folder_with(&old, OLD_PROGRAMS));
+    let old = old.transpose()?;
     ensure!(
         is_root(),
         "namespaces need root: run the same command with sudo"
@@ -138,10 +167,15 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
         "no part of this name: see cargo xtask interop --list"
     );
     for (name, part) in chosen {
+        if part.wants_old() && old.is_none() {
+            table.skip(name, "wants older programs: --old DIR");
+            continue;
+        }
         let net = Net::new()?;
         let lab = Lab {
             net: &net,
             programs: &programs,
+            old: old.as_deref(),
             minutes: options.minutes,
         };
         one(name, *part, &lab, &mut table)?;
@@ -157,7 +191,12 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
             serde_json::to_string_pretty(&all)?,
         )?;
     }
-    println!("{} tried, {} failed", table.len(), table.failed());
+    println!(
+        "{} tried, {} failed, {} parts skipped",
+        table.len(),
+        table.failed(),
+        table.skipped()
+    );
     Ok(match table.failed() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -183,21 +222,38 @@ fn one(name: &str, part: Part, lab: &Lab, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
+/// The folder, if it has these programs.
+fn folder_with(folder: &Path, programs: &[&str]) -> Result<PathBuf> {
+    let there = |program: &&&str| folder.join(program).is_file();
+    if let Some(missing) = programs.iter().find(|program| !there(program)) {
+        bail!("{} has no {missing}.\n{HOW_TO_BUILD}", folder.display());
+    }
+    Ok(fs::canonicalize(folder)?)
+}
+
+fn old_stock_on_ours(lab: &Lab, table: &mut Table) -> Result<()> {
+    let programs = lab.old.context("--old is missing")?;
+    let version = version(programs, "tailscale")?;
+    let lab = Lab { programs, ..*lab };
+    served::stock_nodes(&lab, table, &format!(", version {version}"))
+}
+
 /// Which programs these are.
 fn head(programs: &Path) -> Result<String> {
-    let version = |program: &str, argument: &str| {
-        let output = Command::new(programs.join(program)).arg(argument).output();
-        let output = output.with_context(|| format!("run {program}"))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let first = text.lines().next().unwrap_or_default().to_owned();
-        Ok::<_, anyhow::Error>(first.trim_start_matches("headscale version ").to_owned())
-    };
     let ours = env!("CARGO_PKG_VERSION");
     Ok(format!(
         "lowroad {ours}, tailscale {}, headscale {}",
-        version("tailscale", "version")?,
-        version("headscale", "version")?
+        version(programs, "tailscale")?,
+        version(programs, "headscale")?
     ))
+}
+
+fn version(programs: &Path, program: &str) -> Result<String> {
+    let output = Command::new(programs.join(program)).arg("version").output();
+    let output = output.with_context(|| format!("run {program}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let first = text.lines().next().unwrap_or_default();
+    Ok(first.trim_start_matches("headscale version ").to_owned())
 }
 
 /// A login without a key, which goes on until it is dropped.

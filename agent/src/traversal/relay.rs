@@ -60,7 +60,7 @@ pub fn relay_address(endpoint: SocketAddr) -> Option<Ipv4Addr> {
 pub struct RelayEntry {
     /// Its loopback address in 127.128.0.0/9.
     pub address: Ipv4Addr,
-    /// The region to send by; `None` drops what leaves.
+    /// The region to send by; without one nothing leaves, and the last handshake initiation waits for one.
     pub region: Option<RegionId>,
     /// The endpoint that WireGuard has for it, the source of what is injected.
     pub endpoint: SocketAddr,
@@ -114,7 +114,10 @@ struct Inner {
     injector: Injector,
     /// Instead of the injector, where WireGuard is in this process.
     shortcut: OnceLock<Shortcut>,
+    /// Of keys that the table has not.
     held: Mutex<FirstContact>,
+    /// To peers that have no region yet.
+    unsent: Mutex<FirstContact>,
     incoming: Mutex<Pauses>,
     events: mpsc::Sender<RelayEvent>,
     sent: AtomicU64,
@@ -174,6 +177,7 @@ impl RelayDoor {
             injector: Injector::open(wireguard_port, mark)?,
             shortcut: OnceLock::new(),
             held: Mutex::default(),
+            unsent: Mutex::default(),
             incoming: Mutex::default(),
             events,
             sent: AtomicU64::new(0),
@@ -200,7 +204,7 @@ impl RelayDoor {
     }
 
     /// Replaces the table. Call it after WireGuard has the peers: a handshake that waited for one of them is
-    /// injected here.
+    /// injected here, and one that waited for a region is sent.
     pub fn set_table(&self, table: RelayTable) {
         let by_address = table
             .iter()
@@ -210,7 +214,7 @@ impl RelayDoor {
             by_key: table,
             by_address,
         };
-        self.inner.release_held();
+        self.release();
     }
 
     /// Adds, changes or removes (`None`) single peers, likewise after WireGuard has them.
@@ -220,7 +224,12 @@ impl RelayDoor {
             table.change(key, entry);
         }
         drop(table);
+        self.release();
+    }
+
+    fn release(&self) {
         self.inner.release_held();
+        self.inner.release_unsent(&self.send);
     }
 
     /// Takes a batch of packets that relays brought: WireGuard's are injected, disco becomes events, handshakes
@@ -334,6 +343,21 @@ impl Inner {
         self.inject(released);
     }
 
+    /// Sends the handshakes to peers whose region is known now.
+    fn release_unsent(&self, send: &Outlet) {
+        let now = Instant::now();
+        let table = self.read();
+        let mut unsent = lock(&self.unsent);
+        let region = |key: &NodePublic| table.by_key.get(key)?.region;
+        let ready = unsent.keys().filter_map(|key| Some((*key, region(key)?)));
+        for (key, region) in ready.collect::<Vec<_>>() {
+            if let Some(packet) = unsent.take(now, &key) {
+                (send.0)(region, key, packet.into());
+                self.sent.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// False if the engine is too far behind.
     fn tell(&self, event: RelayEvent) -> bool {
         self.events.try_send(event).is_ok()
@@ -406,9 +430,12 @@ fn pass(
         if outgoing.is_over(*key, now) && inner.tell(RelayEvent::Outgoing { peer: *key }) {
             outgoing.start(*key, now);
         }
-        if let Some(region) = table.by_key.get(key).and_then(|entry| entry.region) {
-            (send.0)(region, *key, bytes);
-            sent += 1;
+        match table.by_key.get(key).and_then(|entry| entry.region) {
+            Some(region) => {
+                (send.0)(region, *key, bytes);
+                sent += 1;
+            }
+            None => lock(&inner.unsent).hold(now, *key, &bytes),
         }
     }
     inner.sent.fetch_add(sent, Ordering::Relaxed);

@@ -201,8 +201,7 @@ fn the_first_handshake_of_an_unknown_key_waits_for_its_peer() {
     in_fresh_netns(|| async {
         let (v4, _v6) = wireguard().await;
         let (door, _events) = RelayDoor::start(RELAY_PORT, PORT, MARK, |_, _, _| {}).unwrap();
-        let mut initiation = vec![7; 148];
-        initiation[..4].copy_from_slice(&[1, 0, 0, 0]);
+        let initiation = an_initiation(7);
         door.deliver(&[
             from_relay(1, &initiation),
             from_relay(2, &a_data_packet(148)),
@@ -220,6 +219,41 @@ fn the_first_handshake_of_an_unknown_key_waits_for_its_peer() {
             50,
             "data of a stranger is not kept"
         );
+    });
+}
+
+#[test]
+fn the_last_handshake_to_a_peer_without_a_region_waits_for_one() {
+    in_fresh_netns(|| async {
+        let (v4, _v6) = wireguard().await;
+        let (sender, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let (door, mut events) =
+            RelayDoor::start(RELAY_PORT, PORT, MARK, move |region, key, bytes| {
+                sender.send((region, key, bytes.to_vec())).unwrap();
+            })
+            .unwrap();
+        let relay = |number| SocketAddr::from((address(number), RELAY_PORT));
+        door.set_table(RelayTable::from([
+            (key(1), entry(1, None, relay(1))),
+            (key(2), entry(2, None, relay(2))),
+        ]));
+        for bytes in [an_initiation(7), a_data_packet(60), an_initiation(8)] {
+            v4.send_to(&bytes, relay(1)).await.unwrap();
+        }
+        // The door takes packets in order: once it has told of this one, it has seen the others.
+        v4.send_to(&a_data_packet(60), relay(2)).await.unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        let second = RelayEvent::Outgoing { peer: key(2) };
+        while events.try_recv().ok().as_ref() != Some(&second) {
+            assert!(Instant::now() < deadline, "nothing was seen to leave");
+            tokio::task::yield_now().await;
+        }
+        assert!(sent.try_recv().is_err(), "where would it go?");
+        door.change([(key(1), Some(entry(1, Some(REGION), relay(1))))]);
+        assert_eq!(sent.try_recv().unwrap(), (REGION, key(1), an_initiation(8)));
+        door.change([(key(2), Some(entry(2, Some(REGION), relay(2))))]);
+        assert!(sent.try_recv().is_err(), "once, and nothing but handshakes");
+        assert_eq!(door.relayed().sent, 1);
     });
 }
 
@@ -286,6 +320,12 @@ fn the_relay_path_carries_many_packets_through_both_directions() {
         );
         assert_eq!(received, COUNT);
     });
+}
+
+fn an_initiation(mark: u8) -> Vec<u8> {
+    let mut initiation = vec![mark; 148];
+    initiation[..4].copy_from_slice(&[1, 0, 0, 0]);
+    initiation
 }
 
 async fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {

@@ -49,6 +49,8 @@ pub fn with_etc(namespace: &Namespace, folder: &Path) -> Result<Namespace> {
          2001:db8::{RELAY_HOST} {RELAY}\n"
     );
     fs::write(etc.join("hosts"), hosts)?;
+    // Without it a name of two families has one address.
+    fs::write(etc.join("host.conf"), "multi on\n")?;
     // Nobody answers there: names that nobody knows fail at once.
     fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.1\n")?;
     fs::write(etc.join("nsswitch.conf"), "hosts: files dns\n")?;

@@ -63,12 +63,17 @@ impl Member {
         }
     }
 
-    /// Ends the daemon as a service manager does, and starts it again.
-    pub fn restart(&mut self) -> Result<()> {
+    /// Ends the daemon as a service manager does.
+    pub fn stop(&mut self) {
         match self {
             Self::Lowroad(node) => node.stop_agent(),
             Self::Stock(stock) => stock.stop(),
         }
+    }
+
+    /// Ends it so, and starts it again.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop();
         self.start_again()
     }
 

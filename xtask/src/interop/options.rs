@@ -8,11 +8,12 @@ use anyhow::{Context, Result, bail};
 const MINUTES: u64 = 30;
 
 pub const USAGE: &str = "\
-usage: cargo xtask interop --bin DIR [--out DIR] [name]…
+usage: cargo xtask interop --bin DIR [--old DIR] [--minutes N] [--out DIR] [name]…
 
 Runs lowroad beside the stock programs in DIR and prints what works: all parts, or those whose name contains one of these.
 
   --bin DIR   folder with tailscaled, tailscale, derper and headscale
+  --old DIR   folder with older ones: stock nodes of that version on our coordinator, and a Headscale that is upgraded
   --minutes N how long each tailnet of eight is changed (30)
   --out DIR   also write interop.md and interop.json there
   --list      the names of the parts
@@ -21,6 +22,7 @@ Runs lowroad beside the stock programs in DIR and prints what works: all parts, 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
     pub programs: Option<PathBuf>,
+    pub old: Option<PathBuf>,
     pub out: Option<PathBuf>,
     pub list: bool,
     pub minutes: u64,
@@ -31,6 +33,7 @@ impl Options {
     pub fn parse(arguments: &[&str]) -> Result<Self> {
         let mut options = Self {
             programs: None,
+            old: None,
             out: None,
             list: false,
             minutes: MINUTES,
@@ -48,6 +51,7 @@ impl Options {
             };
             match name {
                 "--bin" => options.programs = Some(value("a folder")?.into()),
+                "--old" => options.old = Some(value("a folder")?.into()),
                 "--out" => options.out = Some(value("a folder")?.into()),
                 "--list" => options.list = true,
                 "--minutes" => {
@@ -74,9 +78,19 @@ mod tests {
 
     #[test]
     fn options_are_taken_in_either_form_and_names_are_the_rest() {
-        let options = Options::parse(&["--bin", "a", "--out=b", "peers", "--minutes=5"]).unwrap();
+        let options = Options::parse(&[
+            "--bin",
+            "a",
+            "--out=b",
+            "peers",
+            "--minutes=5",
+            "--old",
+            "c",
+        ])
+        .unwrap();
         let wanted = Options {
             programs: Some("a".into()),
+            old: Some("c".into()),
             out: Some("b".into()),
             list: false,
             minutes: 5,

@@ -1,6 +1,9 @@
 //! lowroad and stock nodes as peers, in both directions.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -16,8 +19,8 @@ use super::{
 use crate::{
     lab::{ALLOW_ALL, secs},
     tailnet::{COORDINATOR, Client, PathKind},
-    topology::Nat,
-    traffic::{self, Pinger, fits},
+    topology::{Namespace, Nat},
+    traffic::{self, Flood, Pinger, fits},
     wait,
 };
 
@@ -25,34 +28,51 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub struct Places {
     name: &'static str,
-    lowroad: Nat,
-    stock: Nat,
+    lowroad: Behind,
+    stock: Behind,
     direct: bool,
+}
+
+/// What kind of router a node is behind.
+#[derive(Debug, Clone, Copy)]
+enum Behind {
+    V4(Nat),
+    /// No IPv4 anywhere, and only answers let in.
+    V6,
 }
 
 pub const EASY: Places = Places {
     name: "two easy NATs",
-    lowroad: Nat::Easy,
-    stock: Nat::Easy,
+    lowroad: Behind::V4(Nat::Easy),
+    stock: Behind::V4(Nat::Easy),
     direct: true,
 };
 pub const HARD: Places = Places {
     name: "an easy and a hard NAT",
-    lowroad: Nat::Easy,
-    stock: Nat::Hard,
+    lowroad: Behind::V4(Nat::Easy),
+    stock: Behind::V4(Nat::Hard),
     direct: false,
 };
 pub const RELAYED: Places = Places {
     name: "no UDP",
-    lowroad: Nat::UdpBlocked,
-    stock: Nat::UdpBlocked,
+    lowroad: Behind::V4(Nat::UdpBlocked),
+    stock: Behind::V4(Nat::UdpBlocked),
     direct: false,
+};
+pub const V6: Places = Places {
+    name: "IPv6 alone below",
+    lowroad: Behind::V6,
+    stock: Behind::V6,
+    direct: true,
 };
 
 const FIRST: Duration = secs(20);
 const UPGRADE: Duration = secs(30);
+/// A node measures its relays again at least every half minute.
+const MEASURED_AGAIN: Duration = secs(90);
 const PACE: Duration = Duration::from_millis(20);
 const MTU: usize = 1280;
+const DATAGRAMS: u64 = 500;
 
 pub fn pair(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) -> Result<()> {
     table.area(&format!(
@@ -62,8 +82,19 @@ pub fn pair(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) ->
     ));
     let server = Server::start(lab, kind, ALLOW_ALL)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
-    let lowroad = Member::behind(lab, Kind::Lowroad, "lowroad", 21, places.lowroad)?;
-    let stock = Member::behind(lab, Kind::Stock, "stock", 22, places.stock)?;
+    let node = |kind: Kind, last, place| match place {
+        Behind::V4(nat) => Member::behind(lab, kind, kind.name(), last, nat),
+        Behind::V6 => {
+            let router = lab.net.router_v6(&format!("{}-nat", kind.name()), last)?;
+            let host = lab.net.behind_v6(kind.name(), &router, 2)?;
+            Member::start(lab, kind, kind.name(), &host)
+        }
+    };
+    let lowroad = node(Kind::Lowroad, 21, places.lowroad)?;
+    let stock = node(Kind::Stock, 22, places.stock)?;
+    if matches!(places.lowroad, Behind::V6) {
+        lab.net.route_to_v6_lans(&server.namespace)?;
+    }
     for node in [&lowroad, &stock] {
         let joined = table.try_it(&format!("{}: up", node.name()), || {
             Ok(format!("{:.2} s", node.up(&key)?.as_secs_f64()))
@@ -100,8 +131,17 @@ pub fn two_relays(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()
     };
     let lowroad = behind(Kind::Lowroad, "lowroad", 21, RELAY_HOST)?;
     let stock = behind(Kind::Stock, "stock", 22, COORDINATOR)?;
-    for node in [&lowroad, &stock] {
+    for (node, foreign) in [(&lowroad, "two"), (&stock, "")] {
         node.up(&key)?;
+        // A host that is short of time may hear no STUN server in time, and choose by HTTPS, until it measures again.
+        let home = || {
+            let home = node.status()?["Self"]["Relay"].clone();
+            let home = home.as_str().unwrap_or_default();
+            let right = !home.is_empty() && (home == "two") != (foreign == "two");
+            Ok(right.then_some(()))
+        };
+        wait::wait_for("a home relay of its own", MEASURED_AGAIN, home)
+            .with_context(|| node.name().to_owned())?;
     }
     for (from, to, home) in [(&lowroad, &stock, "two"), (&stock, &lowroad, "")] {
         table.try_it(&format!("{} to {}", from.name(), to.name()), || {
@@ -200,6 +240,9 @@ fn traffic_between(table: &mut Table, from: &Member, to: &Member) -> Result<()> 
                 got.megabits_per_second()
             ))
         });
+        table.try_it(&format!("{way}: IPv{family} UDP"), || {
+            datagrams(from.namespace(), to.namespace(), address)
+        });
         table.try_it(&format!("{way}: IPv{family} largest packet"), || {
             let header = if family == 4 { 28 } else { 48 };
             let all = fits(from.namespace(), address, MTU - header, secs(5))?;
@@ -210,6 +253,22 @@ fn traffic_between(table: &mut Table, from: &Member, to: &Member) -> Result<()> 
         });
     }
     Ok(())
+}
+
+/// Every datagram arrives, at a pace that no queue minds.
+pub fn datagrams(from: &Namespace, to: &Namespace, address: IpAddr) -> Result<String> {
+    let target = SocketAddr::new(address, 9000);
+    let mut flood = Flood::start(from, to, target, Duration::from_millis(2))?;
+    wait::wait_for("datagrams sent", secs(20), || {
+        Ok((flood.sent() >= DATAGRAMS).then_some(()))
+    })?;
+    flood.end_sending();
+    let sent = flood.sent();
+    wait::wait_for("all datagrams", secs(5), || {
+        Ok((flood.received() >= sent).then_some(()))
+    })
+    .with_context(|| format!("{} of {sent} arrived", flood.received()))?;
+    Ok(format!("{sent} of {sent} datagrams"))
 }
 
 /// A lowroad peer looks to a stock client's commands like any other.

@@ -32,8 +32,8 @@ const WITH_TAGS: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": [
 /// What only the exit node can reach.
 const INTERNET: &str = "198.51.100.2";
 
-pub fn stock_nodes(lab: &Lab, table: &mut Table) -> Result<()> {
-    table.area("stock nodes on our coordinator");
+pub fn stock_nodes(lab: &Lab, table: &mut Table, which: &str) -> Result<()> {
+    table.area(&format!("stock nodes on our coordinator{which}"));
     let server = Server::start(lab, server::Kind::Ours, WITH_TAGS)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
     let one = Member::behind(lab, Kind::Stock, "one", 21, Nat::Easy)?;

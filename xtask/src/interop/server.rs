@@ -53,7 +53,7 @@ pub struct KeyOptions {
 pub struct Server {
     pub kind: Kind,
     pub namespace: Namespace,
-    programs: PathBuf,
+    pub programs: PathBuf,
     folder: PathBuf,
     daemon: Option<Daemon>,
 }

@@ -16,6 +16,8 @@ struct Row {
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Row>,
+    /// Parts that could not be tried, and why.
+    skipped: Vec<(String, String)>,
     area: String,
 }
 
@@ -49,6 +51,16 @@ impl Table {
         self.rows.len()
     }
 
+    /// A part that cannot be tried here.
+    pub fn skip(&mut self, part: &str, why: &str) {
+        eprintln!("   {part}: skipped, it {why}");
+        self.skipped.push((part.to_owned(), why.to_owned()));
+    }
+
+    pub fn skipped(&self) -> usize {
+        self.skipped.len()
+    }
+
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         let mut area = None;
@@ -72,6 +84,9 @@ impl Table {
                 cell(&row.case),
                 cell(note.trim())
             );
+        }
+        for (part, why) in &self.skipped {
+            let _ = writeln!(text, "\nSkipped: {part}, which {why}");
         }
         text
     }
@@ -105,5 +120,12 @@ mod tests {
         assert!(text.contains("| one | works | 1 \\| 2 |"), "{text}");
         assert!(text.contains("| two | **fails** | no way |"), "{text}");
         assert_eq!(table.json()[1]["works"], false);
+        table.skip("three", "wants more");
+        assert_eq!((table.len(), table.skipped()), (2, 1));
+        let text = table.markdown();
+        assert!(
+            text.ends_with("\nSkipped: three, which wants more\n"),
+            "{text}"
+        );
     }
 }

@@ -20,7 +20,7 @@ use crate::{
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 const CLI_LIMIT: Duration = Duration::from_secs(90);
-const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
+const CLEANUP_LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
 pub struct Node {

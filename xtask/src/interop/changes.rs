@@ -1,0 +1,272 @@
+//! What happens to a lowroad and a stock node that talk to each other: other addresses, restarts, a path that is cut, silence.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::{
+    Lab,
+    member::{Kind, Member},
+    server::{self, KeyOptions, Server},
+    table::Table,
+};
+use crate::{
+    lab::{ALLOW_ALL, secs},
+    tailnet::Client,
+    topology::Nat,
+    traffic::Pinger,
+    wait,
+};
+
+const PACE: Duration = Duration::from_millis(20);
+const LIMIT: Duration = secs(60);
+/// So many answers are no coincidence.
+const ANSWERS: usize = 25;
+/// A session of WireGuard is forgotten after 9 minutes (`REJECT_AFTER_TIME * 3`), a path by disco much sooner.
+const IDLE: Duration = secs(600);
+
+/// A lowroad and a stock node on the public segment.
+struct Two {
+    lowroad: Member,
+    stock: Member,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy)]
+enum Who {
+    Lowroad,
+    Stock,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    /// To 203.0.113.x and 2001:db8::x, from the address before.
+    Move(u8, u8),
+    Restart,
+    Crash,
+    /// Its WireGuard port hears and says nothing for this many seconds.
+    Mute(u64),
+    /// It cannot reach anybody for this many seconds.
+    Cut(u64),
+}
+
+const CHANGES: &[(&str, Who, Change)] = &[
+    ("lowroad moves", Who::Lowroad, Change::Move(31, 131)),
+    ("stock moves", Who::Stock, Change::Move(32, 132)),
+    ("lowroad moves back", Who::Lowroad, Change::Move(131, 31)),
+    ("stock moves back", Who::Stock, Change::Move(132, 32)),
+    (
+        "lowroad cannot send UDP for 20 s",
+        Who::Lowroad,
+        Change::Mute(20),
+    ),
+    (
+        "stock cannot send UDP for 20 s",
+        Who::Stock,
+        Change::Mute(20),
+    ),
+    ("lowroad is cut off for 20 s", Who::Lowroad, Change::Cut(20)),
+    ("stock is cut off for 20 s", Who::Stock, Change::Cut(20)),
+    ("lowroad is restarted", Who::Lowroad, Change::Restart),
+    ("stock is restarted", Who::Stock, Change::Restart),
+    (
+        "lowroad is killed, and starts again",
+        Who::Lowroad,
+        Change::Crash,
+    ),
+    (
+        "stock is killed, and starts again",
+        Who::Stock,
+        Change::Crash,
+    ),
+];
+
+pub fn under_traffic(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
+    table.area(&format!(
+        "changes under traffic, lowroad and stock on {}",
+        kind.name()
+    ));
+    let server = Server::start(lab, kind, ALLOW_ALL)?;
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    let mut two = Two {
+        lowroad: Member::public(lab, Kind::Lowroad, "lowroad", 31)?,
+        stock: Member::public(lab, Kind::Stock, "stock", 32)?,
+    };
+    two.lowroad.up(&key)?;
+    two.stock.up(&key)?;
+    two.lowroad.wait_for_peer("stock", LIMIT)?;
+    two.stock.wait_for_peer("lowroad", LIMIT)?;
+    for (name, who, change) in CHANGES {
+        table.try_it(name, || two.survives(lab, *who, *change));
+    }
+    Ok(())
+}
+
+impl Two {
+    fn direct(&self) -> Result<()> {
+        self.lowroad.wait_for_direct("stock", LIMIT)?;
+        self.stock.wait_for_direct("lowroad", LIMIT)?;
+        Ok(())
+    }
+
+    fn pings(&self) -> Result<[Pinger; 2]> {
+        Ok([
+            Pinger::start(self.lowroad.namespace(), self.stock.ip(4)?, PACE)?,
+            Pinger::start(self.stock.namespace(), self.lowroad.ip(4)?, PACE)?,
+        ])
+    }
+
+    /// Both directions answer again after the change, and become direct again.
+    fn survives(&mut self, lab: &Lab, who: Who, change: Change) -> Result<String> {
+        let before = self.pings()?;
+        for ping in &before {
+            ping.first_answer(LIMIT)?;
+        }
+        self.direct().context("before")?;
+        drop(before);
+        let pings = self.pings()?;
+        wait::pass(secs(1))?;
+        let relayed = self.apply(lab, who, change)?;
+        let begin = Instant::now();
+        for ping in &pings {
+            let so_far = ping.answered();
+            wait::wait_for("answers", LIMIT, || {
+                Ok((ping.answered() >= so_far + ANSWERS).then_some(()))
+            })?;
+        }
+        self.direct().context("afterwards")?;
+        let direct = begin.elapsed();
+        let reports = pings.map(Pinger::stop);
+        let told = |report: &crate::traffic::Report| {
+            format!(
+                "silent for {:.2} s, {} of {} lost",
+                report.longest_silence.as_secs_f64(),
+                report.lost(),
+                report.sent
+            )
+        };
+        Ok(format!(
+            "lowroad to stock {}; stock to lowroad {}; {relayed}direct {:.1} s after it",
+            told(&reports[0]),
+            told(&reports[1]),
+            direct.as_secs_f64()
+        ))
+    }
+
+    /// Says by what the pings went meanwhile, where it has to be the relay.
+    fn apply(&mut self, lab: &Lab, who: Who, change: Change) -> Result<String> {
+        let (member, last) = match who {
+            Who::Lowroad => (&mut self.lowroad, 31),
+            Who::Stock => (&mut self.stock, 32),
+        };
+        match change {
+            Change::Move(old, new) => member.namespace().ip(&format!(
+                "addr del 203.0.113.{old}/24 dev wan0\n\
+                 addr del 2001:db8::{old}/64 dev wan0\n\
+                 addr add 203.0.113.{new}/24 dev wan0\n\
+                 addr add 2001:db8::{new}/64 dev wan0 nodad"
+            ))?,
+            Change::Restart => member.restart()?,
+            Change::Crash => member.crash()?,
+            Change::Mute(seconds) => return self.mute(who, secs(seconds)),
+            Change::Cut(seconds) => {
+                lab.net.cut(last)?;
+                wait::pass(secs(seconds))?;
+                lab.net.heal(last)?;
+            }
+        }
+        Ok(String::new())
+    }
+
+    /// Pings go on over the relay.
+    fn mute(&self, who: Who, time: Duration) -> Result<String> {
+        let (member, other) = match who {
+            Who::Lowroad => (&self.lowroad, "stock"),
+            Who::Stock => (&self.stock, "lowroad"),
+        };
+        member.namespace().nft(
+            "table inet mute {
+                chain out { type filter hook output priority 0; oifname wan0 meta l4proto udp drop; }
+                chain in { type filter hook input priority 0; iifname wan0 meta l4proto udp drop; }
+            }",
+        )?;
+        let begin = Instant::now();
+        let ping = Pinger::start(
+            member.namespace(),
+            match who {
+                Who::Lowroad => self.stock.ip(4)?,
+                Who::Stock => self.lowroad.ip(4)?,
+            },
+            PACE,
+        )?;
+        let first = ping.first_answer(time)?;
+        let path = member.path_to(other)?;
+        ensure!(!path.is_direct(), "{path:?} without UDP");
+        wait::pass(time.saturating_sub(begin.elapsed()))?;
+        member.namespace().nft("delete table inet mute")?;
+        Ok(format!(
+            "relayed {:.1} s after it began, ",
+            first.as_secs_f64()
+        ))
+    }
+}
+
+/// Nobody sends anything for ten minutes, and then one does: in each direction, by nodes of their own.
+pub fn idle(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
+    table.area(&format!(
+        "idle for {} minutes, lowroad and stock on {}",
+        IDLE.as_secs() / 60,
+        kind.name()
+    ));
+    let server = Server::start(lab, kind, ALLOW_ALL)?;
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    let node = |kind, name, last| -> Result<Member> {
+        let node = Member::behind(lab, kind, name, last, Nat::Easy)?;
+        node.up(&key)?;
+        Ok(node)
+    };
+    let ways = [
+        (
+            node(Kind::Lowroad, "asking-lowroad", 21)?,
+            node(Kind::Stock, "asked-stock", 22)?,
+        ),
+        (
+            node(Kind::Stock, "asking-stock", 23)?,
+            node(Kind::Lowroad, "asked-lowroad", 24)?,
+        ),
+    ];
+    for (from, to) in &ways {
+        let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
+        ping.first_answer(LIMIT)?;
+        from.wait_for_direct(to.name(), LIMIT)?;
+    }
+    wait::pass(IDLE)?;
+    let again = |from: &Member, to: &Member| -> Result<String> {
+        let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
+        let first = ping.first_answer(LIMIT)?;
+        let (_, direct) = from.wait_for_direct(to.name(), LIMIT)?;
+        wait::pass(secs(2))?;
+        let report = ping.stop();
+        Ok(format!(
+            "first answer after {:.2} s, direct {:.2} s later, {} of {} lost",
+            first.as_secs_f64(),
+            direct.as_secs_f64(),
+            report.lost(),
+            report.sent
+        ))
+    };
+    // At the same time: what one way wakes up is none of the other's.
+    let results = thread::scope(|scope| {
+        let running = ways
+            .each_ref()
+            .map(|(from, to)| scope.spawn(|| again(from, to)));
+        running.map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("panicked"))))
+    });
+    for ((from, to), result) in ways.iter().zip(results) {
+        table.try_it(&format!("{} to {}", from.name(), to.name()), || result);
+    }
+    Ok(())
+}

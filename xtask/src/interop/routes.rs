@@ -1,0 +1,139 @@
+//! Subnets behind stock nodes, as a lowroad node uses them.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+
+use super::{
+    Lab,
+    member::{Kind, Member},
+    server::{self, KeyOptions, Server},
+    table::Table,
+};
+use crate::{
+    lab::{ALLOW_ALL, secs},
+    tailnet::Client,
+    topology::{Namespace, Nat},
+    traffic::{self, Pinger},
+    wait,
+};
+
+const LIMIT: Duration = secs(90);
+const TRY: Duration = secs(1);
+const PACE: Duration = Duration::from_millis(20);
+/// Behind both gateways, each of which has a host of this address there.
+const SUBNET: &str = "192.168.24.0/24";
+const INSIDE: &str = "192.168.24.2";
+
+/// A stock node that routes to [`SUBNET`], and the host there.
+struct Gateway {
+    node: Member,
+    inside: Namespace,
+    _web: traffic::Server,
+}
+
+pub fn of_stock_nodes(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
+    table.area(&format!(
+        "subnets behind stock nodes, used by lowroad on {}",
+        kind.name()
+    ));
+    let server = Server::start(lab, kind, ALLOW_ALL)?;
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    let lowroad = Member::behind(lab, Kind::Lowroad, "lowroad", 21, Nat::Easy)?;
+    lowroad.up(&key)?;
+    let mut gateway = self::gateway(lab, "gateway", 24, &key)?;
+    let inside: IpAddr = INSIDE.parse()?;
+    let to = SocketAddr::new(inside, 80);
+    let get = |bytes| traffic::get(lowroad.namespace(), to, bytes, TRY);
+    table.try_it("not approved: closed", || {
+        announced(&server, "gateway")?;
+        lowroad.cli(&["set", "--accept-routes"])?;
+        lowroad.wait_for_peer("gateway", LIMIT)?;
+        ensure!(get(100).is_err(), "it is reached");
+        Ok(String::new())
+    });
+    table.try_it("approved: TCP", || {
+        server.approve_routes("gateway", SUBNET)?;
+        let (_, time) = wait::wait_for("the host behind it", LIMIT, || Ok(get(100).ok()))?;
+        let got = traffic::get(lowroad.namespace(), to, 20_000_000, secs(60))?;
+        Ok(format!(
+            "{:.2} s after it, 20 MB byte-exact at {:.0} Mbit/s",
+            time.as_secs_f64(),
+            got.megabits_per_second()
+        ))
+    });
+    table.try_it("ping", || {
+        let ping = Pinger::start(lowroad.namespace(), inside, PACE)?;
+        ping.first_answer(LIMIT)?;
+        wait::pass(secs(1))?;
+        let report = ping.stop();
+        ensure!(report.lost() <= 1, "{report}");
+        Ok(format!("{} of {} lost", report.lost(), report.sent))
+    });
+    table.try_it("UDP", || {
+        super::peers::datagrams(lowroad.namespace(), &gateway.inside, inside)
+    });
+    table.try_it("--accept-routes=false: closed", || {
+        lowroad.cli(&["set", "--accept-routes=false"])?;
+        wait::wait_for("the end of it", LIMIT, || {
+            Ok(get(100).is_err().then_some(()))
+        })?;
+        lowroad.cli(&["set", "--accept-routes"])?;
+        wait::wait_for("the host again", LIMIT, || Ok(get(100).ok()))?;
+        Ok(String::new())
+    });
+    let second = self::gateway(lab, "second", 25, &key)?;
+    table.try_it("a second gateway takes over", || {
+        announced(&server, "second")?;
+        server.approve_routes("second", SUBNET)?;
+        lowroad.wait_for_peer("second", LIMIT)?;
+        ensure!(get(100).is_ok(), "closed before anything happened");
+        gateway.node.stop();
+        let (_, time) = wait::wait_for("the host behind the second", LIMIT, || Ok(get(100).ok()))?;
+        Ok(format!("{:.1} s after the first ended", time.as_secs_f64()))
+    });
+    table.try_it("no longer approved: closed", || {
+        server.approve_routes("second", "")?;
+        server.approve_routes("gateway", "")?;
+        let (_, time) = wait::wait_for("the end of it", LIMIT, || {
+            Ok(get(100).is_err().then_some(()))
+        })?;
+        Ok(format!(
+            "after {:.1} s, an attempt of {} s included",
+            time.as_secs_f64(),
+            TRY.as_secs()
+        ))
+    });
+    drop(second);
+    Ok(())
+}
+
+fn gateway(lab: &Lab, name: &str, last: u8, key: &str) -> Result<Gateway> {
+    let router = lab.net.router(name, last, Nat::Easy)?;
+    let inside = lab.net.behind(&format!("{name}-host"), &router, 9)?;
+    router
+        .namespace
+        .ip("addr replace 192.168.24.1/24 dev lan0")?;
+    inside.ip(&format!("addr add {INSIDE}/24 dev eth0"))?;
+    let node = Member::start(lab, Kind::Stock, name, &router.namespace)?;
+    node.up_with(key, &[&format!("--advertise-routes={SUBNET}")])?;
+    Ok(Gateway {
+        node,
+        _web: traffic::Server::start(&inside, 80)?,
+        inside,
+    })
+}
+
+/// Waits until the server knows what the node offers.
+fn announced(server: &Server, name: &str) -> Result<()> {
+    wait::wait_for("the announcement", LIMIT, || {
+        let node = server.node(name)?;
+        Ok(node
+            .is_some_and(|node| node.to_string().contains(SUBNET))
+            .then_some(()))
+    })
+    .map(drop)
+}
