@@ -210,9 +210,11 @@ impl Paths {
     pub fn set_local_endpoints(&mut self, now: Instant, mut endpoints: Vec<SocketAddr>) {
         endpoints.truncate(MAX_LOCAL_ENDPOINTS);
         let changed = endpoints != self.out.local;
+        let mut before = self.out.local.iter();
+        let lost = before.any(|old| !endpoints.contains(old));
         self.out.set_local(now, endpoints);
         if changed {
-            self.with_active(now, |peer, out| peer.on_local_change(now, out));
+            self.with_active(now, |peer, out| peer.on_local_change(now, lost, out));
         }
     }
 

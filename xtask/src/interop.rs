@@ -77,7 +77,7 @@ enum Part {
     Pair(server::Kind, Places),
     TwoRelays(server::Kind),
     Routes(server::Kind),
-    Changes(server::Kind),
+    Changes(server::Kind, member::Kind),
     Idle(server::Kind),
     Mixed(server::Kind),
 }
@@ -105,8 +105,15 @@ const PARTS: &[(&str, Part)] = &[
     ("peers-ours-two-relays", Part::TwoRelays(Ours)),
     ("routes-headscale", Part::Routes(Headscale)),
     ("routes-ours", Part::Routes(Ours)),
-    ("changes-headscale", Part::Changes(Headscale)),
-    ("changes-ours", Part::Changes(Ours)),
+    (
+        "changes-headscale",
+        Part::Changes(Headscale, member::Kind::Lowroad),
+    ),
+    ("changes-ours", Part::Changes(Ours, member::Kind::Lowroad)),
+    (
+        "changes-stock",
+        Part::Changes(Headscale, member::Kind::Stock),
+    ),
     ("idle-headscale", Part::Idle(Headscale)),
     ("idle-ours", Part::Idle(Ours)),
     ("mixed-headscale", Part::Mixed(Headscale)),
@@ -125,7 +132,7 @@ impl Part {
             Self::Pair(server, places) => peers::pair(lab, table, server, places),
             Self::TwoRelays(server) => peers::two_relays(lab, table, server),
             Self::Routes(server) => routes::of_stock_nodes(lab, table, server),
-            Self::Changes(server) => changes::under_traffic(lab, table, server),
+            Self::Changes(server, first) => changes::under_traffic(lab, table, server, first),
             Self::Idle(server) => changes::idle(lab, table, server),
             Self::Mixed(server) => mixed::churn(lab, table, server),
         }

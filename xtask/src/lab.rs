@@ -115,6 +115,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         "relay-udp-blocked",
         paths::with_udp_blocked_everything_goes_over_the_relay,
     ),
+    (
+        "relay-moved",
+        paths::a_relayed_node_that_moves_is_back_within_seconds,
+    ),
     ("relay-hard-hard", paths::two_hard_nats_stay_on_the_relay),
     (
         "partition",

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -44,6 +45,8 @@ pub enum End {
     Silent(Duration),
     #[error("the relay takes nothing")]
     Stuck,
+    #[error("this host no longer has {0}, by which the relay was reached")]
+    AddressGone(IpAddr),
     #[error("the relay does not answer after a change of links")]
     NoPong,
     #[error("the relay closed the connection")]
@@ -91,11 +94,13 @@ impl<'a> Connection<'a> {
     /// Carries packets both ways until something ends it.
     pub async fn run(&self, greeted: Greeted, wanted: &mut watch::Receiver<Wanted>) -> End {
         let bucket = TokenBucket::new(&greeted.info);
+        let own = greeted.stream.get_ref().0.local_addr();
+        let own = own.ok().map(|address| address.ip());
         let (reader, writer) = tokio::io::split(greeted.stream);
         let end = tokio::select! {
             end = self.receive(reader, greeted.leftover) => end,
             end = self.transmit(writer, bucket) => end,
-            end = self.supervise(wanted) => end,
+            end = self.supervise(own, wanted) => end,
         };
         let end = match end {
             Ok(never) => match never {},
@@ -190,7 +195,11 @@ impl<'a> Connection<'a> {
     }
 
     /// Follows what is wanted of the region, and ends the connection when it is idle or dead.
-    async fn supervise(&self, wanted: &mut watch::Receiver<Wanted>) -> Result<Never, End> {
+    async fn supervise(
+        &self,
+        own: Option<IpAddr>,
+        wanted: &mut watch::Receiver<Wanted>,
+    ) -> Result<Never, End> {
         let timings = &self.shared.timings;
         let mut sweep = interval_at(Instant::now() + timings.sweep, timings.sweep);
         let (mut sent, mut used) = (self.queue.sent(), Instant::now());
@@ -213,6 +222,9 @@ impl<'a> Connection<'a> {
                     let links = now.link_changes != known.link_changes;
                     known = now;
                     if links {
+                        if let Some(own) = own.filter(|own| is_gone(*own)) {
+                            return Err(End::AddressGone(own));
+                        }
                         self.ping().await?;
                     }
                 }
@@ -241,5 +253,27 @@ impl<'a> Connection<'a> {
     }
 }
 
+/// Whether this host has lost the address: what was connected by it is dead, however long TCP repeats itself.
+fn is_gone(address: IpAddr) -> bool {
+    let bound = std::net::UdpSocket::bind((address, 0));
+    bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
+}
+
 /// What a direction returns other than its end: nothing, ever.
 enum Never {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_gone_when_nothing_can_be_bound_to_it() {
+        for (address, gone) in [
+            ("127.0.0.1", false),
+            ("0.0.0.0", false),
+            ("203.0.113.254", true),
+        ] {
+            assert_eq!(is_gone(address.parse().unwrap()), gone, "{address}");
+        }
+    }
+}

@@ -68,7 +68,7 @@ impl Task {
             };
             let pause = match end {
                 Some(End::Unwanted) => return,
-                Some(End::Idle | End::Moved) => {
+                Some(End::Idle | End::Moved | End::AddressGone(_)) => {
                     failures = 0;
                     continue;
                 }
@@ -138,7 +138,7 @@ impl Task {
         self.queue.set_connected(false);
         info!(region = %self.id, why = %end, "disconnected from the relay");
         let why = match &end {
-            End::Unwanted | End::Moved => Why::Moved,
+            End::Unwanted | End::Moved | End::AddressGone(_) => Why::Moved,
             End::Idle => Why::Idle,
             other => Why::Failed(other.to_string()),
         };

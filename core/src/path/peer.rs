@@ -293,8 +293,13 @@ impl Peer {
         }
     }
 
-    pub fn on_local_change(&mut self, now: Instant, out: &mut Outbox) {
-        if self.has_data(now) && self.best.is_none() {
+    /// Own endpoints changed, and some were `lost`. A stock peer sends to the one in use for another 6.5 s (its `trustUDPAddrDuration`), unless a
+    /// CallMeMaybe no longer names what an earlier one did (`handleCallMeMaybe`): so it is called although the path seems fine from here.
+    pub fn on_local_change(&mut self, now: Instant, lost: bool, out: &mut Outbox) {
+        if lost {
+            self.call_at = None;
+        }
+        if self.has_data(now) && (lost || self.best.is_none()) {
             self.call(now, out);
         }
     }

@@ -264,6 +264,28 @@ fn a_one_way_stream_stays_direct() {
 }
 
 #[test]
+fn whoever_loses_an_address_calls_its_direct_peers_by_the_relay() {
+    let mut world = World::new(&[(Nat::None, 2)]);
+    world.talk((0, 1), secs(5), TICK);
+    assert!(world.direct(0, 1).is_some());
+    let now = world.now;
+    let mut calls = |endpoints: &[SocketAddr]| {
+        let paths = &mut world.hosts[0].paths;
+        paths.set_local_endpoints(now, endpoints.to_vec());
+        let commands = std::iter::from_fn(|| paths.poll_command());
+        commands
+            .filter(|command| matches!(command, Command::SendRelay { .. }))
+            .count()
+    };
+    let own = |last| SocketAddr::from(([203, 0, 113, last], PORT));
+    calls(&[own(101)]);
+    assert_eq!(calls(&[own(101)]), 0, "nothing changed");
+    assert_eq!(calls(&[own(101), own(9)]), 0, "one more is no hurry");
+    assert_eq!(calls(&[own(9)]), 1, "the peer may still use the lost one");
+    assert_eq!(calls(&[own(8)]), 1, "and is told at once, every time");
+}
+
+#[test]
 fn a_late_relayed_packet_that_moves_wireguard_is_put_right() {
     let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);
     world.talk((0, 1), secs(5), TICK);

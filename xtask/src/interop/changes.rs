@@ -28,17 +28,17 @@ const ANSWERS: usize = 25;
 /// A session of WireGuard is forgotten after 9 minutes (`REJECT_AFTER_TIME * 3`), a path by disco much sooner.
 const IDLE: Duration = secs(600);
 
-/// A lowroad and a stock node on the public segment.
+/// Two nodes on the public segment, the second a stock one.
 struct Two {
-    lowroad: Member,
-    stock: Member,
+    first: Member,
+    second: Member,
 }
 
 /// One of them.
 #[derive(Debug, Clone, Copy)]
 enum Who {
-    Lowroad,
-    Stock,
+    First,
+    Second,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,69 +53,68 @@ enum Change {
     Cut(u64),
 }
 
-const CHANGES: &[(&str, Who, Change)] = &[
-    ("lowroad moves", Who::Lowroad, Change::Move(31, 131)),
-    ("stock moves", Who::Stock, Change::Move(32, 132)),
-    ("lowroad moves back", Who::Lowroad, Change::Move(131, 31)),
-    ("stock moves back", Who::Stock, Change::Move(132, 32)),
-    (
-        "lowroad cannot send UDP for 20 s",
-        Who::Lowroad,
-        Change::Mute(20),
-    ),
-    (
-        "stock cannot send UDP for 20 s",
-        Who::Stock,
-        Change::Mute(20),
-    ),
-    ("lowroad is cut off for 20 s", Who::Lowroad, Change::Cut(20)),
-    ("stock is cut off for 20 s", Who::Stock, Change::Cut(20)),
-    ("lowroad is restarted", Who::Lowroad, Change::Restart),
-    ("stock is restarted", Who::Stock, Change::Restart),
-    (
-        "lowroad is killed, and starts again",
-        Who::Lowroad,
-        Change::Crash,
-    ),
-    (
-        "stock is killed, and starts again",
-        Who::Stock,
-        Change::Crash,
-    ),
+const CHANGES: &[(Who, &str, Change)] = &[
+    (Who::First, "moves", Change::Move(31, 131)),
+    (Who::Second, "moves", Change::Move(32, 132)),
+    (Who::First, "moves back", Change::Move(131, 31)),
+    (Who::Second, "moves back", Change::Move(132, 32)),
+    (Who::First, "cannot send UDP for 20 s", Change::Mute(20)),
+    (Who::Second, "cannot send UDP for 20 s", Change::Mute(20)),
+    (Who::First, "is cut off for 20 s", Change::Cut(20)),
+    (Who::Second, "is cut off for 20 s", Change::Cut(20)),
+    (Who::First, "is restarted", Change::Restart),
+    (Who::Second, "is restarted", Change::Restart),
+    (Who::First, "is killed, and starts again", Change::Crash),
+    (Who::Second, "is killed, and starts again", Change::Crash),
 ];
 
-pub fn under_traffic(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
+/// `first` is lowroad, or stock for comparison.
+pub fn under_traffic(lab: &Lab, table: &mut Table, kind: server::Kind, first: Kind) -> Result<()> {
     table.area(&format!(
-        "changes under traffic, lowroad and stock on {}",
+        "changes under traffic, {} and stock on {}",
+        first.name(),
         kind.name()
     ));
     let server = Server::start(lab, kind, ALLOW_ALL)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
-    let mut two = Two {
-        lowroad: Member::public(lab, Kind::Lowroad, "lowroad", 31)?,
-        stock: Member::public(lab, Kind::Stock, "stock", 32)?,
+    let name = match first {
+        Kind::Lowroad => "lowroad",
+        Kind::Stock => "other",
     };
-    two.lowroad.up(&key)?;
-    two.stock.up(&key)?;
-    two.lowroad.wait_for_peer("stock", LIMIT)?;
-    two.stock.wait_for_peer("lowroad", LIMIT)?;
-    for (name, who, change) in CHANGES {
-        table.try_it(name, || two.survives(lab, *who, *change));
+    let mut two = Two {
+        first: Member::public(lab, first, name, 31)?,
+        second: Member::public(lab, Kind::Stock, "stock", 32)?,
+    };
+    two.first.up(&key)?;
+    two.second.up(&key)?;
+    two.first.wait_for_peer("stock", LIMIT)?;
+    two.second.wait_for_peer(name, LIMIT)?;
+    for (who, what, change) in CHANGES {
+        let case = format!("{} {what}", two.pair(*who).0.name());
+        table.try_it(&case, || two.survives(lab, *who, *change));
     }
     Ok(())
 }
 
 impl Two {
+    /// This one, and the other.
+    fn pair(&self, who: Who) -> (&Member, &Member) {
+        match who {
+            Who::First => (&self.first, &self.second),
+            Who::Second => (&self.second, &self.first),
+        }
+    }
+
     fn direct(&self) -> Result<()> {
-        self.lowroad.wait_for_direct("stock", LIMIT)?;
-        self.stock.wait_for_direct("lowroad", LIMIT)?;
+        self.first.wait_for_direct(self.second.name(), LIMIT)?;
+        self.second.wait_for_direct(self.first.name(), LIMIT)?;
         Ok(())
     }
 
     fn pings(&self) -> Result<[Pinger; 2]> {
         Ok([
-            Pinger::start(self.lowroad.namespace(), self.stock.ip(4)?, PACE)?,
-            Pinger::start(self.stock.namespace(), self.lowroad.ip(4)?, PACE)?,
+            Pinger::start(self.first.namespace(), self.second.ip(4)?, PACE)?,
+            Pinger::start(self.second.namespace(), self.first.ip(4)?, PACE)?,
         ])
     }
 
@@ -149,7 +148,8 @@ impl Two {
             )
         };
         Ok(format!(
-            "lowroad to stock {}; stock to lowroad {}; {relayed}direct {:.1} s after it",
+            "{0} to stock {1}; stock to {0} {2}; {relayed}direct {3:.1} s after it",
+            self.first.name(),
             told(&reports[0]),
             told(&reports[1]),
             direct.as_secs_f64()
@@ -159,8 +159,8 @@ impl Two {
     /// Says by what the pings went meanwhile, where it has to be the relay.
     fn apply(&mut self, lab: &Lab, who: Who, change: Change) -> Result<String> {
         let (member, last) = match who {
-            Who::Lowroad => (&mut self.lowroad, 31),
-            Who::Stock => (&mut self.stock, 32),
+            Who::First => (&mut self.first, 31),
+            Who::Second => (&mut self.second, 32),
         };
         match change {
             Change::Move(old, new) => member.namespace().ip(&format!(
@@ -183,10 +183,7 @@ impl Two {
 
     /// Pings go on over the relay.
     fn mute(&self, who: Who, time: Duration) -> Result<String> {
-        let (member, other) = match who {
-            Who::Lowroad => (&self.lowroad, "stock"),
-            Who::Stock => (&self.stock, "lowroad"),
-        };
+        let (member, other) = self.pair(who);
         member.namespace().nft(
             "table inet mute {
                 chain out { type filter hook output priority 0; oifname wan0 meta l4proto udp drop; }
@@ -194,16 +191,9 @@ impl Two {
             }",
         )?;
         let begin = Instant::now();
-        let ping = Pinger::start(
-            member.namespace(),
-            match who {
-                Who::Lowroad => self.stock.ip(4)?,
-                Who::Stock => self.lowroad.ip(4)?,
-            },
-            PACE,
-        )?;
+        let ping = Pinger::start(member.namespace(), other.ip(4)?, PACE)?;
         let first = ping.first_answer(time)?;
-        let path = member.path_to(other)?;
+        let path = member.path_to(other.name())?;
         ensure!(!path.is_direct(), "{path:?} without UDP");
         wait::pass(time.saturating_sub(begin.elapsed()))?;
         member.namespace().nft("delete table inet mute")?;

@@ -48,6 +48,30 @@ pub fn a_node_behind_a_hard_nat_reaches_a_public_one_directly(lab: &Lab) -> Resu
     upgrade(lab, &alpha, &bravo)
 }
 
+/// A connection by an address that the host has lost is dead, and TCP would need many seconds to find out.
+pub fn a_relayed_node_that_moves_is_back_within_seconds(lab: &Lab) -> Result<()> {
+    let coordinator = lab.coordinator(ALLOW_ALL)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.public_node("alpha", 31)?;
+    let bravo = lab.node_behind("bravo", 22, Nat::UdpBlocked)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    let ping = Pinger::start(&alpha.namespace, bravo.ip(4)?, ms(20))?;
+    ping.first_answer(secs(20))?;
+    alpha.namespace.ip("addr del 203.0.113.31/24 dev wan0\n\
+         addr del 2001:db8::31/64 dev wan0\n\
+         addr add 203.0.113.131/24 dev wan0")?;
+    let before = ping.answered();
+    wait::wait_for("answers by the relay", secs(60), || {
+        Ok((ping.answered() > before + 20).then_some(()))
+    })?;
+    let report = ping.stop();
+    let path = alpha.path_to("bravo")?;
+    ensure!(matches!(path, PathKind::Relay(_)), "the path is {path:?}");
+    lab.note(&format!("{report}"));
+    lab.within("silent while it moved", report.longest_silence, secs(2))
+}
+
 /// The first packet goes over the relay at once, then the path becomes direct, and no ping is lost meanwhile.
 fn upgrade(lab: &Lab, from: &Node, to: &Node) -> Result<()> {
     let ping = Pinger::start(&from.namespace, to.ip(4)?, ms(20))?;
