@@ -94,6 +94,7 @@ pub struct Netcheck {
     report: Report,
     homes: Homes,
     memory: endpoints::Memory,
+    own: endpoints::Own,
     commands: VecDeque<Command>,
 }
 
@@ -125,6 +126,7 @@ impl Netcheck {
             report: Report::default(),
             homes: Homes::default(),
             memory: endpoints::Memory::default(),
+            own: endpoints::Own::default(),
             commands: VecDeque::new(),
         }
     }
@@ -266,9 +268,11 @@ impl Netcheck {
 
     /// What to announce as our endpoints, best first.
     pub fn endpoints(&mut self, now: Instant, local: &[LocalAddress]) -> Vec<Endpoint> {
+        self.own.follow(now, local);
         endpoints::compose(
             &self.report,
             self.memory.recent(now),
+            &self.own,
             local,
             self.config.port,
         )

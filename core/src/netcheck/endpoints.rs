@@ -1,7 +1,7 @@
 //! The list of endpoints to announce.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -13,6 +13,7 @@ use super::Report;
 /// A mapping that STUN saw is announced this long although it is not seen any more.
 const REMEMBERED: Duration = Duration::from_secs(310);
 const MAX_REMEMBERED: usize = 8;
+const MAX_LOST: usize = 32;
 const MAX_ENDPOINTS: usize = 40;
 const MAX_PER_V6_SUBNET: usize = 2;
 
@@ -58,14 +59,47 @@ impl Memory {
     }
 }
 
+/// Which addresses this host had a while ago. Where no router translates, STUN sees the host's own address, and what was seen of one that is gone
+/// leads nowhere: peers that were told of it would go on sending there.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    present: BTreeSet<IpAddr>,
+    lost: BTreeMap<IpAddr, Instant>,
+}
+
+impl Own {
+    pub fn follow(&mut self, now: Instant, local: &[LocalAddress]) {
+        let present: BTreeSet<_> = local.iter().map(|one| one.address.to_canonical()).collect();
+        let gone = self.present.difference(&present);
+        self.lost.extend(gone.map(|address| (*address, now)));
+        self.lost.retain(|address, at| {
+            !present.contains(address) && now.saturating_duration_since(*at) < REMEMBERED
+        });
+        while self.lost.len() > MAX_LOST {
+            let oldest = self.lost.iter().min_by_key(|(_, at)| **at);
+            let oldest = oldest.map(|(address, _)| *address);
+            oldest.and_then(|address| self.lost.remove(&address));
+        }
+        self.present = present;
+    }
+
+    fn has_lost(&self, mapping: &SocketAddr) -> bool {
+        self.lost.contains_key(&mapping.ip().to_canonical())
+    }
+}
+
 pub(super) fn compose(
     report: &Report,
     recent: Vec<SocketAddr>,
+    own: &Own,
     local: &[LocalAddress],
     port: u16,
 ) -> Vec<Endpoint> {
     let mut list = Vec::new();
     let mut add = |address: SocketAddr, kind: EndpointType| {
+        if own.has_lost(&address) {
+            return;
+        }
         let known = list
             .iter()
             .any(|endpoint: &Endpoint| endpoint.address == address);

@@ -361,3 +361,34 @@ fn endpoints_are_announced_in_order_without_tunnel_and_link_local_addresses() {
     let alone = netcheck.endpoints(end + millis(400_000), &list[..1]);
     assert_eq!(alone.last().unwrap().address.to_string(), "127.0.0.1:41641");
 }
+
+#[test]
+fn what_stun_saw_of_an_address_that_the_host_has_lost_is_not_announced() {
+    let mut netcheck = check();
+    let start = Instant::now();
+    netcheck.set_map(start, &map(1));
+    let internet = Internet {
+        latency: &|_| Some(millis(2)),
+        mapping: &easy,
+    };
+    let (_, end, _) = run(&mut netcheck, start, &internet);
+    let mut announced = |after: u64, local: &str| -> Vec<String> {
+        let local = LocalAddress {
+            address: local.parse().unwrap(),
+            prefix: 24,
+        };
+        let endpoints = netcheck.endpoints(end + millis(after), &[local]);
+        endpoints.iter().map(|e| e.address.to_string()).collect()
+    };
+    let seen = "203.0.113.5:40000";
+    assert_eq!(announced(0, "192.168.1.2"), [seen, "192.168.1.2:41641"]);
+    assert_eq!(
+        announced(1, "192.168.2.2"),
+        [seen, "192.168.2.2:41641"],
+        "a router's mapping may live on"
+    );
+    assert_eq!(announced(2, "203.0.113.5"), [seen, "203.0.113.5:41641"]);
+    assert_eq!(announced(3, "203.0.113.6"), ["203.0.113.6:41641"]);
+    assert_eq!(announced(4, "203.0.113.6"), ["203.0.113.6:41641"]);
+    assert_eq!(announced(5, "203.0.113.5"), [seen, "203.0.113.5:41641"]);
+}
