@@ -240,7 +240,7 @@ impl Engine {
             Event::Compiled => self.reconcile(now).await,
             Event::Control(event) => self.on_control(event).await,
             Event::Kernel(change) => self.on_kernel_change(now, change).await,
-            Event::Derp(event) => self.with_session(|session| session.on_derp(event)),
+            Event::Derp(event) => self.with_session(|session| session.on_derp(now, event)),
             Event::Probed(probed) => self.with_session(|session| session.on_probed(probed)),
             Event::Relay(event) => self.with_session(|session| session.on_relay(now, event)),
             Event::Datagram(datagram) => {

@@ -210,11 +210,9 @@ impl Paths {
     pub fn set_local_endpoints(&mut self, now: Instant, mut endpoints: Vec<SocketAddr>) {
         endpoints.truncate(MAX_LOCAL_ENDPOINTS);
         let changed = endpoints != self.out.local;
-        let mut before = self.out.local.iter();
-        let lost = before.any(|old| !endpoints.contains(old));
         self.out.set_local(now, endpoints);
         if changed {
-            self.with_active(now, |peer, out| peer.on_local_change(now, lost, out));
+            self.with_active(now, |peer, out| peer.on_local_change(now, out));
         }
     }
 
@@ -270,6 +268,11 @@ impl Paths {
     pub fn on_link_change(&mut self, now: Instant) {
         self.out.refresh(now, true);
         self.with_active(now, |peer, out| peer.on_link_change(now, out));
+    }
+
+    /// There is a connection to this relay again: what was said last by the one before may be lost.
+    pub fn on_relay_connected(&mut self, now: Instant, region: RegionId) {
+        self.with_active(now, |peer, out| peer.on_relay_connected(now, region, out));
     }
 
     /// The system cannot send to this endpoint (no route, network or host unreachable).

@@ -197,7 +197,10 @@ impl Session {
         }
     }
 
-    pub fn on_derp(&mut self, event: DerpEvent) {
+    pub fn on_derp(&mut self, now: Instant, event: DerpEvent) {
+        if let (Some(node), DerpEvent::Connected { region }) = (&mut self.node, &event) {
+            node.paths.on_relay_connected(now, *region);
+        }
         if let Some(net) = &mut self.net {
             net.on_derp(event);
         }

@@ -49,6 +49,8 @@ pub(super) struct Peer {
     burst: Option<Burst>,
     burst_at: Option<Instant>,
     call_at: Option<Instant>,
+    /// It should hear soon that endpoints have changed.
+    call_owed: bool,
     pings: BTreeMap<TxId, Outstanding>,
 
     counters: Option<Counters>,
@@ -163,6 +165,7 @@ impl Peer {
             burst: None,
             burst_at: None,
             call_at: None,
+            call_owed: false,
             pings: BTreeMap::new(),
             counters: None,
             relayed_data: None,
@@ -293,13 +296,21 @@ impl Peer {
         }
     }
 
-    /// Own endpoints changed, and some were `lost`. A stock peer sends to the one in use for another 6.5 s (its `trustUDPAddrDuration`), unless a
-    /// CallMeMaybe no longer names what an earlier one did (`handleCallMeMaybe`): so it is called although the path seems fine from here.
-    pub fn on_local_change(&mut self, now: Instant, lost: bool, out: &mut Outbox) {
-        if lost {
-            self.call_at = None;
+    /// Own endpoints changed. A peer in use is called although its path seems fine from here: a stock one sends to an endpoint that is gone for
+    /// another 6.5 s (its `trustUDPAddrDuration`), unless a CallMeMaybe no longer names what an earlier one did (`handleCallMeMaybe`).
+    pub fn on_local_change(&mut self, now: Instant, out: &mut Outbox) {
+        // A host that moves may have no address at all for a moment, and then nothing to say.
+        self.call_owed = true;
+        if self.has_data(now) {
+            self.call(now, out);
         }
-        if self.has_data(now) && (lost || self.best.is_none()) {
+    }
+
+    /// Who was called just before by this relay is called again.
+    pub fn on_relay_connected(&mut self, now: Instant, region: RegionId, out: &mut Outbox) {
+        let lately = |at: Instant| now.duration_since(at) < CALL_AGAIN;
+        if self.region() == Some(region) && self.call_at.is_some_and(lately) {
+            self.call_owed = true;
             self.call(now, out);
         }
     }

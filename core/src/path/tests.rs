@@ -264,7 +264,7 @@ fn a_one_way_stream_stays_direct() {
 }
 
 #[test]
-fn whoever_loses_an_address_calls_its_direct_peers_by_the_relay() {
+fn whose_endpoints_change_calls_its_direct_peers_by_the_relay() {
     let mut world = World::new(&[(Nat::None, 2)]);
     world.talk((0, 1), secs(5), TICK);
     assert!(world.direct(0, 1).is_some());
@@ -280,9 +280,25 @@ fn whoever_loses_an_address_calls_its_direct_peers_by_the_relay() {
     let own = |last| SocketAddr::from(([203, 0, 113, last], PORT));
     calls(&[own(101)]);
     assert_eq!(calls(&[own(101)]), 0, "nothing changed");
-    assert_eq!(calls(&[own(101), own(9)]), 0, "one more is no hurry");
+    assert_eq!(
+        calls(&[own(101), own(9)]),
+        1,
+        "what is named now can be taken back later"
+    );
     assert_eq!(calls(&[own(9)]), 1, "the peer may still use the lost one");
     assert_eq!(calls(&[own(8)]), 1, "and is told at once, every time");
+    assert_eq!(calls(&[]), 0, "there is nothing to say");
+    assert_eq!(calls(&[own(7)]), 1, "but it is said once there is");
+    let mut again = |after: Duration, region| {
+        let paths = &mut world.hosts[0].paths;
+        paths.on_relay_connected(now + after, region);
+        let commands = std::iter::from_fn(|| paths.poll_command());
+        let call = |command: &Command| matches!(command, Command::SendRelay { .. });
+        commands.filter(call).count()
+    };
+    assert_eq!(again(millis(10), RegionId(77)), 0, "another relay");
+    assert_eq!(again(millis(10), sim::HOME), 1, "the call may be lost");
+    assert_eq!(again(secs(6), sim::HOME), 0, "that was long ago");
 }
 
 #[test]

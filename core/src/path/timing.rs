@@ -41,6 +41,8 @@ pub const RETRIES: [Duration; 4] = [
 pub const BURST_MIN: Duration = Duration::from_secs(15);
 /// Inside a burst an endpoint is not pinged twice within this time.
 pub const BURST_PER_ENDPOINT: Duration = Duration::from_millis(60);
+/// A CallMeMaybe younger than this is sent again when there is a new connection to its relay: the one before may have been dead for so long.
+pub const CALL_AGAIN: Duration = Duration::from_secs(5);
 /// Least time between two CallMeMaybe to one peer.
 pub const CALL_MIN: Duration = Duration::from_millis(200);
 /// Least time between two requests to refresh the own endpoints.

@@ -129,13 +129,14 @@ impl Peer {
         let soon = self
             .call_at
             .is_some_and(|at| now.duration_since(at) < CALL_MIN);
-        if soon || out.local.is_empty() || !self.unlock(out) {
+        if soon && !self.call_owed || out.local.is_empty() || !self.unlock(out) {
             return;
         }
         let (Some(region), Some(shared)) = (self.region(), &self.shared) else {
             return;
         };
         self.call_at = Some(now);
+        self.call_owed = false;
         let endpoints = out.local.clone();
         out.send_relay(
             (region, self.key),
