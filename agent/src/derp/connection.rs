@@ -18,7 +18,7 @@ use lowroad_wire::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{Notify, watch},
-    time::{Instant, interval_at, timeout, timeout_at},
+    time::{Instant, interval_at, sleep_until, timeout},
 };
 use tokio_util::codec::Decoder as _;
 
@@ -204,6 +204,8 @@ impl<'a> Connection<'a> {
         let mut sweep = interval_at(Instant::now() + timings.sweep, timings.sweep);
         let (mut sent, mut used) = (self.queue.sent(), Instant::now());
         let mut known = wanted.borrow_and_update().clone();
+        // What a pong has to say, and until when.
+        let mut asked: Option<(u64, Instant)> = None;
         if known.home {
             self.queue.push_frame(Frame::NotePreferred(true));
         }
@@ -225,8 +227,15 @@ impl<'a> Connection<'a> {
                         if let Some(own) = own.filter(|own| is_gone(*own)) {
                             return Err(End::AddressGone(own));
                         }
-                        self.ping().await?;
+                        asked = Some(self.ping());
                     }
+                }
+                () = self.pong_arrived.notified() => {
+                    let pong = self.pong.load(Ordering::Relaxed);
+                    asked = asked.filter(|(data, _)| *data != pong);
+                }
+                () = overdue(asked) => {
+                    return Err(End::NoPong);
                 }
                 _ = sweep.tick() => {
                     if std::mem::replace(&mut sent, self.queue.sent()) != sent || known.home {
@@ -239,17 +248,19 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Whether the relay still answers.
-    async fn ping(&self) -> Result<(), End> {
+    /// Asks whether the relay still answers: what its pong will say, and when it must have come. Links may change again before.
+    fn ping(&self) -> (u64, Instant) {
         let data: u64 = rand::random();
-        let deadline = Instant::now() + self.shared.timings.ping;
         self.queue.push_frame(Frame::Ping(data.to_be_bytes()));
-        while self.pong.load(Ordering::Relaxed) != data {
-            timeout_at(deadline, self.pong_arrived.notified())
-                .await
-                .map_err(|_| End::NoPong)?;
-        }
-        Ok(())
+        (data, Instant::now() + self.shared.timings.ping)
+    }
+}
+
+/// When the pong should have come; never, if none was asked for.
+async fn overdue(asked: Option<(u64, Instant)>) {
+    match asked {
+        Some((_, until)) => sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -131,13 +131,13 @@ pub fn two_relays(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()
     };
     let lowroad = behind(Kind::Lowroad, "lowroad", 21, RELAY_HOST)?;
     let stock = behind(Kind::Stock, "stock", 22, COORDINATOR)?;
-    for (node, foreign) in [(&lowroad, "two"), (&stock, "")] {
+    for (node, on_two) in [(&lowroad, false), (&stock, true)] {
         node.up(&key)?;
         // A host that is short of time may hear no STUN server in time, and choose by HTTPS, until it measures again.
         let home = || {
             let home = node.status()?["Self"]["Relay"].clone();
             let home = home.as_str().unwrap_or_default();
-            let right = !home.is_empty() && (home == "two") != (foreign == "two");
+            let right = !home.is_empty() && (home == "two") == on_two;
             Ok(right.then_some(()))
         };
         wait::wait_for("a home relay of its own", MEASURED_AGAIN, home)
