@@ -28,30 +28,22 @@ fn up_with_flags_must_repeat_every_setting_that_differs_from_its_default() {
     assert_eq!(Change::default().require_complete(&current), Ok(()));
 }
 
+fn refusal(mut change: Change) -> String {
+    change.validate().unwrap_err().to_string()
+}
+
 #[test]
 fn a_feature_that_does_not_exist_yet_is_refused_by_its_flag() {
-    let mut change = Change {
+    let change = Change {
         advertise_routes: Some(vec!["10.0.0.0/8".into()]),
         ..Change::default()
     };
-    assert!(
-        change
-            .validate()
-            .unwrap_err()
-            .to_string()
-            .starts_with("--advertise-routes is refused")
-    );
-    let mut change = Change {
+    assert!(refusal(change).starts_with("--advertise-routes is refused"));
+    let change = Change {
         exit_node: Some("b".into()),
         ..Change::default()
     };
-    assert!(
-        change
-            .validate()
-            .unwrap_err()
-            .to_string()
-            .starts_with("--exit-node is refused")
-    );
+    assert!(refusal(change).starts_with("--exit-node is refused"));
     let mut nothing = Change {
         advertise_routes: Some(vec![]),
         advertise_exit_node: Some(false),

@@ -98,8 +98,8 @@ fn hard(server: SocketAddr) -> Option<SocketAddr> {
     Some(([203, 0, 113, 5], 40000 + u16::from(server.ip().octets()[3])).into())
 }
 
-#[test]
-fn one_region_without_ipv6_is_reported_soon_after_its_answer() {
+/// One region near by: its check, the report, and from when to when that took.
+fn behind_an_easy_nat() -> (Netcheck, Report, Instant, Instant) {
     let mut netcheck = check();
     let start = Instant::now();
     netcheck.set_map(start, &map(1));
@@ -108,6 +108,12 @@ fn one_region_without_ipv6_is_reported_soon_after_its_answer() {
         mapping: &easy,
     };
     let (report, end, _) = run(&mut netcheck, start, &internet);
+    (netcheck, report, start, end)
+}
+
+#[test]
+fn one_region_without_ipv6_is_reported_soon_after_its_answer() {
+    let (_, report, start, end) = behind_an_easy_nat();
     assert!(end - start <= millis(60), "{:?}", end - start);
     assert_eq!(report.global_v4, Some(([203, 0, 113, 5], 40000).into()));
     assert_eq!(report.preferred, Some(RegionId(1)));
@@ -318,14 +324,7 @@ fn names_without_addresses_are_looked_up_and_then_asked() {
 
 #[test]
 fn endpoints_are_announced_in_order_without_tunnel_and_link_local_addresses() {
-    let mut netcheck = check();
-    let start = Instant::now();
-    netcheck.set_map(start, &map(1));
-    let internet = Internet {
-        latency: &|_| Some(millis(2)),
-        mapping: &easy,
-    };
-    let (_, end, _) = run(&mut netcheck, start, &internet);
+    let (mut netcheck, _, _, end) = behind_an_easy_nat();
     let local = |text: &str, prefix| LocalAddress {
         address: text.parse().unwrap(),
         prefix,
@@ -364,14 +363,7 @@ fn endpoints_are_announced_in_order_without_tunnel_and_link_local_addresses() {
 
 #[test]
 fn what_stun_saw_of_an_address_that_the_host_has_lost_is_not_announced() {
-    let mut netcheck = check();
-    let start = Instant::now();
-    netcheck.set_map(start, &map(1));
-    let internet = Internet {
-        latency: &|_| Some(millis(2)),
-        mapping: &easy,
-    };
-    let (_, end, _) = run(&mut netcheck, start, &internet);
+    let (mut netcheck, _, _, end) = behind_an_easy_nat();
     let mut announced = |after: u64, local: &str| -> Vec<String> {
         let local = LocalAddress {
             address: local.parse().unwrap(),
