@@ -111,7 +111,7 @@ pub enum PrefsError {
         what: &'static str,
     },
     #[error(
-        "the login server {0:?} is not a URL: it must begin with http:// or https:// and name a host"
+        "the login server {0:?} is not a URL: it must begin with http:// or https:// and name a host, without `?`, `#` or spaces"
     )]
     BadUrl(String),
     #[error(
@@ -342,6 +342,10 @@ fn normal_tag(tag: &str) -> Result<String, PrefsError> {
 fn normal_url(url: &str) -> Result<String, PrefsError> {
     let trimmed = url.trim_end_matches('/');
     let bad = || PrefsError::BadUrl(url.to_owned());
+    // The parser drops a fragment unread, whatever is in it; a query has no meaning here.
+    if trimmed.contains(|c: char| c.is_control() || c.is_whitespace() || matches!(c, '#' | '?')) {
+        return Err(bad());
+    }
     let uri: hyper::Uri = trimmed.parse().map_err(|_| bad())?;
     match (uri.scheme_str(), uri.host()) {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(trimmed.to_owned()),

@@ -266,7 +266,8 @@ fn tell(sent: &SentPeer, new: &SentPeer, message: &mut MapResponse) {
 fn patch(old: &wire::Node, new: &wire::Node) -> Option<PeerChange> {
     let sayable = (!new.endpoints.is_empty() || old.endpoints.is_empty())
         && (new.home_derp.is_some() || old.home_derp.is_none())
-        && (new.disco_key.is_some() || old.disco_key.is_none());
+        && (new.disco_key.is_some() || old.disco_key.is_none())
+        && (new.cap != 0 || old.cap == 0);
     let patched = wire::Node {
         endpoints: new.endpoints.clone(),
         home_derp: new.home_derp,

@@ -41,6 +41,7 @@ enum Step {
     Endpoints(i64, Vec<u16>),
     Home(i64, u16),
     Online(i64, bool),
+    Version(i64, u16),
     Expire(i64, bool),
     Host(i64, String),
     Routes(i64, u8),
@@ -60,6 +61,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (id.clone(), prop::collection::vec(1u16..9, 0..3)).prop_map(|(id, ports)| Step::Endpoints(id, ports)),
         1 => (id.clone(), 0u16..3).prop_map(|(id, region)| Step::Home(id, region)),
         2 => (id.clone(), any::<bool>()).prop_map(|(id, online)| Step::Online(id, online)),
+        1 => (id.clone(), 0u16..3).prop_map(|(id, version)| Step::Version(id, version)),
         1 => (id.clone(), any::<bool>()).prop_map(|(id, expired)| Step::Expire(id, expired)),
         1 => (id.clone(), "[a-c]").prop_map(|(id, name)| Step::Host(id, name)),
         1 => (id.clone(), 0u8..4).prop_map(|(id, routes)| Step::Routes(id, routes)),
@@ -153,6 +155,7 @@ impl Tailnet {
                 node.online = online;
                 node.last_seen = Some(NOW);
             }),
+            Step::Version(id, version) => self.edit(id, |node| node.cap = version),
             Step::Expire(id, expired) => self.edit(id, |node| node.expiry = expired.then_some(NOW)),
             Step::Host(id, name) => self.edit(id, |node| {
                 node.hostinfo.hostname.clone_from(&name);
@@ -263,6 +266,7 @@ fn comparable(netmap: &NetMap) -> NetMap {
     if let Some(own) = &mut netmap.self_node {
         own.hostinfo = Hostinfo::default();
         own.endpoints.clear();
+        own.cap = 0;
     }
     // Clients keep profiles that they have heard once.
     let owners: BTreeSet<_> = netmap

@@ -45,6 +45,16 @@ proptest! {
     }
 
     #[test]
+    fn a_claimed_length_takes_no_memory(length in 0_u32..=1 << 20, come in 0_usize..70_000) {
+        let (mut codec, mut input) = (Codec::client(), BytesMut::new());
+        input.extend_from_slice(&[0x04]);
+        input.extend_from_slice(&length.to_be_bytes());
+        input.resize(input.len() + come.min(length as usize) / 2, 0);
+        let _ = codec.decode(&mut input);
+        prop_assert!(input.capacity() <= 2 * (come + 64 * 1024 + 5), "{}", input.capacity());
+    }
+
+    #[test]
     fn a_derp_frame_survives_the_codec_however_the_stream_is_cut(frames in vec(frame(), 1..6), cut in 1_usize..40) {
         let (mut codec, mut stream) = (Codec::client(), BytesMut::new());
         for frame in &frames {

@@ -100,7 +100,17 @@ fn fresh_preferences_are_the_stock_defaults() {
 
 #[test]
 fn a_login_server_must_be_an_http_url_with_a_host() {
-    for bad in ["hs.lab", "ftp://x", "https://", "", "http://a b"] {
+    for bad in [
+        "hs.lab",
+        "ftp://x",
+        "https://",
+        "",
+        "http://a b",
+        "https://hs.lab#b\t",
+        "https://hs.lab#b",
+        "https://hs.lab?b",
+        "https://hs.lab/\n",
+    ] {
         assert!(normal_url(bad).is_err(), "{bad}");
     }
     assert_eq!(normal_url("https://hs.lab/").unwrap(), "https://hs.lab");

@@ -35,6 +35,9 @@ const PONG: u8 = 0x13;
 const HEALTH: u8 = 0x14;
 const RESTARTING: u8 = 0x15;
 
+/// Room made at once for a frame that has only begun: what a header claims costs nothing until it comes.
+const READ_AHEAD: usize = 64 * 1024;
+
 /// Frames of both directions, for `tokio_util::codec`.
 #[derive(Clone, Debug)]
 pub struct Codec {
@@ -74,7 +77,8 @@ impl Decoder for Codec {
             });
         }
         if input.len() < HEADER_LEN + length {
-            input.reserve(HEADER_LEN + length - input.len());
+            let missing = HEADER_LEN + length - input.len();
+            input.reserve(missing.min(READ_AHEAD));
             return Ok(None);
         }
         input.advance(HEADER_LEN);
