@@ -131,8 +131,8 @@ fn errors_say_line_and_column_and_what_to_do() {
         ),
         (
             "{\"grants\": [{\"src\": [\"*\"], \"dst\": [\"*\"], \"app\": {}}]}",
-            Unsupported,
-            "policy.hujson:1:49: \"app\" in grants: not supported yet",
+            Invalid,
+            "policy.hujson:1:13: this grant grants nothing; add \"ip\"",
         ),
         (
             "{\"grants\": [{\"src\": [\"*\"], \"dst\": [\"*\"], \"ip\": [\"tcp\"]}]}",

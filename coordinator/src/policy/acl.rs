@@ -53,6 +53,7 @@ pub(crate) fn read(text: &Text, value: &Value, names: &Names) -> Result<Rule, Po
         sources,
         protocols,
         destinations,
+        ..Rule::default()
     };
     check_own_devices(&rule, true)?;
     Ok(rule)

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use lowroad_wire::control::{PortRange, UserId};
+use lowroad_wire::control::{CapMap, PortRange, UserId};
 
-use super::addresses::{AddressSet, Collector};
+use super::addresses::{AddressSet, Collector, net_text};
 use super::alias::Alias;
 use super::bits::Bits;
+use super::capability;
 use super::people::People;
 use super::routes::{Routes, is_exit};
 use super::syntax::{Document, Rule};
@@ -49,6 +51,12 @@ pub(crate) enum TargetKind {
     Members(Bits),
     /// Sent to approved exit nodes, as the texts of these ranges.
     Internet(Vec<String>),
+    /// What a grant opens through certain routers only: sent to those of them that have a route there.
+    Via {
+        texts: Vec<String>,
+        /// Nodes that have one of the tags.
+        tagged: Bits,
+    },
 }
 
 /// A destination of one or more rules.
@@ -68,6 +76,18 @@ pub(crate) struct CompiledRule {
     pub(crate) entries: Vec<(usize, Vec<PortRange>)>,
     /// Ports at which the sources reach other devices of the same user.
     pub(crate) own_devices: Vec<PortRange>,
+    /// What the sources are granted at the destinations, instead of ports there.
+    pub(crate) capabilities: Option<Arc<CapMap>>,
+    pub(crate) companion: Option<Companion>,
+}
+
+/// A rule that tells those who were granted a capability who serves them. It connects nobody whom its grant doesn't.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Companion {
+    /// Source and entries are the grant's, the other way round.
+    Reversed,
+    /// Source is the grant's: each of its nodes is told of all devices of its user.
+    OwnDevices,
 }
 
 pub(crate) fn compile(document: &Document, world: &World) -> CompiledTailnet {
@@ -118,6 +138,7 @@ fn allow_everything() -> Rule {
         sources: vec![any.clone()],
         protocols: Vec::new(),
         destinations: vec![(any, vec![PortRange::ANY])],
+        ..Rule::default()
     }
 }
 
@@ -158,7 +179,7 @@ struct Builder<'a> {
     sources: Vec<Source>,
     source_of: HashMap<AddressSet, usize>,
     targets: Vec<Target>,
-    target_of: HashMap<Alias, usize>,
+    target_of: HashMap<(Alias, Vec<String>), usize>,
     rules: Vec<CompiledRule>,
     rule_of: HashMap<(usize, Vec<u8>), usize>,
 }
@@ -194,26 +215,75 @@ impl<'a> Builder<'a> {
         let mut entries = Vec::new();
         let mut own_devices = Vec::new();
         for (alias, ports) in &rule.destinations {
-            if alias.value == Alias::OwnDevices {
+            if alias.value != Alias::OwnDevices {
+                entries.push((self.target(&alias.value, &rule.via), ports.clone()));
+            } else if rule.via.is_empty() {
                 own_devices.extend_from_slice(ports);
-            } else {
-                entries.push((self.target(&alias.value), ports.clone()));
             }
         }
-        let key = (source, rule.protocols.clone());
-        if let Some(&earlier) = self.rule_of.get(&key) {
-            let earlier = &mut self.rules[earlier];
-            earlier.entries.extend(entries);
-            earlier.own_devices.extend(own_devices);
-            return;
-        }
-        self.rule_of.insert(key, self.rules.len());
-        self.rules.push(CompiledRule {
+        let compiled = CompiledRule {
             source,
             protocols: rule.protocols.clone(),
             entries,
             own_devices,
-        });
+            capabilities: rule.capabilities.clone(),
+            companion: None,
+        };
+        if let Some(capabilities) = &rule.capabilities {
+            self.rules.push(compiled);
+            for name in capability::companions(capabilities).filter(|_| rule.via.is_empty()) {
+                self.companion(rule, source, name);
+            }
+            return;
+        }
+        let key = (source, rule.protocols.clone());
+        if let Some(&earlier) = self.rule_of.get(&key) {
+            let earlier = &mut self.rules[earlier];
+            earlier.entries.extend(compiled.entries);
+            earlier.own_devices.extend(compiled.own_devices);
+            return;
+        }
+        self.rule_of.insert(key, self.rules.len());
+        self.rules.push(compiled);
+    }
+
+    /// The rules that accompany a grant of a capability of which both ends need to know.
+    fn companion(&mut self, rule: &Rule, source: usize, name: &str) {
+        let capabilities = Some(Arc::new(CapMap::from([(name.to_owned(), Vec::new())])));
+        let mut servers = Collector::default();
+        let others = |alias: &&Alias| **alias != Alias::OwnDevices;
+        let destinations = || rule.destinations.iter().map(|(alias, _)| &alias.value);
+        for alias in destinations().filter(others) {
+            servers.set(&self.source_set(alias));
+        }
+        let servers = servers.finish();
+        if !servers.is_empty() {
+            let granted = rule.sources.iter().map(|alias| match &alias.value {
+                Alias::DangerAll => &Alias::Any,
+                alias => alias,
+            });
+            let entries = granted.map(|alias| (self.target(alias, &[]), Vec::new()));
+            let entries = entries.collect();
+            let source = self.source(servers);
+            self.rules.push(CompiledRule {
+                source,
+                protocols: Vec::new(),
+                entries,
+                own_devices: Vec::new(),
+                capabilities: capabilities.clone(),
+                companion: Some(Companion::Reversed),
+            });
+        }
+        if destinations().any(|alias| *alias == Alias::OwnDevices) {
+            self.rules.push(CompiledRule {
+                source,
+                protocols: Vec::new(),
+                entries: Vec::new(),
+                own_devices: Vec::new(),
+                capabilities,
+                companion: Some(Companion::OwnDevices),
+            });
+        }
     }
 
     fn members(&mut self, alias: &Alias) -> Bits {
@@ -254,10 +324,22 @@ impl<'a> Builder<'a> {
         self.sources.len() - 1
     }
 
-    fn target(&mut self, alias: &Alias) -> usize {
-        if let Some(&known) = self.target_of.get(alias) {
+    fn target(&mut self, alias: &Alias, via: &[String]) -> usize {
+        let key = (alias.clone(), via.to_vec());
+        if let Some(&known) = self.target_of.get(&key) {
             return known;
         }
+        let target = match self.anywhere(alias) {
+            target if via.is_empty() => target,
+            target => self.through(target, via),
+        };
+        self.targets.push(target);
+        self.target_of.insert(key, self.targets.len() - 1);
+        self.targets.len() - 1
+    }
+
+    /// A destination, whoever leads there.
+    fn anywhere(&mut self, alias: &Alias) -> Target {
         let (kind, set) = match alias {
             Alias::Any => (TargetKind::Any, AddressSet::everything()),
             Alias::Net(net) => (TargetKind::Net(*net), AddressSet::of_net(net)),
@@ -271,24 +353,39 @@ impl<'a> Builder<'a> {
                 (TargetKind::Members(members), set)
             }
         };
-        let target = if let TargetKind::Internet(_) = kind {
-            Target {
+        if let TargetKind::Internet(_) = kind {
+            return Target {
                 nodes: self.nodes_where(|node| node.approved.iter().any(is_exit)),
                 routes: Bits::new(self.routes.len()),
                 kind,
                 set,
-            }
-        } else {
-            Target {
-                nodes: self.nodes_where(|node| node.extent.overlaps(&set)),
-                routes: self.routes_where(|route| set.overlaps_net(route)),
-                kind,
-                set,
-            }
-        };
-        self.targets.push(target);
-        self.target_of.insert(alias.clone(), self.targets.len() - 1);
-        self.targets.len() - 1
+            };
+        }
+        Target {
+            nodes: self.nodes_where(|node| node.extent.overlaps(&set)),
+            routes: self.routes_where(|route| set.overlaps_net(route)),
+            kind,
+            set,
+        }
+    }
+
+    /// The same destination, through routers with one of the tags only. Exit nodes don't count as such.
+    fn through(&self, target: Target, via: &[String]) -> Target {
+        let is_tagged = |node: &Node| node.facts.tags.iter().any(|tag| via.contains(tag));
+        let set = target.set;
+        Target {
+            kind: TargetKind::Via {
+                texts: match target.kind {
+                    TargetKind::Net(net) => vec![net_text(&net)],
+                    TargetKind::Internet(texts) => texts,
+                    _ => set.texts(),
+                },
+                tagged: self.nodes_where(is_tagged),
+            },
+            nodes: self.nodes_where(|node| is_tagged(node) && node.behind.overlaps(&set)),
+            routes: self.routes_where(|route| set.overlaps_net(route)),
+            set,
+        }
     }
 
     fn nodes_where(&self, holds: impl Fn(&Node) -> bool) -> Bits {

@@ -1,4 +1,4 @@
-//! `grants`: sources, destinations, and what is granted: network access (`ip`) so far.
+//! `grants`: sources, destinations, what is granted (network access, capabilities), and through which routers.
 
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
@@ -6,6 +6,7 @@ use lowroad_wire::control::PortRange;
 
 use super::acl::{check_own_devices, destination, sources};
 use super::alias::{Alias, has_ports, parse_port_range, parse_protocol};
+use super::capability;
 use super::error::{At, PolicyError};
 use super::hujson::Text;
 use super::syntax::{Names, Rule};
@@ -22,14 +23,9 @@ pub(crate) fn read(
     room: &mut usize,
 ) -> Result<(), PolicyError> {
     let fields = text.fields(value, "a grant", &FIELDS)?;
-    for name in ["app", "via", "srcPosture"] {
-        if let Some(value) = fields.get(name) {
-            let place = text.at(value.range());
-            return Err(PolicyError::unsupported(
-                place,
-                format!("{name:?} in grants"),
-            ));
-        }
+    if let Some(value) = fields.get("srcPosture") {
+        let place = text.at(value.range());
+        return Err(PolicyError::unsupported(place, "\"srcPosture\" in grants"));
     }
     let sources = match fields.get("src") {
         Some(value) => sources(text.strings(value, "src")?, names)?,
@@ -45,11 +41,23 @@ pub(crate) fn read(
         Some(value) => text.strings(value, "ip")?,
         None => Vec::new(),
     };
-    if access.is_empty() {
-        let message = "this grant grants nothing; add \"ip\", for example [\"*\"] or [\"tcp:443\"]";
+    let capabilities = match fields.get("app") {
+        Some(value) => capability::read(text, value)?,
+        None => None,
+    };
+    let via = match fields.get("via") {
+        Some(value) => read_via(text.strings(value, "via")?, names)?,
+        None => Vec::new(),
+    };
+    if access.is_empty() && capabilities.is_none() {
+        let message = "this grant grants nothing; add \"ip\", for example [\"*\"] or [\"tcp:443\"], or \"app\"";
         return Err(PolicyError::invalid(fields.place, message));
     }
-    let granted = access.len();
+    if capabilities.is_some() {
+        capability::check_destinations(&destinations)?;
+    }
+    let rights = usize::from(capabilities.is_some());
+    let granted = access.len() + rights;
     let mut by_protocol: Vec<(Option<u8>, Vec<PortRange>)> = Vec::new();
     for entry in access {
         let (protocol, ports) = read_access(entry)?;
@@ -58,7 +66,7 @@ pub(crate) fn read(
             None => by_protocol.push((protocol, vec![ports])),
         }
     }
-    let parts = destinations.len() * granted + sources.len() * by_protocol.len();
+    let parts = destinations.len() * granted + sources.len() * (by_protocol.len() + rights);
     *room = room.checked_sub(parts).ok_or_else(|| {
         let message = format!(
             "too many: this grant stands for {} pairs of destination and port; use groups, prefixes or port ranges",
@@ -66,19 +74,43 @@ pub(crate) fn read(
         );
         PolicyError::invalid(fields.place, message)
     })?;
-    for (protocol, ports) in by_protocol {
-        let rule = Rule {
-            sources: sources.clone(),
-            protocols: protocol.into_iter().collect(),
-            destinations: destinations
-                .iter()
-                .map(|alias| (alias.clone(), ports.clone()))
-                .collect(),
-        };
+    let rule = |protocol: Option<u8>, ports: &[PortRange]| Rule {
+        sources: sources.clone(),
+        protocols: protocol.into_iter().collect(),
+        destinations: destinations
+            .iter()
+            .map(|alias| (alias.clone(), ports.to_vec()))
+            .collect(),
+        via: via.clone(),
+        capabilities: None,
+    };
+    let access = by_protocol
+        .iter()
+        .map(|(protocol, ports)| rule(*protocol, ports));
+    let rights = capabilities.map(|capabilities| Rule {
+        capabilities: Some(capabilities),
+        ..rule(None, &[PortRange::ANY])
+    });
+    for rule in access.chain(rights) {
         check_own_devices(&rule, false)?;
         rules.push(rule);
     }
     Ok(())
+}
+
+fn read_via(written: Vec<At<&str>>, names: &Names) -> Result<Vec<String>, PolicyError> {
+    let mut via = Vec::with_capacity(written.len());
+    for text in written {
+        let (place, shown) = (text.place, text.value);
+        let Alias::Tag(tag) = Alias::parse(text, "via", names)? else {
+            let message = format!("via {shown:?}: write the tags of the routers, `tag:name`");
+            return Err(PolicyError::invalid(place, message));
+        };
+        via.push(tag);
+    }
+    via.sort_unstable();
+    via.dedup();
+    Ok(via)
 }
 
 fn read_destination(text: At<&str>, names: &Names) -> Result<At<Alias>, PolicyError> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use lowroad_wire::control::NodeId;
 
 use super::people::People;
 use super::syntax::Document;
@@ -21,6 +22,11 @@ pub(crate) fn is_exit(route: &IpNet) -> bool {
     route.prefix_len() == 0
 }
 
+/// Of several nodes that offer a route, the one of lowest rank carries it.
+pub(crate) fn rank(node: &NodeFacts) -> (bool, i64, NodeId) {
+    (!node.online, node.created, node.id)
+}
+
 impl Routes {
     pub(crate) fn new(document: &Document, people: &People, nodes: &[NodeFacts]) -> Self {
         let approved: Vec<Vec<IpNet>> = nodes
@@ -28,7 +34,7 @@ impl Routes {
             .map(|node| approved(document, people, node))
             .collect();
         let mut primaries = BTreeMap::new();
-        let rank = |at: usize| (!nodes[at].online, nodes[at].created, nodes[at].id);
+        let rank = |at: usize| rank(&nodes[at]);
         for (at, routes) in approved.iter().enumerate() {
             for route in routes.iter().filter(|route| !is_exit(route)) {
                 let primary = primaries.entry(*route).or_insert(at);

@@ -1,11 +1,12 @@
 //! The policy file as checked data: everything that can be judged without knowing users and nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
-use lowroad_wire::control::PortRange;
+use lowroad_wire::control::{CapMap, PortRange};
 
 use super::alias::{Alias, parse_net, user_name};
 use super::error::{At, PolicyError};
@@ -63,13 +64,17 @@ pub(crate) struct Document {
     pub(crate) tests: Vec<Test>,
 }
 
-/// Sources may reach destinations at ports by some protocols: an ACL, or one protocol of a grant.
-#[derive(Clone, Debug)]
+/// Sources may reach destinations at ports by some protocols: an ACL, or one protocol of a grant. Or, with `capabilities`,
+/// what a grant lets applications at the destinations take the sources for.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Rule {
     pub(crate) sources: Vec<At<Alias>>,
     /// Empty: the default ones (TCP, UDP, ICMP).
     pub(crate) protocols: Vec<u8>,
     pub(crate) destinations: Vec<(At<Alias>, Vec<PortRange>)>,
+    /// Tags of which one is needed to be the router to the destinations; none: any router.
+    pub(crate) via: Vec<String>,
+    pub(crate) capabilities: Option<Arc<CapMap>>,
 }
 
 /// One entry of `tests`, as written: whatever is wrong with it makes it fail when it is run.

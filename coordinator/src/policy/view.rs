@@ -10,9 +10,12 @@ use lowroad_wire::control::{FilterRule, NetPortRange, NodeId, PortRange, UserId}
 use super::addresses::net_text;
 use super::alias::Alias;
 use super::bits::Bits;
-use super::compile::{CompiledRule, Node, Source, Target, TargetKind, addresses_of, devices};
+use super::capability::own_in;
+use super::compile::{
+    Companion, CompiledRule, Node, Source, Target, TargetKind, addresses_of, devices,
+};
 use super::people::People;
-use super::routes::is_exit;
+use super::sight::Sight;
 
 /// A peer as one node may see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,14 +29,14 @@ pub struct PeerView {
 /// A policy applied to a tailnet. Answers are computed when first asked for, and kept.
 #[derive(Debug)]
 pub struct CompiledTailnet {
-    parts: Parts,
+    pub(super) parts: Parts,
     by_id: HashMap<NodeId, usize>,
     devices: BTreeMap<UserId, Bits>,
     /// Per node: itself as a peer that carries no route.
-    plain: Vec<PeerView>,
+    pub(super) plain: Vec<PeerView>,
     /// Per node: the routes that it carries, as positions in `parts.routes`.
-    carries: Vec<Vec<usize>>,
-    sights: Vec<OnceLock<Sight>>,
+    pub(super) carries: Vec<Vec<usize>>,
+    pub(super) sights: Vec<OnceLock<Sight>>,
     filters: Vec<OnceLock<Filter>>,
     /// Filters of nodes that are sent nothing of their own, by what they are sent.
     shared_filters: Mutex<HashMap<Vec<EntryAt>, Filter>>,
@@ -56,14 +59,6 @@ pub(crate) struct Parts {
     pub(crate) sources: Vec<Source>,
     pub(crate) targets: Vec<Target>,
     pub(crate) rules: Vec<CompiledRule>,
-}
-
-/// Whom and what a node sees.
-#[derive(Debug)]
-struct Sight {
-    nodes: Bits,
-    routes: Bits,
-    exits: bool,
 }
 
 impl CompiledTailnet {
@@ -179,83 +174,8 @@ impl CompiledTailnet {
         self.parts.tag_owners.get(tag).into_iter().flatten()
     }
 
-    fn view(&self, sight: &Sight, peer: usize) -> PeerView {
-        let node = &self.parts.nodes[peer];
-        let plain = &self.plain[peer];
-        if node.approved.is_empty() {
-            return plain.clone();
-        }
-        let carried = self.carries[peer].iter();
-        let primary: Arc<[IpNet]> = carried
-            .filter(|&&route| sight.routes.contains(route))
-            .map(|&route| self.parts.routes[route].0)
-            .collect();
-        let exits = node
-            .approved
-            .iter()
-            .filter(|route| sight.exits && is_exit(route));
-        PeerView {
-            allowed_ips: plain
-                .allowed_ips
-                .iter()
-                .chain(primary.iter())
-                .chain(exits)
-                .copied()
-                .collect(),
-            primary_routes: primary,
-        }
-    }
-
-    fn sight(&self, viewer: usize) -> &Sight {
-        self.sights[viewer].get_or_init(|| self.look(viewer))
-    }
-
-    fn look(&self, viewer: usize) -> Sight {
-        let mut sight = Sight {
-            nodes: Bits::new(self.parts.nodes.len()),
-            routes: Bits::new(self.parts.routes.len()),
-            exits: false,
-        };
-        let own = self.devices_with(viewer);
-        for rule in &self.parts.rules {
-            let source = &self.parts.sources[rule.source];
-            let is_source = source.nodes.contains(viewer);
-            for (target, _) in &rule.entries {
-                let target = &self.parts.targets[*target];
-                if is_source {
-                    sight.nodes.unite(&target.nodes);
-                    sight.routes.unite(&target.routes);
-                }
-                if target.nodes.contains(viewer) {
-                    sight.nodes.unite(&source.nodes);
-                    sight.routes.unite(&source.routes);
-                }
-                let leads_out = matches!(target.kind, TargetKind::Any | TargetKind::Internet(_));
-                sight.exits |= leads_out && source.members.contains(viewer);
-            }
-            if let Some(own) = own.filter(|_| !rule.own_devices.is_empty()) {
-                let mut from = own.clone();
-                from.intersect(&source.members);
-                sight.nodes.unite(&from);
-                if from.contains(viewer) {
-                    sight.nodes.unite(own);
-                }
-            }
-        }
-        sight.nodes.remove(viewer);
-        // Who offers a route itself is shown who carries it.
-        for route in &self.parts.nodes[viewer].approved {
-            let place = self
-                .parts
-                .routes
-                .binary_search_by_key(route, |(net, _)| *net);
-            place.into_iter().for_each(|at| sight.routes.insert(at));
-        }
-        sight
-    }
-
     /// The devices of the viewer's user, itself among them; none for tagged nodes.
-    fn devices_with(&self, viewer: usize) -> Option<&Bits> {
+    pub(crate) fn devices_with(&self, viewer: usize) -> Option<&Bits> {
         let user = self.parts.nodes[viewer].facts.owner()?;
         self.devices.get(&user)
     }
@@ -265,7 +185,7 @@ impl CompiledTailnet {
         let mut sent_whole = Some(Vec::new());
         for (rule_at, rule) in self.parts.rules.iter().enumerate() {
             for (entry_at, (target, _)) in rule.entries.iter().enumerate() {
-                match self.reaches(node, at, &self.parts.targets[*target]) {
+                match self.reaches(rule, at, &self.parts.targets[*target]) {
                     Reach::Not => {}
                     Reach::Whole => {
                         sent_whole = sent_whole.map(|mut sent: Vec<EntryAt>| {
@@ -276,7 +196,9 @@ impl CompiledTailnet {
                     Reach::Own => sent_whole = None,
                 }
             }
-            if !rule.own_devices.is_empty() && node.facts.owner().is_some() {
+            let to_own =
+                !rule.own_devices.is_empty() || rule.companion == Some(Companion::OwnDevices);
+            if to_own && node.facts.owner().is_some() {
                 sent_whole = None;
             }
         }
@@ -300,10 +222,15 @@ impl CompiledTailnet {
         })
     }
 
-    fn reaches(&self, node: &Node, at: usize, target: &Target) -> Reach {
+    fn reaches(&self, rule: &CompiledRule, at: usize, target: &Target) -> Reach {
+        let node = &self.parts.nodes[at];
+        if rule.capabilities.is_some() {
+            let own = !own_in(node, target).is_empty();
+            return if own { Reach::Own } else { Reach::Not };
+        }
         match &target.kind {
             TargetKind::Any => Reach::Whole,
-            TargetKind::Net(_) | TargetKind::Internet(_) => {
+            TargetKind::Net(_) | TargetKind::Internet(_) | TargetKind::Via { .. } => {
                 if target.nodes.contains(at) {
                     Reach::Whole
                 } else {
@@ -323,6 +250,10 @@ impl CompiledTailnet {
     fn rules_for(&self, at: usize) -> Vec<FilterRule> {
         let mut filter = Vec::new();
         for rule in &self.parts.rules {
+            if let Some(capabilities) = &rule.capabilities {
+                filter.extend(self.capability_rules(rule, capabilities, at));
+                continue;
+            }
             let source = &self.parts.sources[rule.source];
             let protocols = || rule.protocols.iter().map(|&number| number.into()).collect();
             let destinations = self.destinations(rule, at);
@@ -364,13 +295,13 @@ impl CompiledTailnet {
         let mut destinations = Vec::new();
         for (target, ports) in &rule.entries {
             let target = &self.parts.targets[*target];
-            if matches!(self.reaches(node, at, target), Reach::Not) {
+            if matches!(self.reaches(rule, at, target), Reach::Not) {
                 continue;
             }
             match &target.kind {
                 TargetKind::Any => destinations.extend(ports_of("*".to_owned(), ports)),
                 TargetKind::Net(net) => destinations.extend(ports_of(net_text(net), ports)),
-                TargetKind::Internet(texts) => {
+                TargetKind::Internet(texts) | TargetKind::Via { texts, .. } => {
                     for text in texts {
                         destinations.extend(ports_of(text.clone(), ports));
                     }
@@ -423,6 +354,6 @@ fn ports_of(ip: String, ports: &[PortRange]) -> impl Iterator<Item = NetPortRang
     })
 }
 
-fn host_prefixes(addresses: &[IpAddr]) -> impl Iterator<Item = IpNet> {
+pub(super) fn host_prefixes(addresses: &[IpAddr]) -> impl Iterator<Item = IpNet> {
     addresses.iter().map(|&address| IpNet::from(address))
 }

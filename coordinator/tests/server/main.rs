@@ -10,6 +10,7 @@ mod auth;
 mod cli;
 mod client;
 mod deltas;
+mod grants;
 mod hostile;
 mod join;
 mod lab;

@@ -46,7 +46,11 @@ impl<'a> Ways<'a> {
         };
         let mut ways = Vec::new();
         let mut own = Vec::new();
-        for rule in parts.rules.iter().filter(|rule| allows(rule)) {
+        for rule in parts
+            .rules
+            .iter()
+            .filter(|rule| rule.capabilities.is_none() && allows(rule))
+        {
             let entries = rule.entries.iter();
             let targets: Vec<usize> = entries
                 .filter(|(_, ports)| ports.iter().any(|range| range.contains(port)))
