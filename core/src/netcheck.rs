@@ -156,7 +156,11 @@ impl Netcheck {
         if found {
             // Until then this region could not be asked.
             self.full_at = None;
-            self.start(now);
+            match &mut self.run {
+                Some(run) => run.join(now, schedule::full(&self.map, &self.names)),
+                None => self.start(now),
+            }
+            self.on_timer(now);
         }
     }
 
@@ -301,6 +305,32 @@ impl Netcheck {
 }
 
 impl Run {
+    /// Takes in servers that have become known meanwhile.
+    fn join(&mut self, now: Instant, plan: Vec<(Duration, Server)>) {
+        let known: BTreeSet<_> = self
+            .waiting
+            .iter()
+            .map(|(_, server)| server.address)
+            .chain(self.asked.values().map(|(_, server)| server.address))
+            .chain(self.seen.keys().copied())
+            .collect();
+        let new: Vec<_> = plan
+            .into_iter()
+            .filter(|(_, server)| !known.contains(&server.address))
+            .map(|(after, server)| (now + after, server))
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        self.regions
+            .extend(new.iter().map(|(_, server)| server.region));
+        self.waiting.extend(new);
+        self.waiting.make_contiguous().sort_by_key(|(at, _)| *at);
+        // As much time as every server gets; a name is looked up once, so this has an end.
+        self.full = true;
+        self.ends = self.ends.max(now + PROBE_TIMEOUT);
+    }
+
     fn note(&mut self, now: Instant, server: Server, source: SocketAddr, latency: Duration) {
         match source {
             SocketAddr::V4(_) => {

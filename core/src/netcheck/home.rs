@@ -13,14 +13,14 @@ const HISTORY: Duration = Duration::from_secs(305);
 const MARGIN: Duration = Duration::from_millis(10);
 /// A relay heard this recently is reachable although no probe of it was answered.
 const HEARD: Duration = Duration::from_secs(8);
-/// Nothing can be measured, but home was heard within this time: keep it.
-const HEARD_BLIND: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Default)]
 pub(super) struct Homes {
     history: VecDeque<(Instant, BTreeMap<RegionId, Duration>)>,
     frames: BTreeMap<RegionId, Instant>,
     home: Option<RegionId>,
+    /// It was picked while nothing could be measured.
+    blind: bool,
 }
 
 impl Homes {
@@ -50,7 +50,10 @@ impl Homes {
         self.frames.retain(|id, _| map.regions.contains_key(id));
         debug_assert!(self.frames.len() <= known);
         let old = self.home.filter(eligible);
-        self.home = self.judge(now, map, old).filter(eligible).or_else(|| {
+        let measured = self.judge(now, map, old).filter(eligible);
+        // Kept for want of anything to measure, it is as blind as it was.
+        self.blind = measured.is_none() || (self.blind && measured == self.home);
+        self.home = measured.or_else(|| {
             let regions: Vec<_> = map.regions.keys().filter(|id| eligible(id)).collect();
             let index = stable.checked_rem(regions.len() as u64)?;
             regions.get(index as usize).map(|id| **id)
@@ -60,9 +63,9 @@ impl Homes {
 
     /// `None`: nothing is known.
     fn judge(&self, now: Instant, map: &DerpMap, old: Option<RegionId>) -> Option<RegionId> {
-        let heard = |id: RegionId, within| {
+        let heard = |id: RegionId| {
             let at = self.frames.get(&id);
-            at.is_some_and(|at| now.saturating_duration_since(*at) < within)
+            at.is_some_and(|at| now.saturating_duration_since(*at) < HEARD)
         };
         let scores = map.home_params.region_score.as_ref();
         let mut best: BTreeMap<RegionId, Duration> = BTreeMap::new();
@@ -85,7 +88,7 @@ impl Homes {
         let latest = self.history.back().map(|(_, latencies)| latencies)?;
         if latest.is_empty() {
             // Blocked, for the moment at least.
-            return old.filter(|old| heard(*old, HEARD_BLIND)).or(old);
+            return old;
         }
         // Only a region that answers today is a choice.
         let (new, latency) = best
@@ -96,10 +99,11 @@ impl Homes {
         let Some(old) = old.filter(|old| *old != new) else {
             return Some(new);
         };
-        let reachable = latest.contains_key(&old) || heard(old, HEARD);
+        let reachable = latest.contains_key(&old) || heard(old);
         let keep = match best.get(&old).filter(|_| reachable) {
             Some(before) => latency + MARGIN > *before || latency * 3 > *before * 2,
-            None => reachable,
+            // That a relay takes our connection says nothing for it against one that was measured.
+            None => reachable && !self.blind,
         };
         Some(if keep { old } else { new })
     }

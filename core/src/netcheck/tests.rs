@@ -222,6 +222,62 @@ fn a_silent_home_that_its_relay_was_just_heard_from_is_kept() {
     );
 }
 
+/// Nobody answers for the first of two regions, whose addresses are known; the second has a name only.
+fn one_deaf_and_one_by_name(start: Instant) -> (Netcheck, String) {
+    let mut map = map(2);
+    let named = map.regions.get_mut(&RegionId(2)).unwrap();
+    named.nodes.truncate(1);
+    let node = &mut named.nodes[0];
+    (node.ipv4, node.ipv6) = (String::new(), String::new());
+    let host = node.host_name.clone();
+    // The blind pick among two is the first.
+    let mut netcheck = Netcheck::new(Config {
+        port: PORT,
+        seed: [1; 32],
+        stable: 4,
+    });
+    netcheck.set_map(start, &map);
+    (netcheck, host)
+}
+
+const SECOND_ONLY: Internet<'_> = Internet {
+    latency: &|id| (id == 2).then(|| millis(40)),
+    mapping: &easy,
+};
+
+#[test]
+fn a_relay_whose_name_is_found_during_a_round_takes_part_in_it() {
+    let start = Instant::now();
+    let (mut netcheck, host) = one_deaf_and_one_by_name(start);
+    let found = start + millis(20);
+    netcheck.on_resolved(found, &host, vec![[198, 51, 100, 21].into()]);
+    let (report, end, sent) = run(&mut netcheck, found, &SECOND_ONLY);
+    assert_eq!(report.preferred, Some(RegionId(2)));
+    assert!(end <= start + REPORT_TIMEOUT, "{:?}", end - start);
+    // Two families of the deaf one, three tries each; the other answers the first.
+    assert_eq!(sent, 7);
+}
+
+#[test]
+fn a_home_that_was_picked_blindly_yields_to_a_measured_one() {
+    let start = Instant::now();
+    let (mut netcheck, host) = one_deaf_and_one_by_name(start);
+    let (report, end, _) = run(&mut netcheck, start, &SECOND_ONLY);
+    assert_eq!(report.preferred, Some(RegionId(1)));
+    netcheck.on_frame(end, RegionId(1));
+    netcheck.start(end);
+    let (report, end, _) = run(&mut netcheck, end, &SECOND_ONLY);
+    assert_eq!(
+        report.preferred,
+        Some(RegionId(1)),
+        "nothing better is known"
+    );
+    netcheck.on_frame(end, RegionId(1));
+    netcheck.on_resolved(end, &host, vec![[198, 51, 100, 21].into()]);
+    let (report, ..) = run(&mut netcheck, end, &SECOND_ONLY);
+    assert_eq!(report.preferred, Some(RegionId(2)));
+}
+
 #[test]
 fn where_nothing_answers_the_pick_is_stable_and_the_report_comes_in_time() {
     let nothing = Internet {
