@@ -102,7 +102,7 @@ fn inside(options: &[&str], out: &Path) -> Result<ExitCode> {
         options.join(" ")
     );
     let mut results_text = None;
-    let code = vm::bench(
+    let code = vm::with_files(
         &command,
         &files()?,
         &mut |line| match line.strip_prefix(RESULTS) {

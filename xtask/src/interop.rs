@@ -40,7 +40,7 @@ use crate::{
     setup, signals,
     tailnet::{self, Client},
     topology::Net,
-    wait,
+    vm, wait,
     workspace::is_root,
 };
 
@@ -156,6 +156,9 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
     let programs = folder_with(&programs, PROGRAMS)?;
     let old = options.old.map(|old| folder_with(&old, OLD_PROGRAMS));
     let old = old.transpose()?;
+    if options.vm {
+        return in_vm(&programs, options.minutes, &options.names);
+    }
     ensure!(
         is_root(),
         "namespaces need root: run the same command with sudo"
@@ -208,6 +211,21 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// The same in a guest.
+fn in_vm(programs: &Path, minutes: u64, names: &[String]) -> Result<ExitCode> {
+    signals::catch();
+    let files: Vec<_> = PROGRAMS
+        .iter()
+        .map(|name| (format!("/stock/{name}"), programs.join(name)))
+        .collect();
+    let command = format!(
+        "xtask interop --bin /stock --minutes {minutes} {}",
+        names.join(" ")
+    );
+    let code = vm::with_files(&command, &files, &mut |line| println!("{line}"))?;
+    Ok(ExitCode::from(code))
 }
 
 fn one(name: &str, part: Part, lab: &Lab, table: &mut Table) -> Result<()> {

@@ -225,8 +225,8 @@ pub fn units_inside() -> Result<ExitCode> {
     Ok(tally.print())
 }
 
-/// `bench --vm`: a command, with more files in the image.
-pub fn bench(
+/// `bench --vm`, `interop --vm`: a command, with more files in the image.
+pub fn with_files(
     command: &str,
     files: &[(String, PathBuf)],
     on_line: &mut dyn FnMut(&str),

@@ -53,10 +53,12 @@ enum Change {
     Cut(u64),
 }
 
+/// A stock node that has moved keeps its connection to the relay by the address it has lost for a quarter of a minute, and hears no call meanwhile:
+/// what the other one does then tells nothing of the other one.
 const CHANGES: &[(Who, &str, Change)] = &[
     (Who::First, "moves", Change::Move(31, 131)),
-    (Who::Second, "moves", Change::Move(32, 132)),
     (Who::First, "moves back", Change::Move(131, 31)),
+    (Who::Second, "moves", Change::Move(32, 132)),
     (Who::Second, "moves back", Change::Move(132, 32)),
     (Who::First, "cannot send UDP for 20 s", Change::Mute(20)),
     (Who::Second, "cannot send UDP for 20 s", Change::Mute(20)),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 const MINUTES: u64 = 30;
 
 pub const USAGE: &str = "\
-usage: cargo xtask interop --bin DIR [--old DIR] [--minutes N] [--out DIR] [name]…
+usage: cargo xtask interop --bin DIR [--old DIR] [--minutes N] [--out DIR] [--vm] [name]…
 
 Runs lowroad beside the stock programs in DIR and prints what works: all parts, or those whose name contains one of these.
 
@@ -16,6 +16,7 @@ Runs lowroad beside the stock programs in DIR and prints what works: all parts, 
   --old DIR   folder with older ones: stock nodes of that version on our coordinator, and a Headscale that is upgraded
   --minutes N how long each tailnet of eight is changed (30)
   --out DIR   also write interop.md and interop.json there
+  --vm        in a VM with Debian 13's kernel, so that lowroad uses the kernel's WireGuard; the table is printed only, at most 20 minutes
   --list      the names of the parts
 ";
 
@@ -25,6 +26,7 @@ pub struct Options {
     pub old: Option<PathBuf>,
     pub out: Option<PathBuf>,
     pub list: bool,
+    pub vm: bool,
     pub minutes: u64,
     pub names: Vec<String>,
 }
@@ -36,6 +38,7 @@ impl Options {
             old: None,
             out: None,
             list: false,
+            vm: false,
             minutes: MINUTES,
             names: Vec::new(),
         };
@@ -54,6 +57,7 @@ impl Options {
                 "--old" => options.old = Some(value("a folder")?.into()),
                 "--out" => options.out = Some(value("a folder")?.into()),
                 "--list" => options.list = true,
+                "--vm" => options.vm = true,
                 "--minutes" => {
                     let number = value("a number")?;
                     options.minutes = number
@@ -67,6 +71,9 @@ impl Options {
                 _ if name.starts_with('-') => bail!("no option {argument}\n\n{USAGE}"),
                 _ => options.names.push((*argument).to_owned()),
             }
+        }
+        if options.vm && (options.out.is_some() || options.old.is_some()) {
+            bail!("--vm goes with neither --out nor --old\n\n{USAGE}");
         }
         Ok(options)
     }
@@ -93,6 +100,7 @@ mod tests {
             old: Some("c".into()),
             out: Some("b".into()),
             list: false,
+            vm: false,
             minutes: 5,
             names: vec!["peers".to_owned()],
         };
@@ -107,6 +115,7 @@ mod tests {
             (&["--minutes", "x"], "not \"x\""),
             (&["--minutes=0"], "from 1"),
             (&["--nope"], "no option --nope"),
+            (&["--vm", "--out", "d"], "neither --out nor --old"),
         ] {
             let why = Options::parse(arguments).unwrap_err().to_string();
             assert!(why.contains(said) && why.contains("usage:"), "{why}");
