@@ -46,7 +46,8 @@ enum Change {
     /// To 203.0.113.x and 2001:db8::x, from the address before.
     Move(u8, u8),
     Restart,
-    Crash,
+    /// Killed, and started again after this many seconds.
+    Crash(u64),
     /// Its WireGuard port hears and says nothing for this many seconds.
     Mute(u64),
     /// It cannot reach anybody for this many seconds.
@@ -64,8 +65,10 @@ const CHANGES: &[(Who, &str, Change)] = &[
     (Who::Second, "is cut off for 20 s", Change::Cut(20)),
     (Who::First, "is restarted", Change::Restart),
     (Who::Second, "is restarted", Change::Restart),
-    (Who::First, "is killed, and starts again", Change::Crash),
-    (Who::Second, "is killed, and starts again", Change::Crash),
+    (Who::First, "is killed, and starts again", Change::Crash(0)),
+    // A stock peer trusts a direct path for 6.5 s after the last pong, and asks for one every 3 s.
+    (Who::First, "is dead for 3 s", Change::Crash(3)),
+    (Who::Second, "is killed, and starts again", Change::Crash(0)),
     (Who::Second, "moves", Change::Move(32, 132)),
     (Who::Second, "moves back", Change::Move(132, 32)),
 ];
@@ -172,7 +175,7 @@ impl Two {
                  addr add 2001:db8::{new}/64 dev wan0 nodad"
             ))?,
             Change::Restart => member.restart()?,
-            Change::Crash => member.crash()?,
+            Change::Crash(seconds) => member.crash(secs(seconds))?,
             Change::Mute(seconds) => return self.mute(who, secs(seconds)),
             Change::Cut(seconds) => {
                 lab.net.cut(last)?;

@@ -1,6 +1,6 @@
 //! A node of either kind.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -8,6 +8,7 @@ use super::{Lab, hosts, server, stock::Stock};
 use crate::{
     tailnet::{Client, Node},
     topology::{Namespace, Nat},
+    wait,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,12 +78,13 @@ impl Member {
         self.start_again()
     }
 
-    /// `kill -9`, and the daemon started again.
-    pub fn crash(&mut self) -> Result<()> {
+    /// `kill -9`, and the daemon started again so much later.
+    pub fn crash(&mut self, dead: Duration) -> Result<()> {
         match self {
             Self::Lowroad(node) => node.kill_9(),
             Self::Stock(stock) => stock.kill_9(),
         }
+        wait::pass(dead)?;
         self.start_again()
     }
 

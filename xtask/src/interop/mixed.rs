@@ -124,7 +124,7 @@ impl Eight {
                 format!("{name} restarted")
             }
             1 => {
-                self.members[chosen].crash()?;
+                self.members[chosen].crash(Duration::ZERO)?;
                 format!("{name} killed and started again")
             }
             2 => {
