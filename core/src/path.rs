@@ -199,10 +199,7 @@ impl Paths {
         self.deadlines.forget(key);
         let lost = self.user_pings.extract_if(.., |_, (peer, _)| peer == key);
         for (id, _) in lost.collect::<Vec<_>>() {
-            self.out.commands.push_back(Command::PingDone {
-                id,
-                result: PingResult::TimedOut,
-            });
+            self.out.tell(id, PingResult::TimedOut);
         }
     }
 
@@ -307,10 +304,7 @@ impl Paths {
             .user_pings
             .extract_if(.., |_, (_, until)| *until <= now);
         for (id, _) in late.collect::<Vec<_>>() {
-            self.out.commands.push_back(Command::PingDone {
-                id,
-                result: PingResult::TimedOut,
-            });
+            self.out.tell(id, PingResult::TimedOut);
         }
         if self.stats_at.is_some_and(|at| at <= now) {
             self.stats_at = None;
@@ -334,7 +328,7 @@ impl Paths {
 
     /// What to do; call until `None` after every other call.
     pub fn poll_command(&mut self) -> Option<Command> {
-        self.out.commands.pop_front()
+        self.out.pop()
     }
 
     /// What WireGuard should have for this peer: its direct endpoint or its relay address.

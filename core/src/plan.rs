@@ -103,6 +103,36 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Step> {
     steps
 }
 
+/// Steps that take from peers what `desired` does not leave to them, and do nothing else; `observed` is then what they make of it, so
+/// that [`plan`] goes on from there.
+///
+/// For a change of policy: what the new one grants an address must not be had by the peer that has to give the address up. Such an address is nobody's for as long as
+/// the policy takes to be installed.
+pub fn narrow(desired: &Desired, observed: &mut Observed) -> Vec<Step> {
+    let Some(device) = &mut observed.device else {
+        return Vec::new();
+    };
+    let wanted = without_double_owners(&desired.wireguard.peers);
+    let mut steps = Vec::new();
+    device.peers.retain(|key, now| {
+        let Some(peer) = wanted.get(key) else {
+            steps.push(Step::RemovePeer(*key));
+            return false;
+        };
+        if !now.allowed_ips.is_subset(&peer.allowed_ips) {
+            now.allowed_ips
+                .retain(|prefix| peer.allowed_ips.contains(prefix));
+            steps.push(Step::UpdatePeer {
+                key: *key,
+                endpoint: None,
+                allowed_ips: AllowedIps::Replace(now.allowed_ips.clone()),
+            });
+        }
+        true
+    });
+    steps
+}
+
 fn plan_wireguard(desired: &Desired, device: &ObservedDevice, steps: &mut Vec<Step>) {
     let wanted = &desired.wireguard;
     if device.public_key != Some(wanted.private_key.public()) {

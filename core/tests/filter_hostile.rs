@@ -96,6 +96,28 @@ fn nested_port_ranges_of_many_sources_are_refused_as_a_whole() {
     );
 }
 
+/// Each of so many ports is a piece of its own, at which the rule's sources count.
+#[test]
+fn many_single_ports_of_many_sources_end_soon() {
+    let ports = |n: u16| NetPortRange {
+        ip: "100.64.0.1".to_owned(),
+        ports: PortRange {
+            first: 2 * n + 1,
+            last: 2 * n + 1,
+        },
+    };
+    let sources = (2..400_000).map(host).collect();
+    let rule = FilterRule {
+        src_ips: sources,
+        dst_ports: (0..32_767).map(ports).collect(),
+        ..FilterRule::default()
+    };
+    let compiled = compiled_soon(vec![rule], Vec::new());
+    assert_eq!(compiled.rules.len(), 1, "{:?}", compiled.notes);
+    // Of TCP and UDP each, and pings.
+    assert_eq!(compiled.tables.ports.len(), 2 * 32_767 + 1);
+}
+
 #[test]
 fn nested_prefixes_of_many_rules_end_soon() {
     let nested = |n: u32| {

@@ -289,7 +289,8 @@ impl NetMap {
         if !peers.all.is_empty() {
             let mut others = self.room;
             others.give(self.peers.values().map(|node| Room::of(&**node)).sum());
-            if !others.has_room_for(peers.all.iter().map(|node| Room::of(&**node)).sum()) {
+            let room = peers.all.iter().map(|node| Room::of(&**node)).sum();
+            if peers.all.len() > MAX_NODES || !others.has_room_for(room) {
                 changes.left_out += peers.all.len();
                 return;
             }
@@ -315,7 +316,9 @@ impl NetMap {
         let whole = peers.changed.iter().map(|node| Room::of(&**node));
         let patches = peers.patches.iter().map(Room::of);
         // All of them or none: which ones there is room for would be chance.
-        let refused = !self.room.has_room_for(whole.chain(patches).sum());
+        let new = |node: &&Arc<Node>| !self.peers.contains_key(&node.id);
+        let refused = self.peers.len() + peers.changed.iter().filter(new).count() > MAX_NODES
+            || !self.room.has_room_for(whole.chain(patches).sum());
         if refused {
             changes.left_out += peers.changed.len() + peers.patches.len();
         }
@@ -354,7 +357,6 @@ impl NetMap {
         if node.hostinfo.details.is_some() {
             Arc::make_mut(&mut node).hostinfo.details = None;
         }
-        let full = self.peers.len() >= MAX_NODES;
         match self.peers.get_mut(&id) {
             Some(known) if *known == node => {}
             Some(known) => {
@@ -363,7 +365,6 @@ impl NetMap {
                 *known = node;
                 changes.note_changed(id);
             }
-            None if full => changes.left_out += 1,
             None => {
                 self.room.take(Room::of(&*node));
                 self.peers.insert(id, node);

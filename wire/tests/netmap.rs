@@ -475,6 +475,20 @@ fn a_list_of_too_many_peers_is_refused_as_a_whole() {
     assert_eq!((map.peers.len(), malformed.len()), (most, 0));
     let error = MapResponse::parse(nodes(most + 1).as_bytes()).unwrap_err();
     assert!(error.to_string().contains("peers"), "{error}");
+
+    // Neither is half of a difference taken.
+    let mut netmap = NetMap::default();
+    netmap.apply(map, OffsetDateTime::UNIX_EPOCH);
+    let (first, new) = (
+        most as i64 + 1,
+        |id: i64| json!({"ID": id, "Key": format!("nodekey:{id:064x}")}),
+    );
+    apply(&mut netmap, json!({"PeersRemoved": [7]}));
+    let two = json!({"PeersChanged": [new(first), new(first + 1)]});
+    assert_eq!(apply(&mut netmap, two).left_out, 2);
+    let one_and_known = json!({"PeersChanged": [new(first), new(5)]});
+    assert_eq!(apply(&mut netmap, one_and_known).left_out, 0);
+    assert_eq!(netmap.peers.len(), most);
 }
 
 #[test]

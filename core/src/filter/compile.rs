@@ -72,6 +72,21 @@ enum SourceSet {
     Cap(String),
 }
 
+/// Whom a rule's addresses of one family are.
+#[derive(Clone, Copy, Debug)]
+enum Senders {
+    Everyone,
+    /// A number in `sets`; none where the rule names nobody of the family.
+    Set(Option<u32>),
+}
+
+/// Numbers of a rule's sources. They are looked up for every piece of its ports, and the lists can be long.
+#[derive(Clone, Debug, Default)]
+struct Numbered {
+    senders: [Option<Senders>; 2],
+    caps: Option<Vec<u32>>,
+}
+
 /// Who may use a destination, protocol and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Admitted {
@@ -88,6 +103,8 @@ struct Builder<'a> {
     rules: &'a [Rule],
     keys: Vec<u64>,
     sets: Interner<SourceSet>,
+    /// Of each rule, as far as it was asked for.
+    numbered: Vec<Numbered>,
     services: Interner<Vec<(u32, usize)>>,
     work: usize,
     /// That what is in `out` takes in the kernel's table.
@@ -101,6 +118,7 @@ impl<'a> Builder<'a> {
             rules,
             keys: rules.iter().map(key).collect(),
             sets: Interner::new(),
+            numbered: vec![Numbered::default(); rules.len()],
             services: Interner::new(),
             work: 0,
             room: 0,
@@ -212,13 +230,10 @@ impl<'a> Builder<'a> {
     /// `cap:` sources admit pings whatever the destination, if their rule has any destination of the family.
     fn caps_everywhere(&mut self, family: Family) -> Vec<(u32, usize)> {
         let mut out = Vec::new();
-        for (number, rule) in self.rules.iter().enumerate() {
+        let rules = self.rules;
+        for (number, rule) in rules.iter().enumerate() {
             if rule.destinations.iter().any(|(p, _)| p.family() == family) {
-                out.extend(
-                    rule.caps
-                        .iter()
-                        .map(|cap| (self.sets.number(SourceSet::Cap(cap.clone())), number)),
-                );
+                out.extend(self.caps(number).iter().map(|set| (*set, number)));
             }
         }
         out
@@ -297,23 +312,13 @@ impl<'a> Builder<'a> {
     ) -> Result<Admitted, TooMuch> {
         let mut sets: Vec<(u32, usize)> = more.to_vec();
         for number in rules {
-            let rule = &self.rules[number];
-            if rule.admits_everyone(family) {
-                return Ok(Admitted::Everyone(number));
-            }
-            let prefixes: Vec<Prefix> = rule
-                .sources
-                .iter()
-                .filter(|p| p.family() == family)
-                .copied()
-                .collect();
-            if !prefixes.is_empty() {
-                sets.push((self.sets.number(SourceSet::Prefixes(prefixes)), number));
+            self.spend(1)?;
+            match self.senders(number, family)? {
+                Senders::Everyone => return Ok(Admitted::Everyone(number)),
+                Senders::Set(set) => sets.extend(set.map(|set| (set, number))),
             }
             if caps {
-                for cap in &rule.caps {
-                    sets.push((self.sets.number(SourceSet::Cap(cap.clone())), number));
-                }
+                sets.extend(self.caps(number).iter().map(|set| (*set, number)));
             }
         }
         self.spend(sets.len() + 1)?;
@@ -321,6 +326,37 @@ impl<'a> Builder<'a> {
         let mut seen = HashSet::new();
         sets.retain(|(set, _)| seen.insert(*set));
         Ok(Admitted::Sets(sets))
+    }
+
+    /// A rule's addresses of a family as one set.
+    fn senders(&mut self, number: usize, family: Family) -> Result<Senders, TooMuch> {
+        let at = usize::from(family == Family::V6);
+        if let Some(known) = self.numbered[number].senders[at] {
+            return Ok(known);
+        }
+        let rules = self.rules;
+        let rule = &rules[number];
+        self.spend(rule.sources.len())?;
+        let senders = if rule.admits_everyone(family) {
+            Senders::Everyone
+        } else {
+            let listed = rule.sources.iter().filter(|p| p.family() == family);
+            let prefixes: Vec<Prefix> = listed.copied().collect();
+            let set = (!prefixes.is_empty()).then(|| SourceSet::Prefixes(prefixes));
+            Senders::Set(set.map(|set| self.sets.number(set)))
+        };
+        self.numbered[number].senders[at] = Some(senders);
+        Ok(senders)
+    }
+
+    /// A rule's capabilities, each as a set.
+    fn caps(&mut self, number: usize) -> &[u32] {
+        let (rules, sets) = (self.rules, &mut self.sets);
+        self.numbered[number].caps.get_or_insert_with(|| {
+            let caps = rules[number].caps.iter();
+            caps.map(|cap| sets.number(SourceSet::Cap(cap.clone())))
+                .collect()
+        })
     }
 
     fn emit_service(&mut self, class: u32, protocol: u8, range: PortRange, admitted: &Admitted) {

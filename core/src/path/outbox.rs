@@ -19,7 +19,9 @@ use super::{
 };
 
 pub(super) struct Outbox {
-    pub commands: VecDeque<Command>,
+    commands: VecDeque<Command>,
+    /// Counters are read for all peers at once, so once for all who ask.
+    stats_wanted: bool,
     pub node: NodePublic,
     disco: DiscoPrivate,
     disco_public: DiscoPublic,
@@ -36,6 +38,7 @@ impl Outbox {
     pub fn new(config: Config) -> Self {
         Self {
             commands: VecDeque::new(),
+            stats_wanted: false,
             node: config.node,
             disco_public: config.disco.public(),
             disco: config.disco,
@@ -79,11 +82,22 @@ impl Outbox {
     }
 
     pub fn read_stats(&mut self) {
-        self.commands.push_back(Command::ReadStats);
+        self.stats_wanted = true;
+    }
+
+    /// What is to be sent and programmed first, then the counters.
+    pub fn pop(&mut self) -> Option<Command> {
+        let wanted = || std::mem::take(&mut self.stats_wanted).then_some(Command::ReadStats);
+        self.commands.pop_front().or_else(wanted)
     }
 
     pub fn ping_done(&mut self, id: PingId, result: PingResult) {
         self.answered.push(id);
+        self.tell(id, result);
+    }
+
+    /// Of a ping that is on no list, or no longer.
+    pub fn tell(&mut self, id: PingId, result: PingResult) {
         self.commands.push_back(Command::PingDone { id, result });
     }
 

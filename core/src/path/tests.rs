@@ -342,6 +342,34 @@ fn ten_thousand_idle_peers_cost_no_pings_and_no_timer() {
     );
 }
 
+/// Reading counters reads those of all peers.
+#[test]
+fn peers_that_are_adopted_together_have_the_counters_read_once() {
+    let mut world = World::new(&[(Nat::None, 2)]);
+    let now = world.now;
+    let facts = world.facts(1);
+    let adopted = SocketAddr::from(([203, 0, 113, 7], PORT));
+    let peers = (0..1000u32).map(|number| {
+        let mut key = [9; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        PathPeer {
+            key: NodePublic::from_bytes(key),
+            disco: Some(DiscoPublic::from_bytes(key)),
+            adopted: Some(adopted),
+            ..facts.clone()
+        }
+    });
+    let paths = &mut world.hosts[0].paths;
+    paths.set_peers(now, peers.collect());
+    let reads = |paths: &mut Paths| {
+        let commands = std::iter::from_fn(|| paths.poll_command());
+        commands.filter(|c| *c == Command::ReadStats).count()
+    };
+    assert_eq!(reads(paths), 1);
+    paths.on_link_change(now);
+    assert_eq!(reads(paths), 1, "and again when links change");
+}
+
 #[test]
 fn idle_peers_go_back_to_the_relay_and_cost_nothing() {
     let mut world = World::new(&[(Nat::Easy, 1), (Nat::Easy, 1)]);

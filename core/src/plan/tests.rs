@@ -41,6 +41,23 @@ proptest! {
     }
 
     #[test]
+    fn narrowing_takes_what_is_not_wanted_from_peers_and_the_plan_goes_on_from_there(
+        desired in any_desired(), observed in any_observed(),
+    ) {
+        let mut narrowed = observed.clone();
+        let steps = narrow(&desired, &mut narrowed);
+        prop_assert_eq!(&apply_all(&observed, &steps), &narrowed);
+        let wanted = without_double_owners(&desired.wireguard.peers);
+        let now = narrowed.device.clone().unwrap_or_default().peers;
+        for (key, before) in observed.device.clone().unwrap_or_default().peers {
+            let left = wanted.get(&key).map(|peer| before.allowed_ips.intersection(&peer.allowed_ips).copied().collect());
+            prop_assert_eq!(now.get(&key).map(|peer| peer.allowed_ips.clone()), left);
+        }
+        prop_assert!(narrow(&desired, &mut narrowed.clone()).is_empty());
+        assert_holds(&desired, &apply_all(&narrowed, &plan(&desired, &narrowed)))?;
+    }
+
+    #[test]
     fn the_filter_is_attached_before_the_link_goes_up(desired in any_desired(), observed in any_observed()) {
         let mut model = observed.clone();
         for step in plan(&desired, &observed) {
