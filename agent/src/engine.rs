@@ -1,7 +1,8 @@
 //! The agent's loop: one closed [`Event`] enum, taken in a stated order of priority, and everything that follows from it.
 //!
 //! Priority: the order to stop, timers, the local API, a policy that has been compiled, the control server, kernel changes, the relays, datagrams, filter events. Timers
-//! come early so that no flood of packets can hold them up; what strangers can send in quantity comes last. While a policy is being compiled the control server waits.
+//! come early so that no flood of packets can hold them up; what strangers can send in quantity comes last. Anybody on this host may ask the local API, so that each ask
+//! is followed by something else that waits. While a policy is being compiled the control server waits.
 
 mod addresses;
 mod answer;
@@ -16,6 +17,7 @@ mod pings;
 mod probe;
 mod revive;
 mod session;
+mod sources;
 mod up;
 mod view;
 
@@ -34,7 +36,13 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use self::{flows::Flows, links::Links, session::Session, up::PendingUp};
+use self::{
+    flows::Flows,
+    links::Links,
+    session::Session,
+    sources::{Sources, receive},
+    up::PendingUp,
+};
 use crate::{
     control::ControlEvent,
     derp::DerpEvent,
@@ -51,6 +59,8 @@ use crate::{
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 /// Changes that come together are done together.
 const COALESCE: Duration = Duration::from_millis(5);
+/// Between two looks at the ways out of this host: routes can change by the thousand a second, and a look takes a millisecond.
+const LINKS_REST: Duration = Duration::from_millis(100);
 /// After the kernel refused something, or could not be started.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -101,18 +111,6 @@ impl std::fmt::Debug for EngineOptions {
     }
 }
 
-/// Where events come from while a session runs.
-#[derive(Debug, Default)]
-struct Sources {
-    control: Option<mpsc::Receiver<ControlEvent>>,
-    changes: Option<mpsc::Receiver<KernelChange>>,
-    derp: Option<mpsc::Receiver<DerpEvent>>,
-    probed: Option<mpsc::Receiver<Probed>>,
-    relay: Option<mpsc::Receiver<RelayEvent>>,
-    datagrams: Option<mpsc::Receiver<Datagram>>,
-    filter: Option<mpsc::Receiver<FilterEvent>>,
-}
-
 #[derive(Debug)]
 pub struct Engine {
     options: EngineOptions,
@@ -133,8 +131,14 @@ pub struct Engine {
     adopted_after: Option<Duration>,
     notify: broadcast::Sender<Value>,
     notified: Option<BackendState>,
+    /// Whether the last event was an ask: the next is something else that waits, if there is such.
+    asked: bool,
     /// The ways out of this host, as of the last look.
     links: Links,
+    /// When to look at them, after a change.
+    links_at: Option<Instant>,
+    /// Not before.
+    links_rest: Instant,
     reconcile_at: Instant,
     /// When what has changed of the netmap is programmed.
     changes_at: Option<Instant>,
@@ -170,7 +174,10 @@ impl Engine {
             flows,
             notify: broadcast::channel(64).0,
             notified: None,
+            asked: false,
             links: Links::default(),
+            links_at: None,
+            links_rest: now,
             reconcile_at: now + RECONCILE_INTERVAL,
             changes_at: None,
             restart_at: None,
@@ -198,14 +205,24 @@ impl Engine {
 
     async fn next_event(&mut self) -> Event {
         let deadline = self.next_deadline();
-        let sources = &mut self.sources;
         let compiling = self.session.as_ref().is_some_and(Session::is_compiling);
+        if std::mem::take(&mut self.asked)
+            && deadline > Instant::now()
+            && !*self.stop.borrow()
+            && let Some(event) = self.sources.waiting(compiling)
+        {
+            return event;
+        }
+        let sources = &mut self.sources;
         tokio::select! {
             biased;
             // The daemon dropping its end is an order to stop, too.
             _ = self.stop.wait_for(|stop| *stop) => Event::Stop,
             () = sleep_until(deadline.into()) => Event::Timer,
-            Some(ask) = self.asks.recv() => Event::Ask(ask),
+            Some(ask) = self.asks.recv() => {
+                self.asked = true;
+                Event::Ask(ask)
+            }
             () = finish_compiling(&mut self.session), if compiling => Event::Compiled,
             event = receive(&mut sources.control), if !compiling => Event::Control(event),
             change = receive(&mut sources.changes) => Event::Kernel(change),
@@ -222,7 +239,12 @@ impl Engine {
         let ups = self.ups.iter().filter_map(PendingUp::deadline).min();
         // Somebody who interrupts `up` makes no event of his own.
         let watch = (!self.ups.is_empty()).then(|| Instant::now() + WATCH_UPS);
-        let others = [self.changes_at, self.restart_at, self.cache.due()];
+        let others = [
+            self.changes_at,
+            self.restart_at,
+            self.links_at,
+            self.cache.due(),
+        ];
         [session, ups, watch]
             .into_iter()
             .chain(others)
@@ -239,7 +261,7 @@ impl Engine {
             // Before any message: it is of the netmap as it is.
             Event::Compiled => self.reconcile(now).await,
             Event::Control(event) => self.on_control(event).await,
-            Event::Kernel(change) => self.on_kernel_change(now, change).await,
+            Event::Kernel(change) => self.on_kernel_change(now, change),
             Event::Derp(event) => self.with_session(|session| session.on_derp(now, event)),
             Event::Probed(probed) => self.with_session(|session| session.on_probed(probed)),
             Event::Relay(event) => self.with_session(|session| session.on_relay(now, event)),
@@ -260,6 +282,9 @@ impl Engine {
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
             self.start_or_retry().await;
+        }
+        if self.links_at.is_some_and(|at| at <= now) {
+            self.look_at_links(now).await;
         }
         self.with_session(|session| session.on_timer(now));
         if self
@@ -282,8 +307,12 @@ impl Engine {
         }
     }
 
-    async fn on_kernel_change(&mut self, now: Instant, change: KernelChange) {
+    fn on_kernel_change(&mut self, now: Instant, change: KernelChange) {
         debug!(?change, "kernel change");
+        if change == KernelChange::Overflow {
+            // They may have changed and changed back.
+            self.links = Links::default();
+        }
         if matches!(
             change,
             KernelChange::Links
@@ -291,12 +320,7 @@ impl Engine {
                 | KernelChange::Routes
                 | KernelChange::Overflow
         ) {
-            let links = Links::read(&self.options.kernel).await;
-            if links != self.links || change == KernelChange::Overflow {
-                info!("addresses or default routes of this host have changed");
-                self.links = links;
-                self.with_session(|session| session.on_link_change(now));
-            }
+            self.links_at.get_or_insert(now.max(self.links_rest));
         }
         if matches!(
             change,
@@ -306,6 +330,17 @@ impl Engine {
                 | KernelChange::Overflow
         ) {
             self.reconcile_soon(now);
+        }
+    }
+
+    async fn look_at_links(&mut self, now: Instant) {
+        self.links_at = None;
+        let links = Links::read(&self.options.kernel).await;
+        self.links_rest = Instant::now() + LINKS_REST;
+        if links != self.links {
+            info!("addresses or default routes of this host have changed");
+            self.links = links;
+            self.with_session(|session| session.on_link_change(now));
         }
     }
 
@@ -435,17 +470,6 @@ async fn finish_compiling(session: &mut Option<Session>) {
         Some(session) => session.finish_compiling().await,
         None => std::future::pending().await,
     }
-}
-
-/// The next item of a source; never, while there is no source or once it has ended.
-async fn receive<T>(source: &mut Option<mpsc::Receiver<T>>) -> T {
-    if let Some(receiver) = source {
-        if let Some(item) = receiver.recv().await {
-            return item;
-        }
-        *source = None;
-    }
-    std::future::pending().await
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use lowroad_core::{
     filter::Compiled,
     intent::{Choices, Held, Intent},
     path::{Config, Paths},
-    plan::{AllowedIps, Step, plan},
+    plan::{AllowedIps, Step, narrow, plan},
 };
 use lowroad_wire::{
     control::{Malformed, MapResponse},
@@ -34,6 +34,9 @@ use crate::{
 
 /// Pieces left out of the netmap that `status` can tell of.
 const MAX_MALFORMED: usize = 64;
+/// Between two readings of all counters for people who look at them, in times that a reading takes: those of thousands of peers take tens of milliseconds, and anybody on
+/// this host may ask.
+const STATS_REST: u32 = 10;
 
 /// What a netmap message asks the engine to do beside reconciling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +70,8 @@ pub struct Node {
     pub found_device: bool,
     /// Of those that have exchanged anything.
     pub stats: BTreeMap<NodePublic, PeerStats>,
+    /// Until when they do for people who look at them.
+    stats_rest: Instant,
     relay_port: u16,
     relays: RelayAddresses,
     /// Endpoints found in the kernel at start, until the netmap says whose they are.
@@ -157,6 +162,7 @@ impl Node {
             was_programmed: false,
             found_device,
             stats: BTreeMap::new(),
+            stats_rest: Instant::now(),
             relay_port,
             relays,
             adopted,
@@ -366,17 +372,24 @@ impl Node {
         }
         // Whatever fails from here on: what the kernel holds then is to be read.
         let whole = std::mem::replace(&mut self.whole, true);
-        let (desired, observed) = if whole {
+        let (desired, mut observed) = if whole {
             self.compared(now).await?
         } else {
             self.intent()
                 .part(&self.held, &self.choices, |key| self.paths.endpoint(key))
         };
-        let steps = plan(&desired, &observed);
         let attached = observed
             .device
             .as_ref()
             .is_some_and(|device| device.filter_attached);
+        let mut count = 0;
+        if attached && self.filter_stale {
+            // Before the new policy grants their addresses anything.
+            let steps = narrow(&desired, &mut observed);
+            count += steps.len();
+            self.kernel.apply_all(&steps).await?;
+        }
+        let steps = plan(&desired, &observed);
         drop((desired, observed));
         if attached {
             self.install_new().await?;
@@ -393,7 +406,7 @@ impl Node {
             self.install_any().await?;
         }
         self.kernel.apply_all(rest).await?;
-        let count = steps.len();
+        count += steps.len();
         drop(steps);
         if whole {
             process::give_back_memory();
@@ -426,13 +439,23 @@ impl Node {
 
     /// Feeds WireGuard's counters to the paths.
     pub async fn read_stats(&mut self, now: Instant) -> Result<(), KernelError> {
+        let begun = Instant::now();
         let stats = self.kernel.peer_stats().await?;
         self.paths.on_stats(now, &stats);
         let alive = stats
             .into_iter()
             .filter(|stats| stats.last_handshake.is_some() || stats.rx_bytes + stats.tx_bytes > 0);
         self.stats = alive.map(|stats| (stats.key, stats)).collect();
+        self.stats_rest = begun + begun.elapsed() * (STATS_REST + 1);
         Ok(())
+    }
+
+    /// The same for somebody who wants to see them, unless that was done just before.
+    pub async fn refresh_stats(&mut self, now: Instant) -> Result<(), KernelError> {
+        match self.stats_rest <= Instant::now() {
+            true => self.read_stats(now).await,
+            false => Ok(()),
+        }
     }
 
     /// Programs one peer's endpoint, and touches nothing else. A peer that the kernel is behind with gets it with the rest.

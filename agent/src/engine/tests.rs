@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod cached;
+mod fair;
 mod policy;
 mod settings;
 

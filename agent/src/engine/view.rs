@@ -68,7 +68,7 @@ impl Engine {
             .as_mut()
             .and_then(|session| session.node.as_mut());
         if let Some(node) = node.filter(|node| node.was_programmed)
-            && let Err(error) = node.read_stats(Instant::now()).await
+            && let Err(error) = node.refresh_stats(Instant::now()).await
         {
             debug!(%error, "cannot read the counters of peers");
         }

@@ -1,6 +1,6 @@
 //! Watches netlink for changes of links, addresses, routes and rules.
 //!
-//! Changes are coalesced: what waits to be taken is a set, so a storm of notifications costs one look, and memory is bounded.
+//! Changes are coalesced: what waits to be taken is a set, so a storm of notifications costs one look at a time, with a rest after each, and memory is bounded.
 //! When the kernel drops notifications, or the watch had to be opened anew, [`KernelChange::Overflow`] says so.
 
 use std::collections::BTreeSet;
@@ -9,13 +9,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lowroad_core::desired::TABLE;
+use lowroad_core::desired::{PROTOCOL, RULE_PRIORITIES, TABLE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::{KernelChange, KernelError};
 
@@ -31,6 +33,9 @@ const GROUPS: [MulticastGroup; 7] = [
 
 /// Pause before a broken watch is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
+
+/// After all that waited has been told. Others may change routes by the thousand a second.
+const REST: Duration = Duration::from_millis(5);
 
 /// The set of kinds is small; more room would only hold duplicates.
 const WAITING: usize = 8;
@@ -91,17 +96,25 @@ async fn forward(
     own: &AtomicU32,
 ) {
     let mut waiting = BTreeSet::new();
+    let mut rest = Instant::now();
     loop {
+        let rested = rest <= Instant::now();
         tokio::select! {
             biased;
             message = messages.next() => match message {
                 Some(payload) => waiting.extend(classify(&payload, device, own.load(Ordering::Relaxed))),
                 None => return,
             },
-            permit = changes.reserve(), if !waiting.is_empty() => match permit {
-                Ok(permit) => permit.send(waiting.pop_first().expect("checked by the branch's condition")),
+            permit = changes.reserve(), if rested && !waiting.is_empty() => match permit {
+                Ok(permit) => {
+                    permit.send(waiting.pop_first().expect("checked by the branch's condition"));
+                    if waiting.is_empty() {
+                        rest = Instant::now() + REST;
+                    }
+                }
                 Err(_) => return,
             },
+            () = sleep_until(rest), if !rested && !waiting.is_empty() => {}
             () = changes.closed() => return,
         }
     }
@@ -133,7 +146,9 @@ fn classify(
             KernelChange::Table
         }
         Message::NewRoute(_) | Message::DelRoute(_) => KernelChange::Routes,
-        Message::NewRule(_) | Message::DelRule(_) => KernelChange::Rules,
+        Message::NewRule(rule) | Message::DelRule(rule) if is_our_rule(rule) => KernelChange::Rules,
+        // Others' rules may lead packets another way out.
+        Message::NewRule(_) | Message::DelRule(_) => KernelChange::Routes,
         _ => return None,
     })
 }
@@ -149,6 +164,15 @@ fn is_ours(route: &RouteMessage) -> bool {
         .attributes
         .iter()
         .any(|attribute| matches!(attribute, RouteAttribute::Table(TABLE)))
+}
+
+fn is_our_rule(rule: &RuleMessage) -> bool {
+    let has = |holds: &dyn Fn(&RuleAttribute) -> bool| rule.attributes.iter().any(holds);
+    has(
+        &|attribute| matches!(attribute, RuleAttribute::Protocol(RouteProtocol::Other(number)) if *number == PROTOCOL),
+    ) && has(
+        &|attribute| matches!(attribute, RuleAttribute::Priority(number) if RULE_PRIORITIES.contains(number)),
+    )
 }
 
 #[cfg(test)]
@@ -186,6 +210,46 @@ mod tests {
             let message = RouteNetlinkMessage::NewLink(link);
             assert_eq!(of(NetlinkPayload::InnerMessage(message)), Some(expected));
         }
+    }
+
+    #[test]
+    fn others_rules_are_no_change_of_ours() {
+        let rule = |protocol, priority| {
+            let mut rule = RuleMessage::default();
+            let protocol = RuleAttribute::Protocol(RouteProtocol::Other(protocol));
+            rule.attributes = vec![protocol, RuleAttribute::Priority(priority)];
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRule(rule))
+        };
+        let of = |payload| classify(&payload, "lowroad0", 7);
+        assert_eq!(of(rule(PROTOCOL, 5310)), Some(KernelChange::Rules));
+        assert_eq!(of(rule(PROTOCOL, 100)), Some(KernelChange::Routes));
+        assert_eq!(of(rule(PROTOCOL + 1, 5310)), Some(KernelChange::Routes));
+    }
+
+    /// A routing daemon that never stops must not keep the agent busy.
+    #[tokio::test]
+    async fn a_storm_without_end_is_told_of_at_a_bounded_rate() {
+        let mut messages: Messages = Box::pin(stream::unfold((), |()| async {
+            tokio::task::yield_now().await;
+            Some((route(None), ()))
+        }));
+        let (changes, mut receiver) = mpsc::channel(1);
+        let own = AtomicU32::new(7);
+        let begun = Instant::now();
+        let counting = async {
+            let mut count = 0;
+            while begun.elapsed() < 20 * REST {
+                receiver.recv().await.expect("the storm goes on");
+                count += 1;
+            }
+            count
+        };
+        let count = tokio::select! {
+            () = forward(&mut messages, &changes, "lowroad0", &own) => panic!("the stream doesn't end"),
+            count = counting => count,
+        };
+        let most = 2 + begun.elapsed().as_millis() / REST.as_millis();
+        assert!((2..=most).contains(&count), "{count} of {most}");
     }
 
     #[tokio::test]

@@ -43,6 +43,32 @@ async fn while_a_policy_cannot_be_put_in_force_nothing_passes_by_the_one_before(
     }
 }
 
+/// What the new policy grants an address must not be had by the peer that had it under the old one.
+#[tokio::test]
+async fn an_address_leaves_its_peer_before_another_policy_comes_into_force() {
+    let (mut node, kernel) = running(1..=3).await;
+    let addresses = |n: u16| peer(n)["Addresses"][0].clone();
+    let (mut second, mut third) = (peer(2), peer(3));
+    // The first leaves, and the others hand their addresses on.
+    second["Addresses"] = json!([addresses(1)]);
+    third["Addresses"] = json!([addresses(2)]);
+    let mut message = admitting(80);
+    message["PeersRemoved"] = json!([2]);
+    message["PeersChanged"] = json!([second, third]);
+    take(&mut node, &message);
+    // As it is at the moment of the installation.
+    kernel.fail_installs(2);
+    let clock = OffsetDateTime::UNIX_EPOCH;
+    assert!(node.reconcile(Instant::now(), clock).await.is_err());
+    let peers = kernel.observed().device.unwrap().peers;
+    assert_eq!(peers.len(), 2);
+    assert!(peers.values().all(|peer| peer.allowed_ips.is_empty()));
+    reconcile(&mut node).await;
+    let peers = kernel.observed().device.unwrap().peers;
+    let held = |n| peers[&peer_key(n)].allowed_ips.first().unwrap().to_string();
+    assert_eq!([held(2), held(3)], [addresses(1), addresses(2)]);
+}
+
 /// Another one than before for each port. How large it is does not matter where nobody waits for the compiler.
 fn admitting(port: u16) -> Value {
     let ports = json!({"First": port, "Last": port});
