@@ -1,9 +1,13 @@
 //! The command lines (design.md, Command lines). Names are fixed: scripts and the interop lab call them.
 
+mod policy;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
+
+pub use policy::Policy;
 
 use crate::text;
 
@@ -206,16 +210,6 @@ pub enum Nodes {
         /// New name: letters, digits and hyphens
         name: String,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Policy {
-    /// Check a policy file; with a running server also against its users and nodes
-    Check { file: PathBuf },
-    /// Print the policy in force
-    Get,
-    /// Check a policy file and put it into force
-    Set { file: PathBuf },
 }
 
 /// A route, or the empty text that stands for none.

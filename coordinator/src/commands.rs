@@ -1,21 +1,19 @@
 //! The commands other than `serve`.
 
-use std::{
-    io::Write as _,
-    path::{Path, PathBuf},
-};
+mod policy;
+
+use std::{io::Write as _, path::Path};
 
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     Error,
     admin::{
-        api::{Ask, AuthKeyInfo, NewKey, NodeInfo, PolicyInfo, UserInfo},
+        api::{Ask, AuthKeyInfo, NewKey, NodeInfo, UserInfo},
         client, render,
     },
-    args::{AuthKeys, Command, Nodes, Policy, Users},
-    policy,
+    args::{AuthKeys, Command, Nodes, Users},
 };
 
 /// Runs a command and prints what comes of it.
@@ -29,16 +27,7 @@ pub async fn run(state_dir: &Path, as_json: bool, command: Command) -> Result<()
         Command::Users(command) => users(command),
         Command::AuthKeys(command) => auth_keys(command),
         Command::Nodes(command) => nodes(command),
-        Command::Policy(Policy::Check { file }) => return check(state_dir, as_json, file).await,
-        Command::Policy(Policy::Get) => (Ask::PolicyGet, Show::Policy),
-        Command::Policy(Policy::Set { file }) => {
-            let text = read(&file)?;
-            let answer = client::ask(state_dir, &Ask::PolicySet { text }).await;
-            let answer = answer.map_err(|error| name_file(error, &file))?;
-            return print(as_json, &answer, || {
-                Ok(format!("{} is in force\n", file.display()))
-            });
-        }
+        Command::Policy(command) => return policy::run(state_dir, as_json, command).await,
     };
     let answer = client::ask(state_dir, &ask).await?;
     print(as_json, &answer, || show.text(&answer))
@@ -54,7 +43,6 @@ enum Show {
     Nodes,
     Node,
     NodeDone(&'static str),
-    Policy,
 }
 
 impl Show {
@@ -74,11 +62,6 @@ impl Show {
                 let node = parse::<NodeInfo>(answer)?;
                 format!("node {} ({}) {done}\n", node.given_name, node.id)
             }
-            Self::Policy => match parse::<PolicyInfo>(answer)?.policy {
-                Some(text) if text.ends_with('\n') => text,
-                Some(text) => text + "\n",
-                None => "// No policy: all nodes may reach each other.\n".to_owned(),
-            },
         })
     }
 }
@@ -141,44 +124,6 @@ fn nodes(command: Nodes) -> (Ask, Show) {
             (Ask::NodesRename { node, name }, Show::NodeDone("renamed"))
         }
     }
-}
-
-/// Against the server's users and nodes if one runs, else by the text alone.
-async fn check(state_dir: &Path, as_json: bool, file: PathBuf) -> Result<(), Error> {
-    let text = read(&file)?;
-    let alone = policy::Policy::parse(&text).map_err(|error| Error::bad_request(error.to_string()));
-    alone.map_err(|error| name_file(error, &file))?;
-    let full = match client::ask(state_dir, &Ask::PolicyCheck { text }).await {
-        Ok(_) => true,
-        Err(Error::NotRunning { .. }) => false,
-        Err(error) => return Err(name_file(error, &file)),
-    };
-    print(as_json, &json!({ "ok": true, "withServer": full }), || {
-        let note = if full {
-            ""
-        } else {
-            " (by itself: no server runs to check it against users and nodes)"
-        };
-        Ok(format!("{} is a valid policy{note}\n", file.display()))
-    })
-}
-
-/// The policy's own messages begin with the name of no particular file.
-fn name_file(error: Error, file: &Path) -> Error {
-    match error {
-        Error::Refused { status, message } => {
-            let message = match message.strip_prefix("policy.hujson:") {
-                Some(rest) => format!("{}:{rest}", file.display()),
-                None => message,
-            };
-            Error::Refused { status, message }
-        }
-        error => error,
-    }
-}
-
-fn read(file: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(file).map_err(Error::io(format!("read {}", file.display())))
 }
 
 fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, Error> {
