@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod client;
+mod policy;
 pub mod render;
 pub mod server;
 pub mod socket;

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
-pub use policy::Policy;
+pub use policy::{Policy, Signature};
 
 use crate::text;
 

@@ -1,7 +1,7 @@
 //! The state and everybody who waits for it: sessions for a new snapshot, answers for what they promise to be on disk.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use crate::{
     Error,
     derp::DerpServer,
     policy::{self, CompiledTailnet, Policy, UnknownUsers, World},
-    state::{Settings, State},
+    state::{LONGEST_AUTHOR, NewPolicy, Settings, State},
     store::{Rows, Setting, Store},
     view::{Common, Snapshot},
     writer::Writer,
@@ -28,6 +28,9 @@ const GATHER: Duration = Duration::from_millis(3);
 const TICK: Duration = Duration::from_millis(250);
 /// How long an answer waits for the disk before it says that the disk does not take it.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The author of what a `--policy` file put into force.
+const SEED_FLAG: &str = "--policy ";
 
 /// What a change has to wait for, if its author cares.
 #[derive(Debug, Clone, Copy)]
@@ -68,16 +71,28 @@ pub fn random<const N: usize>() -> [u8; N] {
 }
 
 impl Hub {
-    /// Loads the state directory. `seed` is the text of a `--policy` file.
-    pub fn open(dir: &Path, settings: Settings, seed: Option<&str>) -> Result<Arc<Self>, Error> {
+    /// Loads the state directory. `seed` is a `--policy` file and its text.
+    pub fn open(
+        dir: &Path,
+        settings: Settings,
+        seed: Option<&(PathBuf, String)>,
+    ) -> Result<Arc<Self>, Error> {
         let settings = Arc::new(settings);
         let mut store = Store::open(dir)?;
         let keys = server_keys(&mut store)?;
         let mut state = State::load(&store, settings.clone(), now(), Instant::now())?;
         let refused = state.refused_policy().map(str::to_owned);
-        if let Some(text) = seed.filter(|text| refused.is_some() || !state.is_seeded_with(text)) {
+        let wanted =
+            |(_, text): &&(PathBuf, String)| refused.is_some() || !state.is_seeded_with(text);
+        if let Some((path, text)) = seed.filter(wanted) {
             let policy = check_policy(text, &state.world(), UnknownUsers::Accept)?.0;
-            state.set_policy(text.to_owned(), policy);
+            let new = NewPolicy {
+                text: text.clone(),
+                author: name_seed(path),
+                account: String::new(),
+                note: String::new(),
+            };
+            state.set_policy(new, policy, now())?;
             state.note_seed(text);
             tracing::info!("policy file loaded");
             if let Some(why) = refused {
@@ -248,6 +263,15 @@ pub fn check_policy(
     Ok((policy, compiled))
 }
 
+/// What a `--policy` file is called as an author: by its end, if its path is longer than an author's name may be.
+fn name_seed(path: &Path) -> String {
+    let shown = path.display().to_string();
+    let shown: Vec<char> = shown.chars().filter(|c| !c.is_control()).collect();
+    let beginning = shown.len().saturating_sub(LONGEST_AUTHOR - SEED_FLAG.len());
+    let end = shown[beginning..].iter();
+    SEED_FLAG.chars().chain(end.copied()).collect()
+}
+
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     // A panic half way through a change would be a bug; serving on is better than stopping the tailnet's control.
     state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -311,4 +335,24 @@ fn server_keys(store: &mut Store) -> Result<ServerKeys, Error> {
         store.save(&rows)?;
     }
     Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_file_is_an_author_however_long_its_path_is() {
+        assert_eq!(
+            name_seed(Path::new("/etc/p.hujson")),
+            "--policy /etc/p.hujson"
+        );
+        let long = format!("/{}/\n/ü.hujson", "x".repeat(500));
+        let name = name_seed(Path::new(&long));
+        assert_eq!(name.chars().count(), LONGEST_AUTHOR);
+        assert!(
+            name.starts_with("--policy xx") && name.ends_with("//ü.hujson"),
+            "{name}"
+        );
+    }
 }

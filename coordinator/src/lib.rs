@@ -4,6 +4,7 @@
 //! whose sessions send the difference (`delta`) between what they have sent and what the newest snapshot shows (`view`); `admin` serves
 //! administrators.
 
+mod account;
 pub mod address;
 pub mod admin;
 pub mod args;

@@ -146,6 +146,31 @@ pub struct AuthKey {
     pub expiry: OffsetDateTime,
 }
 
+/// Counts from 1, and is never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VersionNumber(pub i64);
+
+impl fmt::Display for VersionNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A policy file that was put into force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyVersion {
+    pub number: VersionNumber,
+    pub text: String,
+    /// Who put it into force, by their own word; empty if that isn't known.
+    pub author: String,
+    /// The account of the host that asked for it; empty for what no account asked for.
+    pub account: String,
+    /// Why, in the author's words.
+    pub note: String,
+    pub created: OffsetDateTime,
+}
+
 /// An auth key as a person holds it: `lrkey-auth-<prefix>-<secret>`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AuthKeyText {

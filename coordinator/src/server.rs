@@ -50,7 +50,7 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, Error> {
         crate::store::private_dir(&config.state_dir)?;
         let lock = admin::socket::lock(&config.state_dir)?;
-        let seed = config.policy.as_ref().map(|(_, text)| text.as_str());
+        let seed = config.policy.as_ref();
         let hub = Hub::open(&config.state_dir, config.settings.clone(), seed)
             .map_err(|error| name_policy_file(error, &config))?;
         let listener = TcpListener::bind(config.listen)

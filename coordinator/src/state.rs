@@ -5,6 +5,7 @@
 
 mod admin;
 mod auth_keys;
+mod history;
 mod poll;
 mod register;
 mod seed;
@@ -25,9 +26,11 @@ use zeroize::Zeroizing;
 
 pub use admin::NodeRef;
 pub use auth_keys::NewAuthKey;
+pub use history::{History, LONGEST_AUTHOR, NewPolicy};
 pub use poll::Attached;
 pub(crate) use poll::check_size;
 pub use register::{Registered, Stranger, Waiting};
+pub use seed::SetPolicy;
 
 use crate::{
     Error, address,
@@ -81,7 +84,8 @@ pub struct State {
     by_key: HashMap<NodePublic, NodeId>,
     auth_keys: BTreeMap<KeyId, Arc<AuthKey>>,
     policy: Arc<Policy>,
-    policy_text: Option<String>,
+    /// Every policy that was put into force; the last one is.
+    history: History,
     /// Why the stored policy is not in force.
     refused_policy: Option<String>,
     policy_seed: Option<String>,
@@ -143,12 +147,15 @@ impl State {
             users,
             nodes,
             auth_keys,
+            policies,
             last_user,
             last_node,
             last_auth_key,
+            last_policy,
         } = store.load()?;
-        let policy_text = store.setting(Setting::Policy)?;
-        let (policy, refused_policy) = match policy_text.as_deref().map(Policy::parse) {
+        let history = History::new(policies, last_policy);
+        let in_force = history.in_force().map(|version| version.text.as_str());
+        let (policy, refused_policy) = match in_force.map(Policy::parse) {
             Some(Ok(policy)) => (policy, None),
             // Another version took it. Nobody may reach anybody until there is one that we take.
             Some(Err(error)) => (Policy::allow_none(), Some(error.to_string())),
@@ -182,7 +189,7 @@ impl State {
                 .map(|key| (key.id, Arc::new(key)))
                 .collect(),
             policy: Arc::new(policy),
-            policy_text,
+            history,
             refused_policy,
             policy_seed: store.setting(Setting::PolicySeed)?,
             last_address: store
@@ -249,7 +256,12 @@ impl State {
     }
 
     pub fn policy_text(&self) -> Option<&str> {
-        self.policy_text.as_deref()
+        let version = self.history.in_force()?;
+        Some(&version.text)
+    }
+
+    pub fn policy_history(&self) -> &History {
+        &self.history
     }
 
     /// Why the stored policy could not be taken; until another is set, nobody may reach anybody.
@@ -291,6 +303,11 @@ impl State {
                 .iter()
                 .map(|id| (*id, self.auth_keys.get(id).cloned()))
                 .collect(),
+            policies: dirty
+                .policies
+                .iter()
+                .map(|number| (*number, self.history.get(*number).cloned()))
+                .collect(),
             settings: dirty
                 .settings
                 .iter()
@@ -311,6 +328,9 @@ impl State {
         self.dirty
             .auth_keys
             .extend(rows.auth_keys.iter().map(|(id, _)| *id));
+        self.dirty
+            .policies
+            .extend(rows.policies.iter().map(|(number, _)| *number));
         self.dirty
             .settings
             .extend(rows.settings.iter().map(|(setting, _)| *setting));
@@ -352,7 +372,6 @@ impl State {
 
     fn setting(&self, setting: Setting) -> Option<String> {
         match setting {
-            Setting::Policy => self.policy_text.clone(),
             Setting::PolicySeed => self.policy_seed.clone(),
             Setting::LastAddress => self.last_address.map(|number| number.v4().to_string()),
             // The server's keys are written once, before there is a state.

@@ -21,7 +21,10 @@ use rusqlite::Connection;
 pub use load::Loaded;
 pub use save::Rows;
 
-use crate::{Error, model::KeyId};
+use crate::{
+    Error,
+    model::{KeyId, VersionNumber},
+};
 
 const FILE: &str = "coordinator.sqlite";
 /// How long to wait for another process that has the file locked, such as a backup.
@@ -34,8 +37,6 @@ pub enum Setting {
     ControlKey,
     /// Private key of the embedded relay.
     RelayKey,
-    /// The policy in force.
-    Policy,
     /// SHA-256 of the `--policy` file when it was last loaded.
     PolicySeed,
     /// The last address given, so that addresses are given in turn.
@@ -47,7 +48,6 @@ impl Setting {
         match self {
             Self::ControlKey => "control-key",
             Self::RelayKey => "relay-key",
-            Self::Policy => "policy",
             Self::PolicySeed => "policy-seed",
             Self::LastAddress => "last-address",
         }
@@ -60,6 +60,7 @@ pub struct Dirty {
     pub users: BTreeSet<UserId>,
     pub nodes: BTreeSet<NodeId>,
     pub auth_keys: BTreeSet<KeyId>,
+    pub policies: BTreeSet<VersionNumber>,
     pub settings: BTreeSet<Setting>,
 }
 
@@ -68,6 +69,7 @@ impl Dirty {
         self.users.is_empty()
             && self.nodes.is_empty()
             && self.auth_keys.is_empty()
+            && self.policies.is_empty()
             && self.settings.is_empty()
     }
 }

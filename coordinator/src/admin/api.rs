@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::{
-    model::{AuthKey, Node, User},
+    model::{AuthKey, Node, PolicyVersion, User, VersionNumber},
     policy::CompiledTailnet,
     state::State,
     text::rfc3339,
@@ -21,21 +21,71 @@ pub const PATH: &str = "/v1";
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Ask {
     UsersList,
-    UsersCreate { name: String, display_name: String },
-    UsersDelete { user: String },
-    AuthKeysList { user: Option<String> },
+    UsersCreate {
+        name: String,
+        display_name: String,
+    },
+    UsersDelete {
+        user: String,
+    },
+    AuthKeysList {
+        user: Option<String>,
+    },
     AuthKeysCreate(NewKey),
-    AuthKeysExpire { key: String },
-    NodesList { user: Option<String> },
-    NodesShow { node: String },
-    NodesApproveRoutes { node: String, routes: Vec<IpNet> },
-    NodesApprove { registration: String, user: String },
-    NodesExpire { node: String },
-    NodesDelete { node: String },
-    NodesRename { node: String, name: String },
-    PolicyCheck { text: String },
-    PolicyGet,
-    PolicySet { text: String },
+    AuthKeysExpire {
+        key: String,
+    },
+    NodesList {
+        user: Option<String>,
+    },
+    NodesShow {
+        node: String,
+    },
+    NodesApproveRoutes {
+        node: String,
+        routes: Vec<IpNet>,
+    },
+    NodesApprove {
+        registration: String,
+        user: String,
+    },
+    NodesExpire {
+        node: String,
+    },
+    NodesDelete {
+        node: String,
+    },
+    NodesRename {
+        node: String,
+        name: String,
+    },
+    PolicyCheck {
+        text: String,
+    },
+    PolicyGet {
+        /// None: the one in force.
+        version: Option<VersionNumber>,
+    },
+    PolicyLog,
+    PolicySet {
+        text: String,
+        #[serde(flatten)]
+        signature: Signature,
+    },
+    PolicyRollback {
+        version: VersionNumber,
+        #[serde(flatten)]
+        signature: Signature,
+    },
+}
+
+/// Who changes the policy, and why.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Signature {
+    /// Empty: the account that asks.
+    pub author: String,
+    pub message: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -121,6 +171,33 @@ pub struct NodeInfo {
 pub struct PolicyInfo {
     /// None: everybody may reach everybody.
     pub policy: Option<String>,
+    #[serde(flatten)]
+    pub version: Option<VersionInfo>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionInfo {
+    pub version: VersionNumber,
+    pub created_at: String,
+    /// Empty: unknown.
+    pub author: String,
+    /// The host's account that asked for it; empty for a `--policy` file.
+    pub account: String,
+    pub message: String,
+    /// Bytes of its text.
+    pub size: usize,
+    pub in_force: bool,
+}
+
+/// Answer to what may put a policy into force.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicySetInfo {
+    pub ok: bool,
+    /// The version in force.
+    pub version: VersionNumber,
+    /// It wasn't in force before.
+    pub changed: bool,
 }
 
 /// Answer to what has nothing else to say.
@@ -142,6 +219,21 @@ impl From<&User> for UserInfo {
 
 fn user_info(state: &State, id: UserId) -> Option<UserInfo> {
     state.user(id).map(|user| UserInfo::from(&**user))
+}
+
+impl VersionInfo {
+    pub fn new(version: &PolicyVersion, state: &State) -> Self {
+        let in_force = state.policy_history().in_force();
+        Self {
+            version: version.number,
+            created_at: rfc3339(version.created),
+            author: version.author.clone(),
+            account: version.account.clone(),
+            message: version.note.clone(),
+            size: version.text.len(),
+            in_force: in_force.is_some_and(|newest| newest.number == version.number),
+        }
+    }
 }
 
 impl AuthKeyInfo {

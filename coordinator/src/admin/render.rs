@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::api::{AuthKeyInfo, NodeInfo, UserInfo};
+use super::api::{AuthKeyInfo, NodeInfo, UserInfo, VersionInfo};
 
 /// Columns as wide as their widest cell, two spaces apart.
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -189,6 +189,30 @@ pub fn node(node: &NodeInfo) -> String {
         let _ = writeln!(out, "{name:17} {value}");
     }
     out
+}
+
+pub fn policy_log(versions: &[VersionInfo]) -> String {
+    let author = |version: &VersionInfo| {
+        let (author, account) = (&version.author, &version.account);
+        if account.is_empty() || account == author {
+            or_dash(author)
+        } else {
+            format!("{} ({})", or_dash(author), or_dash(account))
+        }
+    };
+    let row = |version: &VersionInfo| {
+        vec![
+            version.version.to_string(),
+            short_time(&version.created_at),
+            author(version),
+            version.size.to_string(),
+            or_dash(&version.message),
+        ]
+    };
+    table(
+        &["VERSION", "SINCE", "AUTHOR", "BYTES", "MESSAGE"],
+        &versions.iter().map(row).collect::<Vec<_>>(),
+    )
 }
 
 #[cfg(test)]

@@ -13,19 +13,41 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::api::{Ask, AuthKeyInfo, Done, Failure, NewKey, NodeInfo, PATH, PolicyInfo, UserInfo};
+use super::{
+    api::{Ask, AuthKeyInfo, Done, Failure, NewKey, NodeInfo, PATH, UserInfo},
+    policy,
+};
 use crate::{
-    Error,
+    Error, account,
     control::{
         Body,
         body::{Readers, Sender, json, text},
     },
-    hub::{Hub, Receipt, check_policy, now, random},
+    hub::{Hub, Receipt, now, random},
     model::AuthKeyText,
-    policy::{Policy, UnknownUsers},
     state::{NewAuthKey, NodeRef, State},
     text::parse_tag,
 };
+
+/// Who asks: the account of the process at the other end, as the kernel knows it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    uid: Option<u32>,
+}
+
+impl Peer {
+    fn of(stream: &UnixStream) -> Self {
+        let credentials = stream.peer_cred();
+        Self {
+            uid: credentials.map(|peer| peer.uid()).ok(),
+        }
+    }
+
+    /// Empty if the kernel doesn't say. Looking a name up may take a while.
+    pub(super) fn account(self) -> String {
+        self.uid.map_or_else(String::new, account::name)
+    }
+}
 
 /// Serves until dropped.
 pub async fn serve(listener: UnixListener, hub: Arc<Hub>) {
@@ -44,9 +66,10 @@ pub async fn serve(listener: UnixListener, hub: Arc<Hub>) {
 }
 
 async fn connection(stream: UnixStream, hub: Arc<Hub>, readers: Arc<Readers>) {
+    let peer = Peer::of(&stream);
     let service = service_fn(move |request| {
         let (hub, readers) = (hub.clone(), readers.clone());
-        async move { Ok::<_, Infallible>(answer(&hub, &readers, request).await) }
+        async move { Ok::<_, Infallible>(answer(&hub, peer, &readers, request).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     if let Err(error) = http
@@ -58,7 +81,12 @@ async fn connection(stream: UnixStream, hub: Arc<Hub>, readers: Arc<Readers>) {
     }
 }
 
-async fn answer(hub: &Hub, readers: &Readers, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    hub: &Hub,
+    peer: Peer,
+    readers: &Readers,
+    request: Request<Incoming>,
+) -> Response<Body> {
     if request.method() != Method::POST || request.uri().path() != PATH {
         return text(
             StatusCode::NOT_FOUND,
@@ -72,7 +100,7 @@ async fn answer(hub: &Hub, readers: &Readers, request: Request<Incoming>) -> Res
                 "the request makes no sense: {error}; are server and command of the same version?"
             ))
         })?;
-        act(hub, ask).await
+        act(hub, peer, ask).await
     };
     match result.await {
         Ok(value) => json(StatusCode::OK, &value),
@@ -85,7 +113,7 @@ async fn answer(hub: &Hub, readers: &Readers, request: Request<Incoming>) -> Res
     }
 }
 
-async fn act(hub: &Hub, ask: Ask) -> Result<Value, Error> {
+async fn act(hub: &Hub, peer: Peer, ask: Ask) -> Result<Value, Error> {
     match ask {
         Ask::UsersList => hub.read(|state| {
             value(
@@ -136,27 +164,30 @@ async fn act(hub: &Hub, ask: Ask) -> Result<Value, Error> {
             change_node(hub, node, |state, id| state.rename_node(id, &name, now())).await
         }
         Ask::PolicyCheck { text } => {
-            check(hub, text).await?;
+            policy::check(hub, text).await?;
             value(&Done { ok: true })
         }
-        Ask::PolicyGet => hub.read(|state| {
-            value(&PolicyInfo {
-                policy: state.policy_text().map(str::to_owned),
-            })
-        }),
-        Ask::PolicySet { text } => set_policy(hub, text).await,
+        Ask::PolicyGet { version } => policy::get(hub, version),
+        Ask::PolicyLog => policy::log(hub),
+        Ask::PolicySet { text, signature } => policy::set(hub, text, signature, peer).await,
+        Ask::PolicyRollback { version, signature } => {
+            policy::roll_back(hub, version, signature, peer).await
+        }
     }
 }
 
 /// Waits until a change is on disk and in force.
-async fn settle<T>(hub: &Hub, (result, receipt): (Result<T, Error>, Receipt)) -> Result<T, Error> {
+pub(super) async fn settle<T>(
+    hub: &Hub,
+    (result, receipt): (Result<T, Error>, Receipt),
+) -> Result<T, Error> {
     let result = result?;
     hub.saved(receipt).await?;
     hub.published(receipt).await;
     Ok(result)
 }
 
-fn value(info: &impl Serialize) -> Result<Value, Error> {
+pub(super) fn value(info: &impl Serialize) -> Result<Value, Error> {
     serde_json::to_value(info).map_err(|error| Error::Setting(error.to_string()))
 }
 
@@ -293,24 +324,4 @@ async fn approve(hub: &Hub, registration: &str, user: &str) -> Result<Value, Err
     });
     let node = settle(hub, approved).await?;
     change_node(hub, node.to_string(), |_, _| Ok(())).await
-}
-
-/// Compiling and testing a large policy takes a while, in which neither the state nor the runtime waits.
-async fn check(hub: &Hub, text: String) -> Result<(String, Policy), Error> {
-    let world = hub.read(State::world);
-    let check =
-        move || check_policy(&text, &world, UnknownUsers::Refuse).map(|(policy, _)| (text, policy));
-    let checked = tokio::task::spawn_blocking(check).await;
-    checked.map_err(|error| Error::Setting(error.to_string()))?
-}
-
-async fn set_policy(hub: &Hub, text: String) -> Result<Value, Error> {
-    let (text, policy) = check(hub, text).await?;
-    let changed = hub.change(|state| {
-        state.set_policy(text, policy);
-        Ok(())
-    });
-    settle(hub, changed).await?;
-    tracing::info!("policy set");
-    value(&Done { ok: true })
 }

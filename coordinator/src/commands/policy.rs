@@ -8,18 +8,23 @@ use super::{parse, print};
 use crate::{
     Error,
     admin::{
-        api::{Ask, PolicyInfo},
-        client,
+        api::{Ask, PolicyInfo, PolicySetInfo, Signature, VersionInfo},
+        client, render,
     },
-    args::Policy,
+    args::{self, Policy},
+    model::VersionNumber,
     policy,
 };
 
 pub(super) async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Result<(), Error> {
     match command {
         Policy::Check { file } => check(state_dir, as_json, file).await,
-        Policy::Get => get(state_dir, as_json).await,
-        Policy::Set { file } => set(state_dir, as_json, file).await,
+        Policy::Get { version } => get(state_dir, as_json, version).await,
+        Policy::Set { file, signature } => set(state_dir, as_json, file, signature).await,
+        Policy::Log => log(state_dir, as_json).await,
+        Policy::Rollback { version, signature } => {
+            roll_back(state_dir, as_json, version, signature).await
+        }
     }
 }
 
@@ -43,8 +48,8 @@ async fn check(state_dir: &Path, as_json: bool, file: PathBuf) -> Result<(), Err
     })
 }
 
-async fn get(state_dir: &Path, as_json: bool) -> Result<(), Error> {
-    let answer = client::ask(state_dir, &Ask::PolicyGet).await?;
+async fn get(state_dir: &Path, as_json: bool, version: Option<VersionNumber>) -> Result<(), Error> {
+    let answer = client::ask(state_dir, &Ask::PolicyGet { version }).await?;
     print(as_json, &answer, || {
         Ok(match parse::<PolicyInfo>(&answer)?.policy {
             Some(text) if text.ends_with('\n') => text,
@@ -54,13 +59,61 @@ async fn get(state_dir: &Path, as_json: bool) -> Result<(), Error> {
     })
 }
 
-async fn set(state_dir: &Path, as_json: bool, file: PathBuf) -> Result<(), Error> {
-    let text = read(&file)?;
-    let answer = client::ask(state_dir, &Ask::PolicySet { text }).await;
+async fn set(
+    state_dir: &Path,
+    as_json: bool,
+    file: PathBuf,
+    signature: args::Signature,
+) -> Result<(), Error> {
+    let ask = Ask::PolicySet {
+        text: read(&file)?,
+        signature: signature.into(),
+    };
+    let answer = client::ask(state_dir, &ask).await;
     let answer = answer.map_err(|error| name_file(error, &file))?;
     print(as_json, &answer, || {
-        Ok(format!("{} is in force\n", file.display()))
+        say_set(&parse(&answer)?, &file.display())
     })
+}
+
+async fn log(state_dir: &Path, as_json: bool) -> Result<(), Error> {
+    let answer = client::ask(state_dir, &Ask::PolicyLog).await?;
+    print(as_json, &answer, || {
+        Ok(render::policy_log(&parse::<Vec<VersionInfo>>(&answer)?))
+    })
+}
+
+async fn roll_back(
+    state_dir: &Path,
+    as_json: bool,
+    version: VersionNumber,
+    signature: args::Signature,
+) -> Result<(), Error> {
+    let ask = Ask::PolicyRollback {
+        version,
+        signature: signature.into(),
+    };
+    let named = format!("version {version}");
+    let answer = client::ask(state_dir, &ask).await;
+    let answer = answer.map_err(|error| name_file(error, Path::new(&named)))?;
+    print(as_json, &answer, || say_set(&parse(&answer)?, &named))
+}
+
+fn say_set(set: &PolicySetInfo, what: &dyn std::fmt::Display) -> Result<String, Error> {
+    let version = set.version;
+    Ok(match set.changed {
+        true => format!("{what} is in force, as version {version}\n"),
+        false => format!("{what} is in force already, as version {version}: nothing changed\n"),
+    })
+}
+
+impl From<args::Signature> for Signature {
+    fn from(signature: args::Signature) -> Self {
+        Self {
+            author: signature.author.unwrap_or_default(),
+            message: signature.message.unwrap_or_default(),
+        }
+    }
 }
 
 /// The policy's own messages begin with the name of no particular file.

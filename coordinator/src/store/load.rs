@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::{Setting, Store};
 use crate::{
     Error,
-    model::{AuthKey, KeyId, Node, Owner, User},
+    model::{AuthKey, KeyId, Node, Owner, PolicyVersion, User, VersionNumber},
 };
 
 /// All rows, and the highest ID ever given in each table.
@@ -19,9 +19,11 @@ pub struct Loaded {
     pub users: Vec<User>,
     pub nodes: Vec<Node>,
     pub auth_keys: Vec<AuthKey>,
+    pub policies: Vec<PolicyVersion>,
     pub last_user: i64,
     pub last_node: i64,
     pub last_auth_key: i64,
+    pub last_policy: i64,
 }
 
 impl Store {
@@ -30,9 +32,11 @@ impl Store {
             users: self.rows("users", user)?,
             nodes: self.rows("nodes", node)?,
             auth_keys: self.rows("auth_keys", auth_key)?,
+            policies: self.rows("policies", policy)?,
             last_user: self.last_id("users")?,
             last_node: self.last_id("nodes")?,
             last_auth_key: self.last_id("auth_keys")?,
+            last_policy: self.last_id("policies")?,
         })
     }
 
@@ -149,6 +153,17 @@ fn auth_key(row: &Reader<'_>) -> Result<AuthKey, Error> {
         tags: row.json("tags")?,
         created: row.time("created")?,
         expiry: row.time("expiry")?,
+    })
+}
+
+fn policy(row: &Reader<'_>) -> Result<PolicyVersion, Error> {
+    Ok(PolicyVersion {
+        number: VersionNumber(row.get("id")?),
+        text: row.get("text")?,
+        author: row.get("author")?,
+        account: row.get("account")?,
+        note: row.get("note")?,
+        created: row.time("created")?,
     })
 }
 

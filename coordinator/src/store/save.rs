@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::{Setting, Store};
 use crate::{
     Error,
-    model::{AuthKey, KeyId, Node, User},
+    model::{AuthKey, KeyId, Node, PolicyVersion, User, VersionNumber},
 };
 
 /// Rows to write; `None` deletes.
@@ -20,6 +20,7 @@ pub struct Rows {
     pub users: Vec<(UserId, Option<Arc<User>>)>,
     pub nodes: Vec<(NodeId, Option<Arc<Node>>)>,
     pub auth_keys: Vec<(KeyId, Option<Arc<AuthKey>>)>,
+    pub policies: Vec<(VersionNumber, Option<Arc<PolicyVersion>>)>,
     /// Some are private keys.
     pub settings: Vec<(Setting, Option<Zeroizing<String>>)>,
 }
@@ -30,6 +31,7 @@ impl fmt::Debug for Rows {
             .field("users", &self.users)
             .field("nodes", &self.nodes)
             .field("auth_keys", &self.auth_keys)
+            .field("policies", &self.policies)
             .finish_non_exhaustive()
     }
 }
@@ -39,6 +41,7 @@ impl Rows {
         self.users.is_empty()
             && self.nodes.is_empty()
             && self.auth_keys.is_empty()
+            && self.policies.is_empty()
             && self.settings.is_empty()
     }
 }
@@ -72,6 +75,12 @@ fn write(connection: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
         match node {
             Some(node) => put_node(&transaction, node)?,
             None => delete(&transaction, "nodes", id.0)?,
+        }
+    }
+    for (number, version) in &rows.policies {
+        match version {
+            Some(version) => put_policy(&transaction, version)?,
+            None => delete(&transaction, "policies", number.0)?,
         }
     }
     for (setting, value) in &rows.settings {
@@ -126,6 +135,20 @@ fn put_auth_key(transaction: &Transaction<'_>, key: &AuthKey) -> rusqlite::Resul
             json(&key.tags),
             micros(key.created),
             micros(key.expiry),
+        ])
+        .map(|_| ())
+}
+
+fn put_policy(transaction: &Transaction<'_>, version: &PolicyVersion) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO policies (id, text, author, account, note, created) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![
+            version.number.0,
+            version.text,
+            version.author,
+            version.account,
+            version.note,
+            micros(version.created),
         ])
         .map(|_| ())
 }

@@ -57,8 +57,24 @@ const FIRST: &str = "
     ) STRICT;
 ";
 
+// The version with the highest number is in force.
+const POLICY_VERSIONS: &str = "
+    CREATE TABLE policies (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        text TEXT NOT NULL,
+        author TEXT NOT NULL,
+        account TEXT NOT NULL,
+        note TEXT NOT NULL,
+        created INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO policies (text, author, account, note, created)
+        SELECT value, '', '', 'found when versions began to be kept', unixepoch() * 1000000
+        FROM settings WHERE name = 'policy';
+    DELETE FROM settings WHERE name = 'policy';
+";
+
 fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST)])
+    Migrations::new(vec![M::up(FIRST), M::up(POLICY_VERSIONS)])
 }
 
 pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), Error> {
@@ -88,5 +104,71 @@ mod tests {
     #[test]
     fn migrations_are_valid() {
         migrations().validate().unwrap();
+    }
+
+    /// A database as the first schema left it.
+    fn first() -> Connection {
+        let mut connection = Connection::open_in_memory().unwrap();
+        Migrations::new(vec![M::up(FIRST)])
+            .to_latest(&mut connection)
+            .unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO users (name, display_name, created) VALUES ('alice', '', 1);
+                 INSERT INTO settings VALUES ('control-key', 'k'), ('policy-seed', 'abc');",
+            )
+            .unwrap();
+        connection
+    }
+
+    fn policies(connection: &Connection) -> Vec<(i64, String, String, i64)> {
+        let mut statement = connection
+            .prepare("SELECT id, text, author, created FROM policies")
+            .unwrap();
+        let rows = statement.query_map([], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        });
+        rows.unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn the_policy_of_the_first_schema_becomes_version_1_and_nothing_else_changes() {
+        let mut connection = first();
+        connection
+            .execute(
+                "INSERT INTO settings VALUES ('policy', '{\"acls\": []} // ü')",
+                [],
+            )
+            .unwrap();
+        migrations().to_latest(&mut connection).unwrap();
+        let versions = policies(&connection);
+        let [(1, text, author, created)] = versions.as_slice() else {
+            panic!("{versions:?}");
+        };
+        assert_eq!(
+            (text.as_str(), author.as_str()),
+            ("{\"acls\": []} // ü", "")
+        );
+        // Microseconds: after 2020, before 2200.
+        assert!((1_577_836_800_000_000..7_258_118_400_000_000).contains(created));
+        let settings: String = connection
+            .query_row(
+                "SELECT group_concat(name) FROM (SELECT name FROM settings ORDER BY name)",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(settings, "control-key,policy-seed");
+        let users: i64 = connection
+            .query_row("SELECT count(*) FROM users", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(users, 1);
+    }
+
+    #[test]
+    fn a_database_of_the_first_schema_without_a_policy_still_has_none() {
+        let mut connection = first();
+        migrations().to_latest(&mut connection).unwrap();
+        assert!(policies(&connection).is_empty());
     }
 }

@@ -14,13 +14,13 @@ use crate::client::Client;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lowroad-coordinator");
 
-struct Daemon {
+pub struct Daemon {
     child: Child,
     address: SocketAddr,
 }
 
 impl Daemon {
-    fn start(state: &Path, more: &[&str]) -> Self {
+    pub fn start(state: &Path, more: &[&str]) -> Self {
         let mut child = serve(state, more).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut seen = Vec::new();
@@ -35,7 +35,7 @@ impl Daemon {
         panic!("the server ended: {seen:#?}");
     }
 
-    fn stop(mut self) {
+    pub fn stop(mut self) {
         let pid = libc::pid_t::try_from(self.child.id()).unwrap();
         // SAFETY: a signal to a child that has not been waited for.
         assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
@@ -73,7 +73,7 @@ fn serve(state: &Path, more: &[&str]) -> Command {
     command
 }
 
-fn run(state: &Path, args: &[&str]) -> Output {
+pub fn run(state: &Path, args: &[&str]) -> Output {
     Command::new(BINARY)
         .arg("--state-dir")
         .arg(state)
@@ -82,7 +82,7 @@ fn run(state: &Path, args: &[&str]) -> Output {
         .unwrap()
 }
 
-fn json(state: &Path, args: &[&str]) -> Value {
+pub fn json(state: &Path, args: &[&str]) -> Value {
     let output = run(state, &[&["--json"], args].concat());
     assert!(
         output.status.success(),
@@ -93,7 +93,7 @@ fn json(state: &Path, args: &[&str]) -> Value {
 }
 
 /// The one line that a command fails with.
-fn failure(output: &Output) -> String {
+pub fn failure(output: &Output) -> String {
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr)
         .trim_end()
@@ -300,10 +300,7 @@ fn a_stored_policy_that_is_refused_is_replaced_by_a_policy_file_and_else_says_so
     Daemon::start(&state, &seed).stop();
     // As if an earlier version had taken it.
     let database = rusqlite::Connection::open(state.join("coordinator.sqlite")).unwrap();
-    let changed = database.execute(
-        "UPDATE settings SET value = '{\"acls\": 5}' WHERE value LIKE '{%'",
-        [],
-    );
+    let changed = database.execute("UPDATE policies SET text = '{\"acls\": 5}'", []);
     assert_eq!(changed.unwrap(), 1);
     drop(database);
     let text = failure(&serve(&state, &[]).output().unwrap());

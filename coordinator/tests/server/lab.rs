@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use lowroad_coordinator::{
     Error,
     admin::{
-        api::{Ask, AuthKeyInfo, NewKey, NodeInfo},
+        api::{Ask, AuthKeyInfo, NewKey, NodeInfo, Signature},
         client,
     },
     args::{Serve, StunAddr},
@@ -113,6 +113,7 @@ impl Lab {
     pub async fn set_policy(&self, text: &str) {
         self.ask(Ask::PolicySet {
             text: text.to_owned(),
+            signature: Signature::default(),
         })
         .await
         .unwrap();

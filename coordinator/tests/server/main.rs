@@ -14,5 +14,6 @@ mod grants;
 mod hostile;
 mod join;
 mod lab;
+mod policy_log;
 mod relay;
 mod scale;

@@ -1,0 +1,106 @@
+//! The server's side of `policy`.
+
+use serde_json::Value;
+
+use super::{
+    api::{PolicyInfo, PolicySetInfo, Signature, VersionInfo},
+    server::{Peer, settle, value},
+};
+use crate::{
+    Error,
+    hub::{Hub, check_policy, now},
+    model::VersionNumber,
+    policy::{Policy, UnknownUsers},
+    state::{NewPolicy, State},
+};
+
+/// Compiling and testing a large policy takes a while, in which neither the state nor the runtime waits.
+pub(super) async fn check(hub: &Hub, text: String) -> Result<(String, Policy), Error> {
+    let world = hub.read(State::world);
+    apart(move || {
+        check_policy(&text, &world, UnknownUsers::Refuse).map(|(policy, _)| (text, policy))
+    })
+    .await
+}
+
+/// On a thread that may take its time.
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::Setting(error.to_string()))?
+}
+
+pub(super) fn get(hub: &Hub, version: Option<VersionNumber>) -> Result<Value, Error> {
+    hub.read(|state| {
+        let history = state.policy_history();
+        let version = match version {
+            Some(number) => Some(history.find(number)?),
+            None => history.in_force(),
+        };
+        value(&PolicyInfo {
+            policy: version.map(|version| version.text.clone()),
+            version: version.map(|version| VersionInfo::new(version, state)),
+        })
+    })
+}
+
+pub(super) fn log(hub: &Hub) -> Result<Value, Error> {
+    hub.read(|state| {
+        let versions = state.policy_history().iter();
+        let versions = versions.map(|version| VersionInfo::new(version, state));
+        value(&versions.collect::<Vec<_>>())
+    })
+}
+
+pub(super) async fn set(
+    hub: &Hub,
+    text: String,
+    signature: Signature,
+    peer: Peer,
+) -> Result<Value, Error> {
+    let (text, policy) = check(hub, text).await?;
+    let account = apart(move || Ok(peer.account())).await?;
+    let new = NewPolicy {
+        text,
+        author: match signature.author.trim() {
+            "" => account.clone(),
+            author => author.to_owned(),
+        },
+        account,
+        note: signature.message,
+    };
+    let author = new.author.clone();
+    let changed = hub.change(|state| state.set_policy(new, policy, now()));
+    let set = settle(hub, changed).await?;
+    if set.is_new {
+        tracing::info!(version = %set.number, %author, "policy set");
+    }
+    value(&PolicySetInfo {
+        ok: true,
+        version: set.number,
+        changed: set.is_new,
+    })
+}
+
+/// An old version becomes the newest, if it still fits users and nodes.
+pub(super) async fn roll_back(
+    hub: &Hub,
+    version: VersionNumber,
+    signature: Signature,
+    peer: Peer,
+) -> Result<Value, Error> {
+    let text = hub.read(|state| {
+        let version = state.policy_history().find(version)?;
+        Ok::<_, Error>(version.text.clone())
+    })?;
+    let note = format!("rollback to version {version}");
+    let signature = Signature {
+        message: match signature.message.trim() {
+            "" => note,
+            message => format!("{note}: {message}"),
+        },
+        ..signature
+    };
+    set(hub, text, signature, peer).await
+}
