@@ -14,6 +14,7 @@ mod bits;
 mod capability;
 mod check;
 mod compile;
+pub mod edit;
 mod error;
 mod grant;
 mod hujson;
