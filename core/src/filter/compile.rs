@@ -342,7 +342,7 @@ impl<'a> Builder<'a> {
         } else {
             let listed = rule.sources.iter().filter(|p| p.family() == family);
             let prefixes: Vec<Prefix> = listed.copied().collect();
-            let set = (!prefixes.is_empty()).then(|| SourceSet::Prefixes(prefixes));
+            let set = (!prefixes.is_empty()).then_some(SourceSet::Prefixes(prefixes));
             Senders::Set(set.map(|set| self.sets.number(set)))
         };
         self.numbered[number].senders[at] = Some(senders);
