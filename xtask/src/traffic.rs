@@ -3,6 +3,7 @@
 
 mod flood;
 mod http;
+mod pattern;
 mod ping;
 mod stalls;
 mod stream;

@@ -13,13 +13,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::pattern;
 use crate::{signals, topology::Namespace};
 
 /// Also how long Ctrl-C may have to wait for us.
 const MAX_CONNECT: Duration = Duration::from_secs(10);
 const CHUNK: usize = 64 * 1024;
 
-/// Serves `/bytes/<n>`: n bytes of a fixed pattern. Ends when dropped.
+/// Serves `/bytes/<n>`: n bytes of the pattern. Ends when dropped.
 #[derive(Debug)]
 pub struct Server {
     stop: Arc<AtomicBool>,
@@ -77,21 +78,10 @@ fn serve(mut stream: &TcpStream) -> io::Result<()> {
         stream,
         "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     )?;
-    let chunk = pattern(0, CHUNK);
-    let mut left = length;
-    while left > 0 {
-        let part = left.min(CHUNK);
-        stream.write_all(&chunk[..part])?;
-        left -= part;
+    for place in (0..length).step_by(CHUNK) {
+        stream.write_all(&pattern::bytes(place as u64, CHUNK.min(length - place)))?;
     }
     Ok(())
-}
-
-/// Repeats with a period that divides `CHUNK`, so that one chunk serves for all.
-fn pattern(from: usize, length: usize) -> Vec<u8> {
-    (from..from + length)
-        .map(|at| ((at % CHUNK).wrapping_mul(31) >> 3) as u8)
-        .collect()
 }
 
 /// What came, and how long each part took.
@@ -152,7 +142,6 @@ fn fetch(server: SocketAddr, bytes: usize, limit: Duration) -> Result<Fetched> {
     }
     // In slices from here, so that a signal and the limit are noticed.
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let expected = pattern(0, CHUNK);
     let mut buffer = vec![0; CHUNK];
     let mut received = 0;
     loop {
@@ -160,17 +149,10 @@ fn fetch(server: SocketAddr, bytes: usize, limit: Duration) -> Result<Fetched> {
         match reader.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
-                let mut rest = &buffer[..count];
-                while !rest.is_empty() {
-                    let at = received % CHUNK;
-                    let part = rest.len().min(CHUNK - at);
-                    ensure!(
-                        rest[..part] == expected[at..at + part],
-                        "bytes were changed"
-                    );
-                    received += part;
-                    rest = &rest[part..];
+                if let Some(place) = pattern::first_wrong(received as u64, &buffer[..count]) {
+                    bail!("byte {place} from {server} is another");
                 }
+                received += count;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < limit => {}
             Err(error) => {

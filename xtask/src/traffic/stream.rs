@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::pattern;
 use crate::{topology::Namespace, wait};
 
 /// Written at once, by each side.
@@ -175,17 +176,11 @@ impl End {
     }
 }
 
-/// The byte at this place of any stream.
-fn pattern(place: u64) -> u8 {
-    ((place % 65_521) >> 3) as u8
-}
-
 fn write(mut socket: &TcpStream, stop: &AtomicBool, sent: &AtomicU64) -> io::Result<()> {
     let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let from = sent.load(Ordering::Relaxed);
-        let chunk: Vec<u8> = (from..from + CHUNK as u64).map(pattern).collect();
-        socket.write_all(&chunk)?;
+        socket.write_all(&pattern::bytes(from, CHUNK))?;
         sent.fetch_add(CHUNK as u64, Ordering::Relaxed);
         due += INTERVAL;
         thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -207,11 +202,8 @@ fn read(mut socket: &TcpStream, received: &Mutex<Received>) {
                 return;
             }
         };
-        let from = look.bytes;
-        let right = (from..).zip(&buffer[..count]);
-        if let Some((place, _)) = right.into_iter().find(|(at, byte)| pattern(*at) != **byte) {
-            look.error
-                .get_or_insert(format!("byte {place} was changed"));
+        if let Some(place) = pattern::first_wrong(look.bytes, &buffer[..count]) {
+            look.error.get_or_insert(format!("byte {place} is another"));
             return;
         }
         look.bytes += count as u64;
