@@ -361,8 +361,10 @@ fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {
         emulated: emulated(),
         long: long(),
     };
+    tailnet::cleanup_failures();
     let result = catch_unwind(AssertUnwindSafe(|| scenario(&lab)))
         .unwrap_or_else(|_| Err(anyhow!("panicked")));
+    let result = with_cleanup(result, &tailnet::cleanup_failures());
     signals::check()?;
     match result {
         Ok(()) => {
@@ -379,6 +381,15 @@ fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A scenario whose nodes could not be cleaned up has failed, whatever else became of it.
+fn with_cleanup(result: Result<()>, failures: &[String]) -> Result<()> {
+    match result {
+        result if failures.is_empty() => result,
+        Ok(()) => Err(anyhow!("{}", failures.join("; "))),
+        Err(error) => Err(anyhow!("{error:#}; {}", failures.join("; "))),
+    }
 }
 
 /// The scenario saw something that says nothing of lowroad: why.

@@ -16,7 +16,7 @@ use anyhow::Result;
 
 pub use client::{Client, PathKind};
 pub use coordinator::{Coordinator, URL, URL_V6};
-pub use node::{Node, print_logs};
+pub use node::{Node, cleanup_failures, print_logs};
 pub use wg::WgPeer;
 
 use crate::{ebpf, shell::cargo, workspace::target};

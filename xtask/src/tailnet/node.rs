@@ -5,6 +5,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -236,9 +237,23 @@ impl Drop for Node {
     /// Without this, what is pinned in the bpffs would stay behind.
     fn drop(&mut self) {
         if let Err(error) = self.clean_up() {
-            eprintln!("   cleaning up {}: {error:#}", self.name);
+            let failure = format!("cleaning up {}: {error:#}", self.name);
+            eprintln!("   {failure}");
+            failures().push(failure);
         }
     }
+}
+
+/// Of `agent --cleanup` at the end of nodes, which have nobody to return them to.
+static FAILURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn failures() -> MutexGuard<'static, Vec<String>> {
+    FAILURES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What went wrong when nodes were dropped since this was asked for.
+pub fn cleanup_failures() -> Vec<String> {
+    std::mem::take(&mut failures())
 }
 
 /// The last lines of every log in `folder`, for a person who looks for what went wrong.
