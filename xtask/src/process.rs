@@ -212,21 +212,55 @@ impl Daemon {
         kill_group(&mut self.child);
     }
 
-    /// SIGTERM, and SIGKILL for a program that ignores it for 5 s.
+    /// SIGINT, as Ctrl-C in a terminal.
+    pub fn interrupt(&mut self) {
+        signal_group(&self.child, libc::SIGINT);
+    }
+
+    /// SIGTERM, and SIGKILL for a program that ignores it for 5 s: for those whose end is not the subject.
     pub fn stop(&mut self) {
-        if self.ended().is_some() {
-            return;
+        if self.terminated(Duration::from_secs(5)).is_none() {
+            eprintln!("   {} ignored SIGTERM for 5 s", self.log.display());
+            kill_group(&mut self.child);
+        }
+    }
+
+    /// SIGTERM, which it must heed within `limit`, and end without a complaint.
+    ///
+    /// # Errors
+    /// It didn't (then it is killed), had ended before, or its exit status is not 0.
+    pub fn stop_gracefully(&mut self, limit: Duration) -> Result<()> {
+        let name = self.log.display().to_string();
+        if let Some(status) = self.ended() {
+            bail!("the program that writes {name} had ended before, with {status}");
+        }
+        let Some(status) = self.terminated(limit) else {
+            kill_group(&mut self.child);
+            bail!(
+                "the program that writes {name} ignored SIGTERM for {} s",
+                limit.as_secs()
+            );
+        };
+        if !status.success() {
+            bail!("the program that writes {name} ended with {status} on SIGTERM");
+        }
+        Ok(())
+    }
+
+    /// Its end, if it comes within `limit` after SIGTERM.
+    fn terminated(&mut self, limit: Duration) -> Option<ExitStatus> {
+        if let Some(status) = self.ended() {
+            return Some(status);
         }
         signal_group(&self.child, libc::SIGTERM);
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
-            if self.ended().is_some() {
-                return;
+            if let Some(status) = self.ended() {
+                return Some(status);
             }
             thread::sleep(POLL);
         }
-        eprintln!("   {} ignored SIGTERM for 5 s", self.log.display());
-        kill_group(&mut self.child);
+        None
     }
 }
 
@@ -287,4 +321,50 @@ pub fn tail(log: &Path, lines: usize) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shell that has set its traps before it is told to end.
+    fn shell(script: &str) -> Daemon {
+        let log = std::env::temp_dir().join(format!(
+            "lowroad-shell-{}-{}",
+            std::process::id(),
+            script.len()
+        ));
+        let _ = std::fs::remove_file(&log);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!(
+            "{script}; echo ready; while :; do sleep 0.01; done"
+        ));
+        let daemon = Daemon::spawn(&mut command, &log).unwrap();
+        let ready = || Ok(tail(&daemon.log, 1).contains("ready").then_some(()));
+        crate::wait::wait_for("a shell", Duration::from_secs(20), ready).unwrap();
+        std::fs::remove_file(&log).unwrap();
+        daemon
+    }
+
+    #[test]
+    fn a_program_that_ignores_sigterm_or_ends_with_an_error_does_not_stop_gracefully() {
+        let limit = Duration::from_millis(300);
+        let stop = |script| {
+            shell(script)
+                .stop_gracefully(limit)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(stop("trap 'exit 0' TERM"), Ok(()));
+        assert!(
+            stop("trap '' TERM")
+                .unwrap_err()
+                .contains("ignored SIGTERM")
+        );
+        assert!(
+            stop("trap 'exit 3' TERM")
+                .unwrap_err()
+                .contains("exit status: 3")
+        );
+        assert!(stop(":").unwrap_err().contains("signal"));
+    }
 }

@@ -71,7 +71,7 @@ pub fn a_killed_agent_comes_back_without_up_and_its_peers_find_it(lab: &Lab) -> 
 pub fn a_stopped_agent_starts_again_where_it_was(lab: &Lab) -> Result<()> {
     let mut pair = pair(lab, Nat::Easy)?;
     let before = pair.alpha.status()?["Self"]["PublicKey"].clone();
-    pair.alpha.stop_agent();
+    pair.alpha.stop_agent_gracefully()?;
     pair.alpha.start_agent()?;
     let time = pair.alpha.wait_until_running(secs(30))?;
     lab.note(&format!("running again after {:.2} s", time.as_secs_f64()));

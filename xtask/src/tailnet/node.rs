@@ -21,6 +21,8 @@ use crate::{
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 const CLI_LIMIT: Duration = Duration::from_secs(90);
+/// An agent has nothing to wait for, but its machine may have little time.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 const CLEANUP_LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
@@ -134,9 +136,15 @@ impl Node {
         }
     }
 
-    /// SIGTERM, as a service manager does on restart.
+    /// SIGTERM, as a service manager does on restart; one that ignores it is killed.
     pub fn stop_agent(&mut self) {
         self.agent = None;
+    }
+
+    /// SIGTERM as the subject: the agent must end by itself, without an error.
+    pub fn stop_agent_gracefully(&mut self) -> Result<()> {
+        let mut agent = self.agent.take().context("there is no agent to stop")?;
+        agent.stop_gracefully(STOP_LIMIT)
     }
 
     /// Whether the agent has ended by itself.
