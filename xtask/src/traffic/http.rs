@@ -1,6 +1,8 @@
 //! A small HTTP server, and a client: enough to move bytes over TCP and to check each of them.
 
 use std::{
+    error::Error,
+    fmt,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -84,6 +86,18 @@ fn serve(mut stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// There is no connection: none of it has come.
+#[derive(Debug)]
+pub struct NotConnected(pub io::Error);
+
+impl fmt::Display for NotConnected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connect: {}", self.0)
+    }
+}
+
+impl Error for NotConnected {}
+
 /// What came, and how long each part took.
 #[derive(Debug, Clone, Copy)]
 pub struct Fetched {
@@ -110,6 +124,13 @@ pub fn get(
 
 /// Status code of `GET <path>`, asked from inside `namespace`.
 pub fn status(namespace: &Namespace, server: SocketAddr, path: &str) -> Result<u16> {
+    let answer = page(namespace, server, path)?;
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    code.with_context(|| format!("{server} answered {answer:?}"))
+}
+
+/// The whole answer to `GET <path>`, head included, asked from inside `namespace`.
+pub fn page(namespace: &Namespace, server: SocketAddr, path: &str) -> Result<String> {
     namespace.enter(|| {
         let limit = Duration::from_secs(2);
         let mut stream = TcpStream::connect_timeout(&server, limit)?;
@@ -118,17 +139,17 @@ pub fn status(namespace: &Namespace, server: SocketAddr, path: &str) -> Result<u
             stream,
             "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n"
         )?;
-        let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line)?;
-        let code = line.split(' ').nth(1).and_then(|code| code.parse().ok());
-        code.with_context(|| format!("{server} answered {line:?}"))
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
     })?
 }
 
 fn fetch(server: SocketAddr, bytes: usize, limit: Duration) -> Result<Fetched> {
     let start = Instant::now();
     let mut stream = TcpStream::connect_timeout(&server, limit.min(MAX_CONNECT))
-        .with_context(|| format!("connect to {server}"))?;
+        .map_err(NotConnected)
+        .with_context(|| format!("fetch from {server}"))?;
     let connect = start.elapsed();
     stream.set_read_timeout(Some(limit.min(MAX_CONNECT)))?;
     write!(stream, "GET /bytes/{bytes} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
