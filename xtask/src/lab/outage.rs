@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::{Lab, ms, secs, survival};
+use super::{Lab, ms, policy, secs, survival};
 use crate::{
     process,
     shell::find_program,
@@ -75,7 +75,9 @@ pub fn direct_paths_outlive_control_and_relay_and_all_comes_back_without_a_storm
     comes_back(lab, "the relayed path after both", &relayed)?;
 
     deafen(&coordinator.namespace, Some(RELAY))?;
-    falls_silent(&relayed)?;
+    policy::silent(&relayed, LIMIT).context("the relayed path")?;
+    let unsent = relayed.report().unsent;
+    ensure!(unsent == 0, "{unsent} pings were never sent");
     wait::pass(one_of_them)?;
     deafen(&coordinator.namespace, None)?;
     comes_back(lab, "the relayed path after the relay", &relayed)?;
@@ -119,18 +121,16 @@ fn without_control(
 ) -> Result<Report> {
     let _server = traffic::Server::start(&one.namespace, 90)?;
     let to = SocketAddr::new(one.ip(4)?, 90);
-    let get = || traffic::get(&hub.namespace, to, 1000, ms(500));
     let before = relayed.report();
     deafen(&coordinator.namespace, Some(CONTROL))?;
     coordinator.set_policy(WEB_AND_90)?;
     wait::pass(time)?;
-    ensure!(
-        get().is_err(),
-        "a policy arrived though control was not reached"
-    );
+    policy::refused_by(one, hub, to).context("control was not reached")?;
     let during = relayed.report();
     deafen(&coordinator.namespace, None)?;
-    let (_, time) = wait::wait_for("a policy from the outage", LIMIT, || get().map(Some))?;
+    let (_, time) = wait::wait_for("a policy from the outage", LIMIT, || {
+        traffic::get(&hub.namespace, to, 1000, ms(500)).map(Some)
+    })?;
     lab.note(&format!(
         "the policy of the outage came through {:.1} s after it",
         time.as_secs_f64()
@@ -156,16 +156,6 @@ fn without_control(
         report.lost()
     ));
     Ok(report)
-}
-
-/// The relayed path carries nothing any more.
-fn falls_silent(ping: &Pinger) -> Result<()> {
-    wait::wait_for("silence on the relayed path", LIMIT, || {
-        let before = ping.answered();
-        wait::pass(secs(1))?;
-        Ok((ping.answered() == before).then_some(()))
-    })
-    .map(drop)
 }
 
 /// The coordinator, which is the relay too, is killed for so many seconds.

@@ -73,9 +73,12 @@ pub fn strict_filters_a_closed_firewall_and_a_small_mtu_change_nothing(lab: &Lab
     ensure!(report.lost() == 0, "{report}");
     full_packets_fit(alpha, blocked)?;
 
-    // The firewall is in force: the policy lets this in, the host doesn't.
+    // The firewall is in force: the policy lets this in, the host doesn't; and only that is in the way.
     let _server = traffic::Server::start(&bravo.namespace, 80)?;
-    super::policy::refused(alpha, SocketAddr::new(bravo.ip(4)?, 80))
+    let closed = SocketAddr::new(bravo.ip(4)?, 80);
+    super::policy::refused(alpha, closed)?;
+    bravo.namespace.nft("delete table inet closed")?;
+    traffic::get(&alpha.namespace, closed, 1000, secs(20)).map(drop)
 }
 
 ///
