@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, net::SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{ALLOW_ALL, Lab, ms, secs};
+use super::{ALLOW_ALL, Lab, host, ms, secs};
 use crate::{
     process::{self, Daemon, Finished},
     tailnet::{self, Client, Node, URL},
@@ -40,26 +40,23 @@ fn refused(lab: &Lab, what: &str, finished: &Finished) -> Result<()> {
 pub fn up_says_what_is_wrong(lab: &Lab) -> Result<()> {
     let coordinator = lab.coordinator(ALLOW_ALL)?;
     let key = coordinator.auth_key("ann", "")?;
-    let node = lab.public_node("alpha", 30)?;
-    let up = |server: &str, key: &str| {
+    let mut node = Node::not_started(lab.net, "alpha", lab.net.public("alpha", 30)?, &[])?;
+    let before = host::of(&node, lab.emulated)?;
+    node.start_agent()?;
+    let _web = Server::start(&coordinator.namespace, 90)?;
+    for (what, server, key) in [
+        ("a wrong auth key", URL, "lrkey-doesnotexist"),
+        ("an unreachable server", "http://203.0.113.99:8080", &key),
+        ("a closed port", "http://203.0.113.10:81", &key),
+        ("a server of something else", "http://203.0.113.10:90", &key),
+        ("not a URL", "::nonsense::", &key),
+    ] {
         let server = format!("--login-server={server}");
         let key = format!("--auth-key={key}");
-        node.try_cli(&["up", &server, &key, "--timeout=5s"])
-    };
-    refused(lab, "a wrong auth key", &up(URL, "lrkey-doesnotexist")?)?;
-    refused(
-        lab,
-        "an unreachable server",
-        &up("http://203.0.113.99:8080", &key)?,
-    )?;
-    refused(lab, "a closed port", &up("http://203.0.113.10:81", &key)?)?;
-    let _web = Server::start(&coordinator.namespace, 90)?;
-    refused(
-        lab,
-        "a server of something else",
-        &up("http://203.0.113.10:90", &key)?,
-    )?;
-    refused(lab, "not a URL", &up("::nonsense::", &key)?)?;
+        let finished = node.try_cli(&["up", &server, &key, "--timeout=5s"])?;
+        refused(lab, what, &finished)?;
+        host::is_as_before(&node, &before, lab.emulated, secs(20)).context(what)?;
+    }
     let flag = node.try_cli(&["up", "--nonsense"])?;
     one_clear_line(lab, "an unknown flag", &flag)?;
     for later in [
@@ -69,10 +66,7 @@ pub fn up_says_what_is_wrong(lab: &Lab) -> Result<()> {
     ] {
         refused(lab, later, &node.try_cli(&["up", later])?)?;
     }
-    ensure!(
-        !node.namespace.has_device("lowroad0")?,
-        "a failed `up` left a device"
-    );
+    host::is_as_before(&node, &before, lab.emulated, secs(20))?;
     node.up_with(&key, &["--reset"])?;
     Ok(())
 }

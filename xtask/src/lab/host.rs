@@ -1,13 +1,30 @@
 //! What a host has that an agent could have left there, and whether a device of its is guarded.
 
-use std::{collections::BTreeMap, ffi::CStr, fs, io, os::fd::AsRawFd, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::{CStr, CString},
+    fs, io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::bpf;
-use crate::{shell, tailnet::Node, topology::Namespace, wait};
+use crate::{
+    shell,
+    tailnet::Node,
+    topology::{Namespace, tcx::Way},
+    wait,
+};
 
 pub const DEVICE: &CStr = c"lowroad0";
+/// The filter's programs, by the side of the device where each hangs.
+const FILTER: [(Way, &str, &str); 2] = [
+    (Way::In, "ingress", "overlay_ingress"),
+    (Way::Out, "egress", "overlay_egress"),
+];
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// Sysctls that change by themselves: counters, and what the kernel works out from the machine's state.
@@ -17,10 +34,40 @@ const RESTLESS: &[&str] = &["nf_conntrack_count", "dentry-state", "random"];
 #[derive(Debug, PartialEq, Eq)]
 pub struct Footprint(BTreeMap<String, String>);
 
-/// What is there of devices, addresses, rules, routes, queueing, nftables, sysctls, sockets, pins, mounts and eBPF objects. With `alone`, on a machine
-/// that has no other user of eBPF, its objects are listed by the kernel; else those that the agent holds, its pins and its device's filters are all there can be.
+/// What is there of devices, addresses, rules, routes, queueing, filters, nftables, sysctls, sockets, pins, mounts and eBPF objects. With `alone`, on a machine
+/// that has no other user of eBPF, its objects are listed by the kernel and the bpffs from its root; else those that the agent holds, its pins and its device's
+/// filters are all there can be.
 pub fn of(node: &Node, alone: bool) -> Result<Footprint> {
-    let namespace = &node.namespace;
+    let pins = if alone {
+        PathBuf::from(BPFFS)
+    } else {
+        own_pins(node)?
+    };
+    let mut found = look(&node.namespace, &pins)?;
+    if let Some(pid) = node.agent_pid() {
+        let held = descriptors(pid);
+        found.0.insert("the agent's descriptors".into(), held);
+    }
+    if alone {
+        found.0.insert("eBPF objects".into(), bpf::objects()?);
+    }
+    Ok(found)
+}
+
+/// As [`of`], of a machine where services run: its whole bpffs is listed, but others make eBPF objects too.
+pub fn of_machine(namespace: &Namespace) -> Result<Footprint> {
+    look(namespace, Path::new(BPFFS))
+}
+
+/// No folder where there has been no agent yet.
+fn own_pins(node: &Node) -> Result<PathBuf> {
+    if !node.state_folder().join("state.json").exists() {
+        return Ok(PathBuf::new());
+    }
+    Ok(Path::new(BPFFS).join("lowroad").join(node.state_id()?))
+}
+
+fn look(namespace: &Namespace, pins: &Path) -> Result<Footprint> {
     let mut all = BTreeMap::new();
     for command in [
         "ip -d link",
@@ -40,25 +87,28 @@ pub fn of(node: &Node, alone: bool) -> Result<Footprint> {
             all.insert(command.clone(), listing(namespace, &command)?);
         }
     }
+    all.insert("TCX".into(), namespace.enter(tcx)??);
     all.insert("sysctls".into(), namespace.enter(sysctls)?);
     all.insert("sockets".into(), namespace.enter(sockets)??);
-    let pins = Path::new(BPFFS).join("lowroad").join(node.state_id()?);
-    all.insert("pins".into(), tree(&pins));
+    all.insert("pins".into(), tree(pins));
     all.insert("bpffs".into(), bpffs_mounts()?);
-    if let Some(pid) = node.agent_pid() {
-        all.insert("the agent's descriptors".into(), descriptors(pid));
-    }
-    if alone {
-        all.insert("eBPF objects".into(), bpf::objects()?);
-    }
     Ok(Footprint(all))
 }
 
 /// Waits until the host is as it was: what ends in the background gets a moment.
 pub fn is_as_before(node: &Node, before: &Footprint, alone: bool, limit: Duration) -> Result<()> {
+    becomes(before, limit, || of(node, alone))
+}
+
+/// Waits until what `look` sees is what there was before.
+pub fn becomes(
+    before: &Footprint,
+    limit: Duration,
+    look: impl Fn() -> Result<Footprint>,
+) -> Result<()> {
     let mut last = String::new();
     let waited = wait::wait_for("the host as it was before", limit, || {
-        last = before.difference(&of(node, alone)?);
+        last = before.difference(&look()?);
         Ok(last.is_empty().then_some(()))
     });
     match waited {
@@ -127,6 +177,26 @@ fn qdiscs(listing: &str) -> Vec<(String, Vec<&'static str>)> {
         Some((device.to_owned(), sides))
     };
     listing.lines().filter_map(named).collect()
+}
+
+/// Programs that hang on devices by TCX: `tc` doesn't know of them.
+fn tcx() -> Result<String> {
+    let devices = fs::read_to_string("/proc/thread-self/net/dev")?;
+    let mut lines = Vec::new();
+    for (name, _) in devices
+        .lines()
+        .filter_map(|line| line.trim().split_once(':'))
+    {
+        let index = index_of(&CString::new(name)?);
+        for (way, side, _) in FILTER {
+            let programs = bpf::tcx_programs(index, way)?;
+            if !programs.is_empty() {
+                lines.push(format!("{name} {side}: {}", programs.join(", ")));
+            }
+        }
+    }
+    lines.sort();
+    Ok(lines.join("\n"))
 }
 
 fn sysctls() -> String {
@@ -214,14 +284,20 @@ fn descriptors(pid: u32) -> String {
 /// No device is ever up without its filter.
 ///
 /// # Errors
-/// It is up, and a program is missing on one side.
+/// It is up, and our program is missing on one side, whatever else hangs there.
 pub fn is_guarded(namespace: &Namespace) -> Result<()> {
     namespace.enter(|| {
         let index = index_of(DEVICE);
-        if index == 0 || !is_up(DEVICE)? || bpf::has_tcx_programs(index) {
+        if index == 0 || !is_up(DEVICE)? {
             return Ok(());
         }
-        for side in ["ingress", "egress"] {
+        for (way, side, program) in FILTER {
+            if bpf::tcx_programs(index, way)?
+                .iter()
+                .any(|name| name == program)
+            {
+                continue;
+            }
             let mut tc = std::process::Command::new("tc");
             let filters = shell::output(tc.args(["filter", "show", "dev", "lowroad0", side]));
             // A TUN device vanishes when it likes.
@@ -229,8 +305,8 @@ pub fn is_guarded(namespace: &Namespace) -> Result<()> {
                 return Ok(());
             }
             ensure!(
-                filters?.contains("bpf"),
-                "the device is up without a filter on its {side}"
+                filters?.split_whitespace().any(|word| word == program),
+                "the device is up without {program} on its {side}"
             );
         }
         Ok(())

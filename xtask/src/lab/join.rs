@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{ALLOW_ALL, Lab, ms, policy::pong, secs};
+use super::{ALLOW_ALL, Lab, host, ms, policy::pong, secs};
 use crate::{
     tailnet::{Client as _, Node},
     topology::Nat,
@@ -57,9 +57,10 @@ pub fn two_nodes_join_and_reach_each_other(lab: &Lab) -> Result<()> {
 pub fn down_leaves_the_host_as_it_was_and_up_joins_again(lab: &Lab) -> Result<()> {
     let coordinator = lab.coordinator(ALLOW_ALL)?;
     let key = coordinator.auth_key("ann", "")?;
-    let alpha = lab.public_node("alpha", 30)?;
+    let mut alpha = Node::not_started(lab.net, "alpha", lab.net.public("alpha", 30)?, &[])?;
+    let before = host::of(&alpha, lab.emulated)?;
+    alpha.start_agent()?;
     let bravo = lab.public_node("bravo", 31)?;
-    let before = network_state(&alpha)?;
     alpha.up(&key)?;
     bravo.up(&key)?;
     let address = alpha.ip(4)?;
@@ -68,42 +69,12 @@ pub fn down_leaves_the_host_as_it_was_and_up_joins_again(lab: &Lab) -> Result<()
         "there is no device"
     );
     alpha.cli(&["down"])?;
-    ensure!(
-        !alpha.namespace.has_device("lowroad0")?,
-        "the device stayed"
-    );
-    let after = network_state(&alpha)?;
-    ensure!(before == after, "before:\n{before}\nafter `down`:\n{after}");
+    host::is_as_before(&alpha, &before, lab.emulated, secs(20))?;
     alpha.cli(&["up"])?;
     ensure!(alpha.ip(4)? == address, "another address after `up`");
     let ping = Pinger::start(&bravo.namespace, address, ms(100))?;
     ping.first_answer(secs(20))?;
     Ok(())
-}
-
-/// Addresses, routes of all tables, rules: what `down` must leave as it was.
-fn network_state(node: &Node) -> Result<String> {
-    let ip = |arguments: &[&str]| {
-        let program = crate::shell::find_program("ip").context("there is no ip")?;
-        crate::shell::output(node.namespace.command(program).args(arguments))
-    };
-    let mut all = String::new();
-    for arguments in [
-        &["-o", "addr"][..],
-        &["-4", "rule"],
-        &["-6", "rule"],
-        &["-4", "route", "show", "table", "all"],
-        &["-6", "route", "show", "table", "all"],
-    ] {
-        all.push_str(&ip(arguments)?);
-        all.push('\n');
-    }
-    // Lifetimes and expiries count down.
-    Ok(all
-        .lines()
-        .filter(|line| !line.contains("expires"))
-        .collect::<Vec<_>>()
-        .join("\n"))
 }
 
 pub fn changes_reach_connected_nodes_without_reconnect(lab: &Lab) -> Result<()> {

@@ -31,7 +31,11 @@ const OPERATORS: u32 = 4242;
 
 pub fn the_units_run_confined_and_what_they_made_in_the_kernel_stays(lab: &Lab) -> Result<()> {
     let ourselves = lab.net.connect_ourselves(COORDINATOR)?;
-    let outcome = scenario(lab, &ourselves);
+    let before = host::of_machine(&ourselves)?;
+    let outcome = scenario(lab, &ourselves).and_then(|()| {
+        host::becomes(&before, secs(30), || host::of_machine(&ourselves))
+            .context("after `down` and the end of both services")
+    });
     if outcome.is_err() {
         for unit in [SERVER, AGENT] {
             let log = systemd("journalctl", &["-b", "-o", "cat", "-n", "40", "-u", unit]);
@@ -121,7 +125,7 @@ fn scenario(lab: &Lab, ourselves: &Namespace) -> Result<()> {
     lowroad(&["down"])?;
     ensure!(!pins.exists(), "`down` left pins");
     ensure!(device_index().is_err(), "`down` left the device");
-    Ok(())
+    systemd("systemctl", &["stop", AGENT, SERVER]).map(drop)
 }
 
 /// What must outlive each stop of the service.

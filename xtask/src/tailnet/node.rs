@@ -52,7 +52,19 @@ impl Node {
         namespace: Namespace,
         options: &[&str],
     ) -> Result<Self> {
-        let mut node = Self {
+        let mut node = Self::not_started(net, name, namespace, options)?;
+        node.start_agent()?;
+        Ok(node)
+    }
+
+    /// Where no agent has run yet.
+    pub fn not_started(
+        net: &Net,
+        name: &str,
+        namespace: Namespace,
+        options: &[&str],
+    ) -> Result<Self> {
+        let node = Self {
             name: name.to_owned(),
             namespace,
             folder: net.folder().join(name),
@@ -63,7 +75,6 @@ impl Node {
             program: binaries().join("lowroad"),
         };
         std::fs::create_dir_all(&node.folder)?;
-        node.start_agent()?;
         Ok(node)
     }
 

@@ -21,7 +21,7 @@ pub struct Watcher {
     pub node: Node,
     watched: Option<Watched>,
     key: String,
-    /// The host before the first `up` ever.
+    /// The host before any agent ran there.
     pub before: Arc<host::Footprint>,
 }
 
@@ -35,8 +35,7 @@ impl Drop for Watcher {
 impl Watcher {
     pub fn new(lab: &Lab, name: &str, last: u8, key: &str) -> Result<Self> {
         let is_known = lab.net.folder().join(name).exists();
-        let mut node = lab.public_node(name, last)?;
-        node.stop_agent();
+        let mut node = Node::not_started(lab.net, name, lab.net.public(name, last)?, &[])?;
         furnish(&node.namespace)?;
         node.all_capabilities = lab.emulated;
         let before = Arc::new(host::of(&node, lab.emulated)?);
