@@ -85,6 +85,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         "traces-interrupted-down",
         traces::an_interrupted_down_is_finished_by_the_next,
     ),
+    (
+        "traces-interrupted-up",
+        traces::an_up_whose_command_is_killed_is_taken_back,
+    ),
     ("secrets", secrets::no_secret_is_found_where_others_look),
     (
         "secrets-core",
@@ -199,7 +203,7 @@ const IN_THE_VM: &[(&str, bool, Scenario)] = &[
     ),
     (
         "traces",
-        false,
+        true,
         traces::no_trace_is_left_by_the_kernels_wireguard,
     ),
     (

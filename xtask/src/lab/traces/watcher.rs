@@ -1,20 +1,25 @@
 //! Nodes whose agents' changes of kernel state are seen one by one.
 
 use std::{
+    process::Command,
     sync::{Arc, Mutex, PoisonError},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
 
-use super::super::{ALLOW_ALL, Lab, host};
+use super::super::{ALLOW_ALL, Lab, host, secs};
 use crate::{
     faults::{self, Account, Fault, Watched},
-    process::Finished,
+    process::{self, Finished},
     shell,
     tailnet::{Client as _, Coordinator, Node, URL},
     topology::Namespace,
 };
+
+/// More than the command's own.
+const UP_LIMIT: Duration = secs(90);
 
 /// A node whose agent is watched.
 pub struct Watcher {
@@ -76,11 +81,15 @@ impl Watcher {
     }
 
     pub fn up(&self) -> Result<Finished> {
+        process::run(&mut self.up_command(), "", UP_LIMIT)
+    }
+
+    pub fn up_command(&self) -> Command {
         let server = format!("--login-server={URL}");
         let key = format!("--auth-key={}", self.key);
         let hostname = format!("--hostname={}", self.node.name);
         self.node
-            .try_cli(&["up", &server, &key, &hostname, "--timeout=30s"])
+            .command(&["up", &server, &key, &hostname, "--timeout=30s"])
     }
 
     /// `up` with a fault in it.

@@ -1,0 +1,127 @@
+//! A `lowroad up` that is interrupted, or killed, is taken back by the agent: nobody waits for it any more. One that comes too late for that has connected.
+
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{
+    CLOSE, Hits, Lab, SETTLE, Steps, Watcher, host, last_of_each_kind, watcher::for_steps,
+};
+use crate::{
+    process::Daemon,
+    tailnet::{Client as _, Node},
+    wait,
+};
+
+pub fn kill_at_each_kind(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
+    let start = Instant::now();
+    let mut tried = last_of_each_kind(&steps.up);
+    if lab.emulated && !lab.long {
+        tried.retain(|step| CLOSE.contains(&&*steps.up[step - 1]));
+    }
+    let results = for_steps(lab, key, &tried, |watcher, share| {
+        share.iter().map(|step| kill(lab, watcher, *step)).collect()
+    })?;
+    let hits = Hits::of(results.iter().map(|end| *end != End::Missed));
+    let back = results.iter().filter(|end| **end == End::TakenBack).count();
+    lab.note(&format!(
+        "the command of an `up` killed {} times at {} of {} steps in {:.0} s: taken back {back} times, else it had connected",
+        hits.hit,
+        tried.len(),
+        steps.up.len(),
+        start.elapsed().as_secs_f32(),
+    ));
+    hits.judge("the command killed")?;
+    ensure!(
+        back > hits.hit / 2,
+        "an `up` without its command mostly went on"
+    );
+    Ok(())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    TakenBack,
+    Connected,
+    /// It had ended before the step.
+    Missed,
+}
+
+fn kill(lab: &Lab, watcher: &Watcher, step: usize) -> Result<End> {
+    let what = format!("an `up` whose command was killed at step {step}");
+    let hit = kill_command(lab, watcher, step).context(what.clone())?;
+    host::is_guarded(&watcher.node.namespace).context(what.clone())?;
+    // It is undecided as long as the agent still connects or takes back.
+    let (connected, _) = wait::wait_for("what becomes of it", SETTLE, || {
+        let status = watcher.node.status()?;
+        Ok(match status["BackendState"].as_str() {
+            Some("Running") => wants_to_run(&watcher.node)?.then_some(true),
+            Some("Stopped" | "NeedsLogin") => Some(false),
+            _ => None,
+        })
+    })
+    .context(what.clone())?;
+    if connected {
+        watcher.node.cli(&["down"])?;
+    }
+    host::is_as_before(&watcher.node, &watcher.before, lab.emulated, SETTLE).context(what)?;
+    Ok(match (hit, connected) {
+        (false, _) => End::Missed,
+        (true, false) => End::TakenBack,
+        (true, true) => End::Connected,
+    })
+}
+
+/// As it is kept for the next agent: written when an `up` is done.
+fn wants_to_run(node: &Node) -> Result<bool> {
+    let state = fs::read(node.state_folder().join("state.json"))?;
+    let state: Value = serde_json::from_slice(&state)?;
+    let kept = &state["prefs"]["WantRunning"];
+    kept.as_bool()
+        .with_context(|| format!("the state says that it wants to run: {kept}"))
+}
+
+/// While the agent waits to make its step. By turns as by Ctrl-C and by `kill -9`. Says whether the command still ran.
+fn kill_command(lab: &Lab, watcher: &Watcher, step: usize) -> Result<bool> {
+    let command: Arc<Mutex<Option<Daemon>>> = Arc::default();
+    let watched = watcher.watched()?;
+    let (victim, mut number) = (Arc::clone(&command), 0);
+    let hit = Arc::new(Mutex::new(false));
+    let noted = Arc::clone(&hit);
+    // Held until the command's process is known: the first step may come before.
+    let mut running = lock(&command);
+    watched.observe(Box::new(move |_| {
+        number += 1;
+        if let (true, Some(command)) = (number == step, lock(&victim).as_mut()) {
+            *lock(&noted) = command.ended().is_none();
+            if step.is_multiple_of(2) {
+                command.kill_9();
+            } else {
+                command.interrupt();
+            }
+        }
+    }));
+    watched.arm(crate::faults::Fault::None);
+    let log = lab
+        .net
+        .folder()
+        .join(format!("{}-up.log", watcher.node.name));
+    *running = Some(Daemon::spawn(&mut watcher.up_command(), &log)?);
+    drop(running);
+    let ended = wait::wait_for("the end of the command", super::secs(60), || {
+        Ok(lock(&command).as_mut().and_then(Daemon::ended))
+    });
+    watched.disarm();
+    watched.observe(Box::new(|_| {}));
+    ended?;
+    Ok(*lock(&hit))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

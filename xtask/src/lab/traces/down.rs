@@ -1,0 +1,125 @@
+//! A `down` that fails half way says so, goes on as far as it can, and the next one does the rest; after one that is killed, cleaning up does.
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    Broom, Hits, Lab, SETTLE, Spoilt, Steps, Watcher, host, kind, one_clear_line, some,
+    watcher::for_steps,
+};
+use crate::{faults::Fault, tailnet::Client as _};
+
+pub fn interrupt(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
+    let steps = &steps.down;
+    let start = Instant::now();
+    let [to_refuse, to_kill] = [Spoilt::Refused, Spoilt::Killed].map(|how| chosen(lab, steps, how));
+    let tried: BTreeSet<usize> = to_refuse.iter().chain(&to_kill).copied().collect();
+    let tried: Vec<usize> = tried.into_iter().collect();
+    let results = for_steps(lab, key, &tried, |watcher, share| {
+        watcher.end();
+        let mut results = Vec::new();
+        for (turn, &step) in share.iter().enumerate() {
+            if to_refuse.contains(&step) {
+                watcher.start()?;
+                results.push(refuse(lab, watcher, step)?);
+            }
+            if to_kill.contains(&step) {
+                results.extend(kill(lab, watcher, step, turn)?);
+            }
+        }
+        Ok(results)
+    })?;
+    let hits = |how| {
+        Hits::of(
+            results
+                .iter()
+                .filter(|tried| tried.how == how)
+                .map(|tried| tried.hit),
+        )
+    };
+    let (refused, killed) = (hits(Spoilt::Refused), hits(Spoilt::Killed));
+    let failed = results.iter().filter(|tried| tried.failed).count();
+    lab.note(&format!(
+        "`down` refused {} and killed {} times at {} of {} steps in {:.0} s: it failed {failed} times, and the next command removed the rest",
+        refused.hit,
+        killed.hit,
+        tried.len(),
+        steps.len(),
+        start.elapsed().as_secs_f32(),
+    ));
+    refused.judge("`down` refused")?;
+    killed.judge("`down` killed")?;
+    ensure!(failed > 0, "no refusal made `down` fail");
+    Ok(())
+}
+
+/// The first and the last of each run of a kind: it removes many things of a kind. Where each takes long, [`some`].
+fn chosen(lab: &Lab, steps: &[String], how: Spoilt) -> Vec<usize> {
+    if lab.emulated && !lab.long {
+        return some(steps, how);
+    }
+    let other = |at: Option<&String>, step: &String| at.is_none_or(|at| kind(at) != kind(step));
+    let ends = |(at, step): &(usize, &String)| {
+        other(at.checked_sub(1).and_then(|before| steps.get(before)), step)
+            || other(steps.get(at + 1), step)
+    };
+    steps
+        .iter()
+        .enumerate()
+        .filter(ends)
+        .map(|(at, _)| at + 1)
+        .collect()
+}
+
+struct Tried {
+    how: Spoilt,
+    hit: bool,
+    /// `down` said that it could not.
+    failed: bool,
+}
+
+fn refuse(lab: &Lab, watcher: &Watcher, step: usize) -> Result<Tried> {
+    watcher.up()?.ok("up")?;
+    let (finished, account) = watcher.faulty_down(Fault::Refused(step))?;
+    let name = account.changes.last().cloned().unwrap_or_default();
+    let what = format!("`down` refused at step {step} ({name})");
+    host::is_guarded(&watcher.node.namespace).context(what.clone())?;
+    let failed = !finished.status.success();
+    if failed {
+        ensure!(
+            account.hit,
+            "{what} failed without a fault: {}",
+            finished.stderr
+        );
+        one_clear_line(&finished).context(what.clone())?;
+        watcher.node.cli(&["down"]).context(what.clone())?;
+    }
+    host::is_as_before(&watcher.node, &watcher.before, lab.emulated, SETTLE).context(what)?;
+    Ok(Tried {
+        how: Spoilt::Refused,
+        hit: account.hit,
+        failed,
+    })
+}
+
+/// Once for each way of cleaning up.
+fn kill(lab: &Lab, watcher: &mut Watcher, step: usize, turn: usize) -> Result<Vec<Tried>> {
+    let before = Arc::clone(&watcher.before);
+    let mut results = Vec::new();
+    for broom in Broom::of(lab, turn) {
+        watcher.start()?;
+        watcher.up()?.ok("up")?;
+        let (_, account) = watcher.faulty_down(Fault::Killed(step))?;
+        watcher.end();
+        let what = format!("an agent killed at step {step} of `down`");
+        host::is_guarded(&watcher.node.namespace).context(what.clone())?;
+        broom.sweep(lab, watcher, &before).context(what)?;
+        results.push(Tried {
+            how: Spoilt::Killed,
+            hit: account.hit,
+            failed: false,
+        });
+    }
+    Ok(results)
+}
