@@ -207,6 +207,16 @@ const IN_THE_VM: &[(&str, bool, Scenario)] = &[
         traces::no_trace_is_left_by_the_kernels_wireguard,
     ),
     (
+        "secrets",
+        false,
+        secrets::no_secret_is_found_where_others_look,
+    ),
+    (
+        "secrets-core",
+        false,
+        secrets::a_daemon_that_aborts_leaves_no_core_dump,
+    ),
+    (
         "underlay-ipv6",
         false,
         underlay::without_ipv4_the_upgrade_to_a_direct_path_loses_nothing,

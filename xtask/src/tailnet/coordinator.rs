@@ -4,6 +4,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -102,13 +103,11 @@ impl Coordinator {
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let address = SocketAddr::from(([203, 0, 113, COORDINATOR], PORT));
         let (result, _) = wait::wait_for("the coordinator's /health", START_LIMIT, || {
             if let Some(status) = self.daemon.ended() {
                 return Ok(Some(Err(status)));
             }
-            let code = traffic::status(&self.namespace, address, "/health")?;
-            Ok((code == 200).then_some(Ok(())))
+            Ok(self.is_healthy()?.then_some(Ok(())))
         })?;
         if let Err(status) = result {
             bail!(
@@ -117,6 +116,18 @@ impl Coordinator {
             );
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// It doesn't answer.
+    pub fn is_healthy(&self) -> Result<bool> {
+        let address = SocketAddr::from(([203, 0, 113, COORDINATOR], PORT));
+        Ok(traffic::status(&self.namespace, address, "/health")? == 200)
+    }
+
+    /// How it is started, for a program in its place.
+    pub fn serve_command(&self) -> Command {
+        serve_command(&self.namespace, &self.folder, &self.state, &self.options)
     }
 
     pub fn pid(&self) -> u32 {
@@ -206,6 +217,11 @@ impl Coordinator {
 }
 
 fn serve(namespace: &Namespace, folder: &Path, state: &Path, options: &Options) -> Result<Daemon> {
+    let mut command = serve_command(namespace, folder, state, options);
+    Daemon::spawn(&mut command, &folder.join("coordinator.log"))
+}
+
+fn serve_command(namespace: &Namespace, folder: &Path, state: &Path, options: &Options) -> Command {
     let mut command = namespace.command(binaries().join("lowroad-coordinator"));
     let any = match options.url {
         URL_V6 => "[::]",
@@ -221,7 +237,7 @@ fn serve(namespace: &Namespace, folder: &Path, state: &Path, options: &Options) 
         .arg("--policy")
         .arg(folder.join("policy.hujson"))
         .args(&options.flags);
-    Daemon::spawn(&mut command, &folder.join("coordinator.log"))
+    command
 }
 
 fn path(path: &Path) -> Result<&str> {
