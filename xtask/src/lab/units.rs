@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{Lab, host, ms, policy, secs};
+use super::{Lab, host, ms, policy, secrets::Secrets, secs};
 use crate::{
     process::{self, Finished},
     shell,
@@ -103,7 +103,7 @@ fn scenario(lab: &Lab, ourselves: &Namespace) -> Result<()> {
     })?;
     survivor.still_there("`kill -9`", true)?;
 
-    systemd("systemctl", &["stop", AGENT])?;
+    stop_cleanly(AGENT)?;
     let pins = pins()?;
     ensure!(
         pins.join("ingress_link").exists(),
@@ -117,15 +117,47 @@ fn scenario(lab: &Lab, ourselves: &Namespace) -> Result<()> {
     let report = ping.stop();
     lab.note(&format!("through all of it: {report}"));
     ensure!(report.lost() == 0, "{report}");
-    let log = systemd("journalctl", &["-b", "-o", "cat", "-u", AGENT])?;
+    let log = journal(AGENT)?;
     ensure!(
         !log.contains("no pins"),
         "the agent found no lasting bpffs:\n{log}"
     );
+    let secrets = secrets(&key)?;
     lowroad(&["down"])?;
     ensure!(!pins.exists(), "`down` left pins");
     ensure!(device_index().is_err(), "`down` left the device");
-    systemd("systemctl", &["stop", AGENT, SERVER]).map(drop)
+    for unit in [AGENT, SERVER] {
+        stop_cleanly(unit)?;
+        secrets.search(&format!("the journal of {unit}"), &journal(unit)?)?;
+    }
+    Ok(())
+}
+
+/// SIGTERM, which the service must heed, and end without a complaint.
+fn stop_cleanly(unit: &str) -> Result<()> {
+    systemd("systemctl", &["stop", unit])?;
+    // Killed, it would be `timeout`, and an error of its own `exit-code`.
+    let (result, code) = (property(unit, "Result")?, property(unit, "ExecMainStatus")?);
+    ensure!(
+        result == "success" && code == "0",
+        "{unit} ended with {result}, exit status {code}"
+    );
+    Ok(())
+}
+
+fn journal(unit: &str) -> Result<String> {
+    systemd("journalctl", &["-b", "-o", "cat", "-u", unit])
+}
+
+/// Those of both services.
+fn secrets(key: &str) -> Result<Secrets> {
+    let mut secrets = Secrets::default();
+    for folder in ["/var/lib/lowroad", "/var/lib/lowroad-coordinator"] {
+        let found = secrets.of_folder(Path::new(folder))?;
+        ensure!(found >= 2, "found only {found} keys in {folder}");
+    }
+    secrets.text("the coordinator's auth keys", key);
+    Ok(secrets)
 }
 
 /// What must outlive each stop of the service.
