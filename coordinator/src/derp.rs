@@ -13,7 +13,6 @@ mod queue;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lowroad_wire::key::{NodePrivate, NodePublic};
@@ -22,14 +21,16 @@ use tokio::sync::watch;
 
 pub use counters::Status;
 
+use crate::fair::Places;
 use counters::Counters;
 use peers::Peers;
 
 /// Decides whether the holder of a key may use the relay.
 pub type Admission = Arc<dyn Fn(&NodePublic) -> bool + Send + Sync>;
 
-/// Connections that may be greeting at the same time: until then nobody has proven anything.
-const MAX_GREETING: u64 = 512;
+/// Connections that may be greeting at the same time: until then nobody has proven anything. One more takes the place of
+/// whoever has most.
+const MAX_GREETING: usize = 512;
 
 /// How long [`DerpServer::shutdown`] waits for clients to take the last frames.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -38,6 +39,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct DerpServer {
     key: NodePrivate,
     admission: Admission,
+    greeting: Arc<Places>,
     peers: Peers,
     counters: Counters,
     stop: watch::Sender<bool>,
@@ -63,6 +65,7 @@ impl DerpServer {
         Self {
             key,
             admission: Arc::new(admission),
+            greeting: Places::new(MAX_GREETING),
             peers: Peers::default(),
             counters: Counters::default(),
             stop: watch::Sender::new(false),
@@ -85,11 +88,6 @@ impl DerpServer {
         S: AsyncRead + AsyncWrite + Send,
     {
         let _open = self.counters.open.enter();
-        if self.counters.greeting.load(Ordering::Relaxed) >= MAX_GREETING {
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%remote, "relay refuses a connection: too many are greeting");
-            return;
-        }
         let mut stop = self.stop.subscribe();
         match connection::run(self, stream, remote, &mut stop).await {
             Ok(()) => tracing::debug!(%remote, "relay connection closed"),

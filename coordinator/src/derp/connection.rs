@@ -58,6 +58,8 @@ const RESTART_TRY_FOR: Duration = Duration::from_secs(10);
 pub(super) enum End {
     #[error("greeting took longer than 10 s")]
     GreetingTimeout,
+    #[error("greeting made way for others")]
+    MadeWay,
     #[error("client closed the connection while greeting")]
     NoGreeting,
     #[error("client began with something else than its greeting")]
@@ -90,10 +92,12 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Send>(
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = FramedRead::with_capacity(reader, Codec::server(), READ_BUFFER);
     let greeting = async {
-        let _greeting = server.counters.greeting.enter();
-        timeout(GREETING_TIMEOUT, greet(server, &mut reader, &mut writer))
-            .await
-            .unwrap_or(Err(End::GreetingTimeout))
+        let place = server.greeting.take(remote.ip());
+        let greeting = greet(server, &mut reader, &mut writer);
+        tokio::select! {
+            () = place.lost.cancelled() => Err(End::MadeWay),
+            greeted = timeout(GREETING_TIMEOUT, greeting) => greeted.unwrap_or(Err(End::GreetingTimeout)),
+        }
     };
     let key = tokio::select! {
         key = greeting => key.inspect_err(|_| {

@@ -54,8 +54,6 @@ macro_rules! counters {
         pub(super) struct Counters {
             /// Connections served, greeting or not.
             pub(super) open: Gauge,
-            /// Connections whose client has not proven its key yet.
-            pub(super) greeting: Gauge,
             $($(#[doc = $doc])* pub(super) $name: AtomicU64,)*
         }
 
@@ -89,7 +87,7 @@ macro_rules! counters {
 counters! {
     /// Clients that were let in.
     accepted,
-    /// Connections refused: greeting failed or took too long, key not known, too many at once.
+    /// Connections refused: greeting failed or took too long, key not known, or others took its place.
     refused,
     /// Connections dropped because they took nothing for too long.
     stalled,

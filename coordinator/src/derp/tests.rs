@@ -1,7 +1,7 @@
 mod client;
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -186,6 +186,26 @@ async fn a_client_that_does_not_greet_is_dropped_after_ten_seconds() {
     stream.read_to_end(&mut rest).await.unwrap();
     assert_eq!(started.elapsed().as_secs(), 10);
     assert_eq!(server.status().refused, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_that_does_not_greet_pushes_out_itself_and_keeps_nobody_out() {
+    let server = server();
+    let began = Instant::now();
+    let slow = connect(&server, 4096);
+    let crowd = SocketAddr::from(([198, 51, 100, 7], 1));
+    let mut idle = Vec::new();
+    for _ in 0..2 * MAX_GREETING {
+        let mut stream = connect_from(crowd, &server, 4096);
+        stream.read_u8().await.expect("the relay begins to greet");
+        idle.push(stream);
+    }
+    // Who comes after the crowd, and who came before it.
+    Client::join(&server, 1).await.settle().await;
+    Client::greet(slow, &private(2)).await.settle().await;
+    let mut rest = Vec::new();
+    idle[0].read_to_end(&mut rest).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO, "nobody ran into a timeout");
 }
 
 #[tokio::test(start_paused = true)]

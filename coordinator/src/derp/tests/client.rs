@@ -74,9 +74,17 @@ pub(super) async fn listen(server: &Arc<DerpServer>) -> SocketAddr {
 }
 
 pub(super) fn connect(server: &Arc<DerpServer>, buffer: usize) -> DuplexStream {
+    connect_from(remote(), server, buffer)
+}
+
+pub(super) fn connect_from(
+    remote: SocketAddr,
+    server: &Arc<DerpServer>,
+    buffer: usize,
+) -> DuplexStream {
     let (near, far) = tokio::io::duplex(buffer);
     let server = server.clone();
-    tokio::spawn(async move { server.serve(far, remote()).await });
+    tokio::spawn(async move { server.serve(far, remote).await });
     near
 }
 
