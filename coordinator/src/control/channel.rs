@@ -12,9 +12,12 @@ use hyper::{Request, Response, StatusCode, body::Incoming, header, service::serv
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use lowroad_wire::{
     key::{ChallengePublic, MachinePublic},
-    noise::{self, NoiseStream},
+    noise::{self, Channel, NoiseStream},
 };
-use tokio::{io::AsyncWriteExt as _, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -29,7 +32,7 @@ use crate::{
 
 const PROTOCOL: &str = "tailscale-control-protocol";
 const HANDSHAKE: &str = "X-Tailscale-Handshake";
-/// For the upgrade and the first flight; clients give up after 10 s themselves.
+/// For the upgrade and the client's first record; clients give up after 10 s themselves.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests at once on one channel: a poll, some updates, a registration that waits.
 const MAX_STREAMS: u32 = 32;
@@ -37,7 +40,7 @@ const MAX_STREAMS: u32 = 32;
 const MAX_HEADERS: u32 = 16 << 10;
 /// Channels of one machine; stock clients have one, and may leave a dead one behind when they move.
 const MAX_OF_ONE: usize = 8;
-/// Channels of machines that own no node; keys of machines cost nothing. Each may bring a body of 64 KiB.
+/// Channels of machines that own no node, or that have not shown yet who they are; keys of machines cost nothing. Each may bring a body of 64 KiB.
 const MAX_STRANGERS: usize = 1024;
 /// How often a stranger's channel is looked at, and closed unless something runs on it.
 const STRANGER_CHECK: Duration = Duration::from_secs(60);
@@ -150,34 +153,26 @@ pub fn open(site: Arc<Site>, remote: SocketAddr, mut request: Request<Incoming>)
                 );
             }
         };
-    let known = site.hub.read(|state| state.owns_node(peer.machine));
-    let place = (!known).then(|| site.channels.strangers.take(remote.ip()));
-    // Also where the place of a stranger goes to somebody else.
-    let end = match &place {
-        Some(place) => place.lost.clone(),
-        None => CancellationToken::new(),
-    };
+    // An initiation can be somebody else's, seen on the way and sent again: until a record opens, nobody is known.
+    let place = site.channels.strangers.take(remote.ip());
     let upgrade = hyper::upgrade::on(&mut request);
     let tasks = site.upgraded.clone();
-    let peer = Arc::new(Peer {
-        site,
-        machine: peer.machine,
-        remote,
-        reading: OfChannel::default(),
-        end,
-    });
+    let machine = peer.machine;
     tasks.spawn(async move {
         let stream = async {
-            let mut transport = TokioIo::new(upgrade.await.map_err(std::io::Error::other)?);
-            transport.write_all(&response).await?;
-            greet(NoiseStream::new(transport, channel, &[])).await
+            let transport = TokioIo::new(upgrade.await.map_err(std::io::Error::other)?);
+            begin(transport, &response, channel).await
         };
         let begun = tokio::select! {
-            () = peer.end.cancelled() => return,
+            () = site.stop.cancelled() => return,
+            () = place.lost.cancelled() => {
+                tracing::debug!(%remote, "channel made way for others before it began");
+                return;
+            }
             begun = timeout(HANDSHAKE_TIMEOUT, stream) => begun,
         };
         match begun {
-            Ok(Ok(stream)) => serve(peer, stream, place).await,
+            Ok(Ok(stream)) => serve(site, machine, remote, stream, place).await,
             Ok(Err(error)) => tracing::debug!(%remote, %error, "channel ended before it began"),
             Err(_) => tracing::debug!(%remote, "channel took too long to begin"),
         }
@@ -190,20 +185,43 @@ pub fn open(site: Arc<Site>, remote: SocketAddr, mut request: Request<Incoming>)
         .expect("all parts are valid")
 }
 
-type Transport = TokioIo<hyper::upgrade::Upgraded>;
-
-/// The early payload, which clients read and make no use of.
-async fn greet(mut stream: NoiseStream<Transport>) -> std::io::Result<NoiseStream<Transport>> {
-    stream
-        .write_all(&noise::early_payload(
-            &ChallengePublic::from_bytes(random()),
-        ))
-        .await?;
+/// The early payload, which clients read and make no use of; then the client's first record, which shows that it has its
+/// machine's key, and has it now.
+async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
+    mut transport: S,
+    response: &[u8],
+    channel: Channel,
+) -> std::io::Result<NoiseStream<S>> {
+    transport.write_all(response).await?;
+    let mut stream = NoiseStream::new(transport, channel, &[]);
+    let challenge = ChallengePublic::from_bytes(random());
+    stream.write_all(&noise::early_payload(&challenge)).await?;
     stream.flush().await?;
+    stream.proven().await?;
     Ok(stream)
 }
 
-async fn serve(peer: Arc<Peer>, stream: NoiseStream<Transport>, mut stranger: Option<Place>) {
+async fn serve(
+    site: Arc<Site>,
+    machine: MachinePublic,
+    remote: SocketAddr,
+    stream: NoiseStream<TokioIo<hyper::upgrade::Upgraded>>,
+    place: Place,
+) {
+    // Also where the place of a stranger goes to somebody else.
+    let mut end = place.lost.clone();
+    let mut stranger = Some(place);
+    if site.hub.read(|state| state.owns_node(machine)) {
+        stranger = None;
+        end = CancellationToken::new();
+    }
+    let peer = Arc::new(Peer {
+        site,
+        machine,
+        remote,
+        reading: OfChannel::default(),
+        end,
+    });
     peer.site.channels.enter(peer.machine, &peer.end);
     let answering = peer.clone();
     // Answers that are being made: what keeps a stranger's channel open.
@@ -250,4 +268,63 @@ async fn serve(peer: Arc<Peer>, stream: NoiseStream<Transport>, mut stranger: Op
         }
     }
     peer.site.channels.leave(peer.machine, &peer.end);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use lowroad_wire::{
+        key::MachinePrivate,
+        noise::{Initiator, RESPONSE_LEN, respond},
+    };
+    use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
+
+    use super::*;
+
+    /// A channel that a client has asked for, the client's end, and its half of the handshake.
+    fn asked() -> (DuplexStream, Vec<u8>, Channel, DuplexStream, Initiator) {
+        let [control, client] = [1, 2].map(|seed| MachinePrivate::from_random([seed; 32]));
+        let (initiator, initiation) =
+            Initiator::new(130, &client, &control.public(), [3; 32]).unwrap();
+        let (_, response, channel) = respond(&initiation, &control, [4; 32]).unwrap();
+        let (near, far) = duplex(1 << 16);
+        (far, response, channel, near, initiator)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_channel_begins_with_the_clients_first_record_and_not_before() {
+        let (far, response, channel, near, initiator) = asked();
+        let begun = tokio::spawn(async move { begin(far, &response, channel).await });
+        let (mut client, _) = NoiseStream::connect(near, initiator, &[]).await.unwrap();
+        tokio::time::sleep(HANDSHAKE_TIMEOUT).await;
+        assert!(!begun.is_finished(), "nothing is proven yet");
+        client.write_all(b"PRI * HTTP/2.0").await.unwrap();
+        client.flush().await.unwrap();
+        let mut first = [0; 14];
+        let mut stream = begun.await.unwrap().unwrap();
+        stream.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"PRI * HTTP/2.0", "what proves it is still there");
+    }
+
+    #[tokio::test]
+    async fn whoever_repeats_an_initiation_and_has_no_key_begins_no_channel() {
+        for (sent, kind) in [
+            (&b""[..], ErrorKind::UnexpectedEof),
+            (&[4, 0, 32], ErrorKind::UnexpectedEof),
+            (
+                &[4, 0, 16, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7],
+                ErrorKind::InvalidData,
+            ),
+        ] {
+            let (far, response, channel, mut near, _) = asked();
+            near.write_all(sent).await.unwrap();
+            near.shutdown().await.unwrap();
+            let error = begin(far, &response, channel).await.unwrap_err();
+            assert_eq!(error.kind(), kind, "{sent:?}: {error}");
+            let mut answer = Vec::new();
+            near.read_to_end(&mut answer).await.unwrap();
+            assert!(answer.len() > RESPONSE_LEN, "it was answered as anybody is");
+        }
+    }
 }

@@ -69,6 +69,7 @@ pub struct Client {
     pub node: NodePrivate,
     pub disco: DiscoPrivate,
     pub hostinfo: Hostinfo,
+    pub initiation: Vec<u8>,
     http: SendRequest<Sent>,
 }
 
@@ -80,9 +81,11 @@ impl Client {
             os: "linux".to_owned(),
             ..Hostinfo::default()
         };
+        let (http, initiation) = open(address, &machine).await;
         Self {
             address,
-            http: open(address, &machine).await,
+            initiation,
+            http,
             machine,
             node: NodePrivate::from_random(seed()),
             disco: DiscoPrivate::from_random(seed()),
@@ -100,7 +103,7 @@ impl Client {
 
     pub async fn reconnect(&mut self, address: SocketAddr) {
         self.address = address;
-        self.http = open(address, &self.machine).await;
+        (self.http, self.initiation) = open(address, &self.machine).await;
     }
 
     /// Stays open as long as it is held.
@@ -285,12 +288,28 @@ impl Client {
     }
 }
 
-async fn open(address: SocketAddr, machine: &MachinePrivate) -> SendRequest<Sent> {
+/// A channel, and the initiation that began it, as anybody on the way sees it.
+async fn open(address: SocketAddr, machine: &MachinePrivate) -> (SendRequest<Sent>, Vec<u8>) {
     let key = get(address, "/key?v=130").await;
     let key: OverTlsPublicKey =
         serde_json::from_str(key.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     let (initiator, initiation) =
         Initiator::new(VERSION, machine, &key.public_key.unwrap(), seed()).unwrap();
+    let stream = upgraded(address, &initiation).await;
+    let (stream, challenge) = NoiseStream::connect(stream, initiator, &[]).await.unwrap();
+    assert!(challenge.is_some());
+    let (http, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        // That of the protocol; more would be taken without anybody reading.
+        .initial_stream_window_size(65_535)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    (http, initiation)
+}
+
+/// The connection after the server has answered the upgrade.
+pub async fn upgraded(address: SocketAddr, initiation: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let request = format!(
@@ -308,16 +327,7 @@ async fn open(address: SocketAddr, machine: &MachinePrivate) -> SendRequest<Sent
         "{}",
         String::from_utf8_lossy(&head)
     );
-    let (stream, challenge) = NoiseStream::connect(stream, initiator, &[]).await.unwrap();
-    assert!(challenge.is_some());
-    let (http, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-        // That of the protocol; more would be taken without anybody reading.
-        .initial_stream_window_size(65_535)
-        .handshake(TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(connection);
-    http
+    stream
 }
 
 /// Status line, headers and body of a plain request.

@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use hyper::StatusCode;
-use lowroad_wire::framing::Compression;
+use lowroad_wire::{framing::Compression, noise::RESPONSE_LEN};
 use serde_json::json;
+use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    client::{Client, SOON, get, raw},
+    client::{Client, SOON, get, raw, upgraded},
     lab::Lab,
 };
 
@@ -157,6 +158,26 @@ async fn too_many_channels_of_one_machine_end_the_oldest() {
     poll.end().await;
     a.reconnect(lab.address()).await;
     a.poll().await.until("a netmap", |_| true).await;
+}
+
+#[tokio::test]
+async fn an_initiation_that_somebody_repeats_ends_no_channel_of_its_machine() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut poll = a.poll().await;
+    poll.until("a netmap", |_| true).await;
+    let mut repeated = Vec::new();
+    for _ in 0..20 {
+        let mut stream = upgraded(lab.address(), &a.initiation).await;
+        // The handshake's answer, and something after it.
+        let mut answer = [0; RESPONSE_LEN + 1];
+        stream.read_exact(&mut answer).await.unwrap();
+        repeated.push(stream);
+    }
+    let _b = Client::joined(lab.address(), "b", &key).await;
+    poll.until("b", |netmap| !netmap.peers.is_empty()).await;
+    a.update(&["192.0.2.1:1"], None).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -73,26 +74,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NoiseStream<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for NoiseStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        while this.plain.is_empty() {
-            if let Some(plain) = this.channel.open(&mut this.sealed_in)? {
-                this.plain = plain;
+impl<S: AsyncRead + Unpin> NoiseStream<S> {
+    /// Waits for a record of the other side that opens, and leaves it to be read. A server has to: an initiation may be
+    /// another client's, sent again by somebody who has no key, and who can make no record.
+    ///
+    /// # Errors
+    /// The other side closes the stream, or sends something else first.
+    pub async fn proven(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_plain(cx)).await?;
+        if self.plain.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
+    /// Opens the next record when all of the last has been read. None is there at the end of the stream.
+    fn poll_plain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.plain.is_empty() {
+            if let Some(plain) = self.channel.open(&mut self.sealed_in)? {
+                self.plain = plain;
                 break;
             }
-            this.sealed_in.reserve(READ_CHUNK);
+            self.sealed_in.reserve(READ_CHUNK);
             if ready!(poll_read_buf(
-                Pin::new(&mut this.transport),
+                Pin::new(&mut self.transport),
                 cx,
-                &mut this.sealed_in
+                &mut self.sealed_in
             ))? == 0
             {
-                let clean = this.sealed_in.is_empty();
+                let clean = self.sealed_in.is_empty();
                 return Poll::Ready(if clean {
                     Ok(())
                 } else {
@@ -100,6 +110,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for NoiseStream<S> {
                 });
             }
         }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for NoiseStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        ready!(this.poll_plain(cx))?;
         let taken = this.plain.len().min(out.remaining());
         out.put_slice(&this.plain.split_to(taken));
         Poll::Ready(Ok(()))
