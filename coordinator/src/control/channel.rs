@@ -16,6 +16,7 @@ use lowroad_wire::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    sync::Notify,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -209,12 +210,7 @@ async fn serve(
     place: Place,
 ) {
     // Also where the place of a stranger goes to somebody else.
-    let mut end = place.lost.clone();
-    let mut stranger = Some(place);
-    if site.hub.read(|state| state.owns_node(machine)) {
-        stranger = None;
-        end = CancellationToken::new();
-    }
+    let end = place.lost.clone();
     let peer = Arc::new(Peer {
         site,
         machine,
@@ -222,16 +218,21 @@ async fn serve(
         reading: OfChannel::default(),
         end,
     });
+    let is_known = || peer.site.hub.read(|state| state.owns_node(peer.machine));
+    let mut stranger = Some(place).filter(|_| !is_known());
     peer.site.channels.enter(peer.machine, &peer.end);
     let answering = peer.clone();
     // Answers that are being made: what keeps a stranger's channel open.
     let busy = Arc::new(());
     let counted = busy.clone();
+    let answered = Arc::new(Notify::new());
+    let tell = answered.clone();
     let service = service_fn(move |request| {
-        let (peer, counted) = (answering.clone(), counted.clone());
+        let (peer, counted, tell) = (answering.clone(), counted.clone(), tell.clone());
         async move {
             let answer = peer.answer(request).await;
             drop(counted);
+            tell.notify_one();
             answer
         }
     });
@@ -257,10 +258,13 @@ async fn serve(
                 tracing::debug!(remote = %peer.remote, "channel ended: it made way for others, or does not read");
                 break;
             }
+            // It may have been let in.
+            () = answered.notified(), if stranger.is_some() => {
+                stranger = stranger.filter(|_| !is_known());
+            }
             _ = check.tick(), if stranger.is_some() => {
-                if peer.site.hub.read(|state| state.owns_node(peer.machine)) {
-                    stranger = None;
-                } else if Arc::strong_count(&busy) <= 2 {
+                stranger = stranger.filter(|_| !is_known());
+                if stranger.is_some() && Arc::strong_count(&busy) <= 2 {
                     // One is ours, one the service's.
                     connection.as_mut().graceful_shutdown();
                 }
