@@ -33,6 +33,8 @@ pub struct Member {
     pub node: NodePrivate,
     pub disco: DiscoPrivate,
     pub home: u16,
+    /// What began its channel, as anybody on the way sees it.
+    pub initiation: Vec<u8>,
     http: SendRequest<Full<Bytes>>,
 }
 
@@ -40,9 +42,11 @@ impl Member {
     /// The same keys for the same seed: every attack comes from the same member.
     pub async fn connect(server: SocketAddr, seed: [u8; 32]) -> Result<Self> {
         let machine = MachinePrivate::from_random(seed);
+        let (http, initiation) = open(server, &machine, 65_535).await?;
         Ok(Self {
             server,
-            http: open(server, &machine, 65_535).await?,
+            initiation,
+            http,
             machine,
             node: NodePrivate::from_random(seed.map(|byte| byte ^ 1)),
             disco: DiscoPrivate::from_random(seed.map(|byte| byte ^ 2)),
@@ -52,7 +56,19 @@ impl Member {
 
     /// Another channel of the same machine, whose streams have this window at first.
     pub async fn channel(&self, window: u32) -> Result<SendRequest<Full<Bytes>>> {
-        open(self.server, &self.machine, window).await
+        open(self.server, &self.machine, window)
+            .await
+            .map(|(http, _)| http)
+    }
+
+    /// The answer, on the member's first channel.
+    pub async fn ask(&mut self, path: &str, body: Vec<u8>) -> Result<Response<Incoming>> {
+        post(&mut self.http, path, body).await
+    }
+
+    /// Whether the server has ended that channel.
+    pub fn is_closed(&self) -> bool {
+        self.http.is_closed()
     }
 
     pub fn hostinfo(&self, name: &str) -> Hostinfo {
@@ -81,7 +97,7 @@ impl Member {
 
     pub async fn join(&mut self, name: &str, auth_key: &str) -> Result<()> {
         let request = self.register_request(name, Some(auth_key));
-        let answer = post(&mut self.http, "/machine/register", to_vec(&request)?).await?;
+        let answer = self.ask("/machine/register", to_vec(&request)?).await?;
         let (status, body) = whole(answer).await?;
         ensure!(status == StatusCode::OK, "{status}: {body:?}");
         let answer: RegisterResponse = serde_json::from_slice(&body)?;
@@ -108,7 +124,7 @@ impl Member {
             compress: "zstd".to_owned(),
             ..self.map_request(name, endpoints)
         };
-        let answer = post(&mut self.http, "/machine/map", to_vec(&request)?).await?;
+        let answer = self.ask("/machine/map", to_vec(&request)?).await?;
         ensure!(answer.status() == StatusCode::OK, "{}", answer.status());
         Ok(Poll {
             body: answer.into_body(),
@@ -198,7 +214,7 @@ async fn open(
     server: SocketAddr,
     machine: &MachinePrivate,
     window: u32,
-) -> Result<SendRequest<Full<Bytes>>> {
+) -> Result<(SendRequest<Full<Bytes>>, Vec<u8>)> {
     let key = control_key(server).await?;
     let (initiator, initiation) = Initiator::new(VERSION, machine, &key, rand::random())?;
     let stream = upgraded(server, &initiation).await?;
@@ -209,5 +225,5 @@ async fn open(
         .handshake(TokioIo::new(stream))
         .await?;
     tokio::spawn(connection);
-    Ok(http)
+    Ok((http, initiation))
 }

@@ -22,17 +22,21 @@ pub struct RelayClient {
     buffer: BytesMut,
 }
 
+/// The connection after the relay has answered the upgrade.
+pub async fn upgraded(server: SocketAddr) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(server).await?;
+    stream.set_nodelay(true)?;
+    let request = "GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    let head = head(&mut stream).await?;
+    ensure!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    Ok(stream)
+}
+
 impl RelayClient {
     pub async fn connect(server: SocketAddr, node: &NodePrivate) -> Result<Self> {
-        let mut stream = TcpStream::connect(server).await?;
-        stream.set_nodelay(true)?;
-        let request =
-            "GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n";
-        stream.write_all(request.as_bytes()).await?;
-        let head = head(&mut stream).await?;
-        ensure!(head.starts_with("HTTP/1.1 101 "), "{head}");
         let mut client = Self {
-            stream,
+            stream: upgraded(server).await?,
             codec: Codec::client(),
             buffer: BytesMut::new(),
         };

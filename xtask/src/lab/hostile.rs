@@ -237,7 +237,7 @@ fn attacker(namespace: &Namespace, command: &str, arguments: &[String]) -> Resul
 /// An attacker that stays, and is told by a file what to do.
 #[derive(Debug)]
 struct Standing {
-    _daemon: Daemon,
+    daemon: Daemon,
     folder: std::path::PathBuf,
 }
 
@@ -250,16 +250,15 @@ impl Standing {
     ) -> Result<Self> {
         // Not among the logs that are looked through.
         let folder = lab.net.folder().join(format!("evil-{command}"));
+        // Another of the same kind may have been there before.
+        let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         fs::write(folder.join("mode"), "good")?;
         let mut program = namespace.command(binaries().join(PROGRAM));
         program.arg(command).args(arguments);
         program.arg(format!("dir={}", folder.display()));
         let daemon = Daemon::spawn(&mut program, &folder.join("output"))?;
-        Ok(Self {
-            _daemon: daemon,
-            folder,
-        })
+        Ok(Self { daemon, folder })
     }
 
     fn set(&self, mode: &str) -> Result<()> {
@@ -271,6 +270,34 @@ impl Standing {
 
     fn read(&self, file: &str) -> Result<String> {
         Ok(fs::read_to_string(self.folder.join(file))?)
+    }
+
+    /// Waits for a file that it writes.
+    fn wait_for(&mut self, file: &str, what: &str) -> Result<()> {
+        let path = self.folder.join(file);
+        let (ended, _) = wait::wait_for(what, LIMIT, || match path.exists() {
+            true => Ok(Some(None)),
+            false => Ok(self.daemon.ended().map(Some)),
+        })?;
+        match ended {
+            None => Ok(()),
+            Some(status) => bail!("it ended with {status}: {}", self.read("output")?.trim()),
+        }
+    }
+
+    /// Ends an attacker that must have gone on until now, and returns what it says.
+    fn finish(mut self) -> Result<String> {
+        let went_on = self.daemon.ended().is_none();
+        self.set("end")?;
+        let ended = || Ok(self.daemon.ended());
+        let (status, _) = wait::wait_for("the attacker's end", secs(10), ended)?;
+        let said = self.read("output")?;
+        ensure!(
+            went_on && status.success(),
+            "it went on: {went_on}; it ended with {status}: {}",
+            said.trim()
+        );
+        Ok(said.trim().to_owned())
     }
 
     /// What it says when it is ready.
