@@ -354,8 +354,9 @@ impl NetMap {
     fn put_peer(&mut self, mut node: Arc<Node>, changes: &mut Changes) {
         let id = node.id;
         // Half of what a node takes. Nothing is done with it; `whois` of a peer lacks it.
-        if node.hostinfo.details.is_some() {
-            Arc::make_mut(&mut node).hostinfo.details = None;
+        if node.hostinfo.details.is_some() || node.hostinfo.net_info.is_some() {
+            let hostinfo = &mut Arc::make_mut(&mut node).hostinfo;
+            (hostinfo.details, hostinfo.net_info) = (None, None);
         }
         match self.peers.get_mut(&id) {
             Some(known) if *known == node => {}

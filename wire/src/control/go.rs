@@ -56,11 +56,19 @@ where
     K: FromStr + Ord,
     V: de::DeserializeOwned,
 {
-    let values = Option::<BTreeMap<String, Value>>::deserialize(deserializer)?;
-    let read = |(key, value): (String, Value)| {
-        Some((key.parse().ok()?, serde_json::from_value(value).ok()?))
-    };
+    let values = Option::<BTreeMap<String, Lenient<V>>>::deserialize(deserializer)?;
+    let read = |(key, Lenient(value)): (String, Lenient<V>)| Some((key.parse().ok()?, value?));
     Ok(values.map(|values| values.into_iter().filter_map(read).collect()))
+}
+
+/// A value, if it reads: at once, for what is no more than a value of some sort takes many times as much.
+struct Lenient<V>(Option<V>);
+
+impl<'de, V: de::DeserializeOwned> Deserialize<'de> for Lenient<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Ok(Self(serde_json::from_value(value).ok()))
+    }
 }
 
 /// A map whose values may be `null`, which is their default.

@@ -1,11 +1,21 @@
 //! Reading a [`MapResponse`] so that one malformed piece costs that piece and nothing more.
 
+mod fields;
+mod kept;
+
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::value::RawValue;
 
-use super::{FilterRule, MapResponse, Node, NodeId, census, go};
+use self::{
+    fields::{Fields, Named},
+    kept::entries,
+};
+use super::{FilterRule, MapResponse, Node, NodeId, PeerChange, census, go};
 use crate::{Error, netmap::MAX_NODES};
 
 /// A piece of a netmap that was left out.
@@ -32,6 +42,14 @@ impl fmt::Display for Malformed {
 const MAX_REPORTED: usize = 32;
 /// Bytes of one node, of one change of a node, of one user. Netmaps keep very many of them; host infos, their largest part, are below 32 KiB.
 const MAX_ELEMENT: usize = 64 << 10;
+/// Bytes of one rule, and of any other field: the addresses of 80,000 nodes fit in, and who of a hundred thousand is online.
+const MAX_FIELD: usize = 4 << 20;
+/// Bytes of the relay map, of which several copies are kept. The hosted service's, the largest known, has some 30 KB.
+const MAX_DERP_MAP: usize = 1 << 20;
+/// Latencies that peers have measured; those after them are left out, for netmaps keep none (Headscale tells of some for each peer).
+const MAX_LATENCIES: usize = 1 << 18;
+/// Filters have a name each for what brings them; stock servers know a few.
+const MAX_FILTERS: usize = 4096;
 
 impl MapResponse {
     /// Reads one message, and says what of it was skipped.
@@ -40,39 +58,40 @@ impl MapResponse {
     /// counts as empty: it blocks all.
     ///
     /// # Errors
-    /// The bytes are not a JSON object, or its lists have more elements than any tailnet's: then nothing of it is taken.
+    /// The bytes are not a JSON object, or it has more elements, members or peers than any tailnet's: then nothing of it is taken.
     pub fn parse(json: &[u8]) -> Result<(Self, Vec<Malformed>), Error> {
         census::check(json)?;
-        let fields: BTreeMap<String, Box<RawValue>> =
-            serde_json::from_slice(json).map_err(|source| Error::Json {
-                what: "map response",
-                source,
-            })?;
+        let fields = serde_json::from_slice(json).map_err(|source| Error::Json {
+            what: "map response",
+            source,
+        })?;
         let mut reader = Reader {
             fields,
             malformed: Vec::new(),
-            too_many: None,
+            entries: 0,
+            latencies: 0,
+            refused: None,
         };
         let response = reader.response();
-        if let Some(got) = reader.too_many {
-            return Err(Error::Many {
-                what: "the map's list of peers",
-                limit: MAX_NODES,
-                got,
-            });
+        match reader.refused {
+            Some(error) => Err(error),
+            None => Ok((response, reader.malformed)),
         }
-        Ok((response, reader.malformed))
     }
 }
 
-struct Reader {
-    fields: BTreeMap<String, Box<RawValue>>,
+/// Borrows all that it reads: a hostile message of very many pieces leaves no heap of small ones behind.
+struct Reader<'a> {
+    fields: Fields<'a>,
     malformed: Vec<Malformed>,
-    /// The length of a list of nodes that is longer than may be.
-    too_many: Option<usize>,
+    /// Entries of maps that were kept; each takes many times its text.
+    entries: usize,
+    latencies: usize,
+    /// Why nothing of the message is taken.
+    refused: Option<Error>,
 }
 
-impl Reader {
+impl<'a> Reader<'a> {
     fn response(&mut self) -> MapResponse {
         MapResponse {
             map_session_handle: self.field("MapSessionHandle").unwrap_or_default(),
@@ -80,12 +99,12 @@ impl Reader {
             keep_alive: self.field("KeepAlive").unwrap_or_default(),
             ping_request: self.field("PingRequest"),
             pop_browser_url: self.field("PopBrowserURL").unwrap_or_default(),
-            node: self.take("Node").and_then(|raw| self.node("Node", &raw)),
-            derp_map: self.field("DERPMap"),
+            node: self.take("Node").and_then(|raw| self.node("Node", raw)),
+            derp_map: self.field_within("DERPMap", MAX_DERP_MAP),
             peers: self.nodes("Peers"),
             peers_changed: self.nodes("PeersChanged"),
             peers_removed: self.list("PeersRemoved").unwrap_or_default(),
-            peers_changed_patch: self.list("PeersChangedPatch").unwrap_or_default(),
+            peers_changed_patch: self.patches(),
             peer_seen_change: self.field("PeerSeenChange").unwrap_or_default(),
             online_change: self.field("OnlineChange").unwrap_or_default(),
             dns_config: self.field("DNSConfig"),
@@ -93,7 +112,7 @@ impl Reader {
             collect_services: self.field("CollectServices"),
             packet_filter: self
                 .take("PacketFilter")
-                .map(|raw| self.rules("PacketFilter", &raw)),
+                .map(|raw| self.rules("PacketFilter", raw)),
             packet_filters: self.filters(),
             user_profiles: self.list("UserProfiles").unwrap_or_default(),
             health: self.list("Health"),
@@ -112,11 +131,36 @@ impl Reader {
     }
 
     /// The raw field, unless absent or null.
-    fn take(&mut self, name: &str) -> Option<Box<RawValue>> {
-        self.fields.remove(name).filter(|raw| raw.get() != "null")
+    fn take(&mut self, name: &str) -> Option<&'a RawValue> {
+        self.fields.take(name).filter(|raw| raw.get() != "null")
     }
 
-    fn read<T: DeserializeOwned>(&mut self, field: &'static str, raw: &RawValue) -> Option<T> {
+    /// Takes nothing of the message if there are more than may be.
+    fn at_most(&mut self, what: &'static str, got: usize, limit: usize) -> bool {
+        match census::at_most(what, got, limit) {
+            Ok(()) => true,
+            Err(error) => {
+                self.refused.get_or_insert(error);
+                false
+            }
+        }
+    }
+
+    /// Counts entries of maps with those before them; false if no more may be kept.
+    fn keep(&mut self, entries: usize) -> bool {
+        self.entries += entries;
+        self.at_most(
+            "the capabilities of a map response",
+            self.entries,
+            census::MAX_ELEMENTS,
+        )
+    }
+
+    fn read<'r, T: Deserialize<'r>>(
+        &mut self,
+        field: &'static str,
+        raw: &'r RawValue,
+    ) -> Option<T> {
         match serde_json::from_str(raw.get()) {
             Ok(value) => Some(value),
             Err(error) => {
@@ -133,8 +177,22 @@ impl Reader {
     }
 
     fn field<T: DeserializeOwned>(&mut self, name: &'static str) -> Option<T> {
+        self.field_within(name, MAX_FIELD)
+    }
+
+    fn field_within<T: DeserializeOwned>(&mut self, name: &'static str, limit: usize) -> Option<T> {
         let raw = self.take(name)?;
-        self.read(name, &raw)
+        self.is_within(name, raw, limit)
+            .then(|| self.read(name, raw))?
+    }
+
+    fn is_within(&mut self, field: &'static str, raw: &RawValue, limit: usize) -> bool {
+        let length = raw.get().len();
+        if length > limit {
+            let why = format!("{length} bytes, of which there may be {limit}");
+            self.report(field, None, why);
+        }
+        length <= limit
     }
 
     fn time(&mut self, name: &'static str) -> Option<time::OffsetDateTime> {
@@ -145,46 +203,69 @@ impl Reader {
             .flatten()
     }
 
-    /// Borrowed: a hostile list of very many elements leaves no heap of small pieces behind.
-    fn elements<'a>(
-        &mut self,
-        field: &'static str,
-        raw: &'a RawValue,
-    ) -> Option<Vec<&'a RawValue>> {
+    fn elements(&mut self, field: &'static str, raw: &'a RawValue) -> Option<Vec<&'a RawValue>> {
         serde_json::from_str(raw.get())
             .inspect_err(|error| self.report(field, None, error.to_string()))
             .ok()
     }
 
-    fn list<T: DeserializeOwned>(&mut self, name: &'static str) -> Option<Vec<T>> {
+    /// The elements of a list that has one for each node, or for each user, at the most.
+    fn bounded(&mut self, name: &'static str) -> Option<Vec<&'a RawValue>> {
         let raw = self.take(name)?;
-        let elements = self.elements(name, &raw)?;
-        Some(
-            elements
-                .iter()
-                .filter_map(|element| match too_long(element) {
-                    Some(why) => {
-                        self.report(name, None, why);
-                        None
-                    }
-                    None => self.read(name, element),
-                })
-                .collect(),
-        )
+        let elements = self.elements(name, raw)?;
+        let what = match name {
+            "Peers" | "PeersChanged" => "the map's list of peers",
+            _ => name,
+        };
+        self.at_most(what, elements.len(), MAX_NODES)
+            .then_some(elements)
+    }
+
+    fn list<T: DeserializeOwned>(&mut self, name: &'static str) -> Option<Vec<T>> {
+        let elements = self.bounded(name)?;
+        let read = elements.iter().filter_map(|element| {
+            self.is_within(name, element, MAX_ELEMENT)
+                .then(|| self.read(name, element))?
+        });
+        Some(read.collect())
+    }
+
+    fn patches(&mut self) -> Vec<PeerChange> {
+        const NAME: &str = "PeersChangedPatch";
+        let mut patches = Vec::new();
+        for element in self.bounded(NAME).unwrap_or_default() {
+            if !self.is_within(NAME, element, MAX_ELEMENT) {
+                continue;
+            }
+            let Some(patch) = self.read::<PeerChange>(NAME, element) else {
+                continue;
+            };
+            if !self.keep(patch.cap_map.as_ref().map_or(0, entries)) {
+                break;
+            }
+            patches.push(patch);
+        }
+        patches
     }
 
     fn nodes(&mut self, name: &'static str) -> Vec<Arc<Node>> {
-        let raw = self.take(name);
-        let elements = raw.as_deref().and_then(|raw| self.elements(name, raw));
-        let elements = elements.unwrap_or_default();
-        if elements.len() > MAX_NODES {
-            self.too_many = Some(elements.len());
-            return Vec::new();
+        let mut nodes = Vec::new();
+        for element in self.bounded(name).unwrap_or_default() {
+            let Some(mut node) = self.node(name, element) else {
+                continue;
+            };
+            if let Some(measured) = &node.hostinfo.net_info {
+                self.latencies += measured.derp_latency.len();
+                if self.latencies > MAX_LATENCIES {
+                    node.hostinfo.net_info = None;
+                }
+            }
+            if !self.keep(entries(&node.cap_map)) {
+                break;
+            }
+            nodes.push(Arc::new(node));
         }
-        elements
-            .iter()
-            .filter_map(|element| self.node(name, element).map(Arc::new))
-            .collect()
+        nodes
     }
 
     fn node(&mut self, field: &'static str, raw: &RawValue) -> Option<Node> {
@@ -193,8 +274,7 @@ impl Reader {
             #[serde(rename = "ID")]
             id: NodeId,
         }
-        if let Some(why) = too_long(raw) {
-            self.report(field, None, why);
+        if !self.is_within(field, raw, MAX_ELEMENT) {
             return None;
         }
         let why = match serde_json::from_str::<Node>(raw.get()) {
@@ -210,26 +290,34 @@ impl Reader {
 
     fn filters(&mut self) -> BTreeMap<String, Option<Vec<FilterRule>>> {
         const NAME: &str = "PacketFilters";
-        let filters: BTreeMap<String, Option<Box<RawValue>>> = self.field(NAME).unwrap_or_default();
+        let Some(Named { pieces, count }) = self.take(NAME).and_then(|raw| self.read(NAME, raw))
+        else {
+            return BTreeMap::new();
+        };
+        if !self.at_most("the map's named filters", count, MAX_FILTERS) {
+            return BTreeMap::new();
+        }
+        let mut filters = BTreeMap::new();
+        for (name, raw) in pieces {
+            filters.insert(name, raw.map(|raw| self.rules(NAME, raw)));
+        }
         filters
-            .into_iter()
-            .map(|(name, raw)| {
-                (
-                    name,
-                    raw.filter(|raw| raw.get() != "null")
-                        .map(|raw| self.rules(NAME, &raw)),
-                )
-            })
-            .collect()
     }
 
     /// Rules only ever allow, so leaving one out is safe.
-    fn rules(&mut self, field: &'static str, raw: &RawValue) -> Vec<FilterRule> {
-        let elements = self.elements(field, raw).unwrap_or_default();
-        elements
-            .iter()
-            .filter_map(|element| self.rule(field, element))
-            .collect()
+    fn rules(&mut self, field: &'static str, raw: &'a RawValue) -> Vec<FilterRule> {
+        let mut rules = Vec::new();
+        for element in self.elements(field, raw).unwrap_or_default() {
+            let Some(rule) = self.rule(field, element) else {
+                continue;
+            };
+            let grants = rule.cap_grant.iter();
+            if !self.keep(grants.map(|grant| entries(&grant.cap_map)).sum()) {
+                break;
+            }
+            rules.push(rule);
+        }
+        rules
     }
 
     fn rule(&mut self, field: &'static str, raw: &RawValue) -> Option<FilterRule> {
@@ -237,14 +325,17 @@ impl Reader {
         #[derive(serde::Deserialize)]
         struct Obsolete {
             #[serde(rename = "SrcBits")]
-            source_bits: Option<serde_json::Value>,
+            source_bits: Option<IgnoredAny>,
             #[serde(rename = "DstPorts", default)]
             destinations: Option<Vec<ObsoletePort>>,
         }
         #[derive(serde::Deserialize)]
         struct ObsoletePort {
             #[serde(rename = "Bits")]
-            bits: Option<serde_json::Value>,
+            bits: Option<IgnoredAny>,
+        }
+        if !self.is_within(field, raw, MAX_FIELD) {
+            return None;
         }
         let old: Obsolete = self.read(field, raw)?;
         if old.source_bits.is_some()
@@ -261,9 +352,4 @@ impl Reader {
         }
         self.read(field, raw)
     }
-}
-
-fn too_long(element: &RawValue) -> Option<String> {
-    let length = element.get().len();
-    (length > MAX_ELEMENT).then(|| format!("{length} bytes, of which there may be {MAX_ELEMENT}"))
 }
