@@ -24,7 +24,7 @@ pub use dns::{DnsConfig, DnsRecord, Resolver};
 pub use filter::{CapGrant, FilterRule, NetPortRange, PortRange};
 pub use hostinfo::{HostDetails, Hostinfo, Location, NetInfo, Service};
 pub use map::{EndpointType, MapRequest, MapResponse, PeerChange};
-pub use node::{CapMap, Node};
+pub use node::{CGNAT, CapMap, Node, ULA};
 pub use notice::{
     ClientVersion, ControlDialPlan, ControlIpCandidate, Debug, DisplayMessage,
     DisplayMessageAction, PingRequest, PingResponse, TkaInfo,

@@ -3,9 +3,9 @@
 use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
-use lowroad_wire::control::NodeId;
+use lowroad_wire::control::{CGNAT, NodeId, ULA};
 
-use super::{CGNAT, ULA, is_host, is_tailscale};
+use super::{is_host, is_tailscale};
 
 /// More IPv4 nodes than this are routed as one prefix: ten thousand routes cost the kernel more than they tell it. (Few, where tests of this crate want both.)
 pub(super) const MAX_HOST_ROUTES: usize = if cfg!(test) { 4 } else { 10_000 };

@@ -1,4 +1,4 @@
-use lowroad_wire::control::MapResponse;
+use lowroad_wire::control::{Malformed, MapResponse};
 use serde_json::{Value, json};
 
 use super::*;
@@ -31,12 +31,19 @@ fn peer(n: u8, allowed: &[&str]) -> Value {
 }
 
 fn map(peers: &[Value]) -> NetMap {
-    let message = json!({"Node": {"ID": 1, "Key": key(1).to_string(), "Addresses": ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"]}, "Peers": peers});
-    let (response, malformed) = MapResponse::parse(message.to_string().as_bytes()).unwrap();
+    let (map, malformed) = map_of(&["100.64.0.1/32", "fd7a:115c:a1e0::1/128"], peers);
     assert!(malformed.is_empty(), "{malformed:?}");
+    map
+}
+
+/// With these addresses of our own, and what of it was left out.
+fn map_of(own: &[&str], peers: &[Value]) -> (NetMap, Vec<Malformed>) {
+    let message =
+        json!({"Node": {"ID": 1, "Key": key(1).to_string(), "Addresses": own}, "Peers": peers});
+    let (response, malformed) = MapResponse::parse(message.to_string().as_bytes()).unwrap();
     let mut map = NetMap::default();
     map.apply(response, OffsetDateTime::UNIX_EPOCH);
-    map
+    (map, malformed)
 }
 
 fn want(map: &NetMap, accept_routes: bool) -> Desired {
@@ -161,7 +168,34 @@ fn an_empty_netmap_wants_a_device_without_peers() {
 fn a_network_named_as_a_peers_address_is_a_route_and_no_address() {
     let mut sly = peer(2, &["0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/8"]);
     sly["Addresses"] = json!(["100.64.0.2/32", "0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/8"]);
-    let map = map(&[sly]);
+    let (map, malformed) = map_of(&["100.64.0.1/32"], &[sly]);
+    assert_eq!(malformed.len(), 1, "{malformed:?}");
     assert_eq!(prefixes(&want(&map, false), 2), ["100.64.0.2/32"]);
     assert!(!prefixes(&want(&map, true), 2).contains(&"0.0.0.0/0".to_owned()));
+}
+
+/// An address of the LAN's router, of a name server, of loopback: a control server that says it is a node's takes over what is sent to it.
+#[test]
+fn an_address_outside_of_the_ranges_of_tailnets_is_no_nodes_and_the_user_is_told() {
+    const OTHERS: [&str; 5] = [
+        "192.168.1.1/32",
+        "8.8.8.8/32",
+        "127.0.0.53/32",
+        "2001:4860:4860::8888/128",
+        "fd7a:115c:a1e1::1/128",
+    ];
+    let mut sly = peer(2, &OTHERS);
+    sly["Addresses"] = json!([&["100.64.0.2/32"][..], &OTHERS].concat());
+    let own = [&["100.64.0.1/32"][..], &OTHERS].concat();
+    let (map, malformed) = map_of(&own, &[sly]);
+    let want_it = want(&map, false);
+    let addresses: Vec<_> = want_it.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["100.64.0.1/32"]);
+    assert_eq!(prefixes(&want_it, 2), ["100.64.0.2/32"]);
+    let input = filter_input(&map, &choices(false), OffsetDateTime::UNIX_EPOCH);
+    assert_eq!(input.peers[0].addresses.len(), 1);
+    assert_eq!(malformed.len(), 2, "{malformed:?}");
+    assert!(malformed[0].to_string().contains("192.168.1.1/32"));
+    // As subnet routes they are for the user to accept.
+    assert_eq!(prefixes(&want(&map, true), 2).len(), 1 + OTHERS.len());
 }

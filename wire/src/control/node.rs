@@ -3,7 +3,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -61,7 +61,7 @@ pub struct Node {
         skip_serializing_if = "Option::is_none"
     )]
     pub disco_key: Option<DiscoPublic>,
-    /// Each a /32 or /128; either family may be missing.
+    /// Each a /32 or /128 in [`CGNAT`] or [`ULA`]; either family may be missing.
     #[serde(rename = "Addresses", deserialize_with = "go::null")]
     pub addresses: Vec<IpNet>,
     /// None: the same as `addresses`; see [`Node::allowed_ips`].
@@ -187,6 +187,20 @@ pub struct Node {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub exit_node_dns_resolvers: Vec<Resolver>,
+}
+
+/// The ranges that nodes and services of tailnets have their addresses from. Stock clients count on them, and Headscale supports no others.
+pub const CGNAT: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
+pub const ULA: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0), 48);
+
+/// Whether this may be an address of a node.
+pub(super) fn is_address(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+        && match net {
+            IpNet::V4(v4) => CGNAT.contains(v4),
+            IpNet::V6(v6) => ULA.contains(v6),
+        }
 }
 
 /// What the legacy DERP string begins with.

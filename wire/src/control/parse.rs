@@ -15,7 +15,9 @@ use self::{
     fields::{Fields, Named},
     kept::entries,
 };
-use super::{FilterRule, MapResponse, Node, NodeId, PeerChange, census, go};
+use super::{
+    CGNAT, FilterRule, MapResponse, Node, NodeId, PeerChange, ULA, census, go, node::is_address,
+};
 use crate::{Error, netmap::MAX_NODES};
 
 /// A piece of a netmap that was left out.
@@ -281,11 +283,21 @@ impl<'a> Reader<'a> {
             Err(error) => error.to_string(),
             Ok(node) if node.id.0 <= 0 => "a node's ID has to be positive".to_owned(),
             Ok(node) if node.key.is_zero() => "the node has no key".to_owned(),
-            Ok(node) => return Some(node),
+            Ok(node) => return Some(self.with_own_addresses(field, node)),
         };
         let id = serde_json::from_str::<Id>(raw.get()).ok().map(|id| id.id);
         self.report(field, id, why);
         None
+    }
+
+    /// A node has no address of anybody else's network: it would be ours, or routed to it, without a question to the user.
+    fn with_own_addresses(&mut self, field: &'static str, mut node: Node) -> Node {
+        if let Some(other) = node.addresses.iter().find(|net| !is_address(net)) {
+            let why = format!("{other} is no address of a node: those are in {CGNAT} or {ULA}");
+            self.report(field, Some(node.id), why);
+            node.addresses.retain(is_address);
+        }
+        node
     }
 
     fn filters(&mut self) -> BTreeMap<String, Option<Vec<FilterRule>>> {
