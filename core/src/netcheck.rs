@@ -31,6 +31,12 @@ pub const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// All regions are asked this often; in between only the nearest and home.
 pub const FULL_EVERY: Duration = Duration::from_secs(300);
+/// So many rounds may be started by maps and names within [`ROUNDS_WITHIN`]: whoever changes the map without end, or answers for its names one by one, has us ask
+/// no more often. An agent that starts has the kept map, the server's, and names.
+const ROUNDS: usize = 3;
+const ROUNDS_WITHIN: Duration = Duration::from_secs(15);
+/// Names that are being looked up at once.
+const LOOKUPS: usize = 16;
 /// After so many regions have answered the rest is waited for only as long as the slowest of them took.
 const ENOUGH_REGIONS: usize = 3;
 /// At least this long, so that the other address family of a near server is heard too.
@@ -85,6 +91,12 @@ pub struct Netcheck {
     config: Config,
     random: StdRng,
     map: DerpMap,
+    /// A map that came too soon after others.
+    next_map: Option<DerpMap>,
+    /// When that is taken, and a round started that came too soon after others.
+    later: Option<Instant>,
+    /// When maps and names started rounds, within [`ROUNDS_WITHIN`].
+    rounds: VecDeque<Instant>,
     names: BTreeMap<String, Vec<IpAddr>>,
     resolving: BTreeSet<String>,
     run: Option<Run>,
@@ -118,6 +130,9 @@ impl Netcheck {
             random: StdRng::from_seed(config.seed),
             config,
             map: DerpMap::default(),
+            next_map: None,
+            later: None,
+            rounds: VecDeque::new(),
             names: BTreeMap::new(),
             resolving: BTreeSet::new(),
             run: None,
@@ -131,21 +146,47 @@ impl Netcheck {
         }
     }
 
-    /// The relays to measure. A changed map starts a full round.
+    /// The relays to measure. A map by which others are asked starts a full round: at once, or a little later if there were several of late.
     pub fn set_map(&mut self, now: Instant, map: &DerpMap) {
-        if self.map == *map {
+        if schedule::is_same(&self.map, map) {
+            self.map = map.clone();
+            self.next_map = None;
             return;
         }
-        self.map = map.clone();
+        self.next_map = Some(map.clone());
+        self.start_soon(now);
+    }
+
+    /// A round by the latest map: at once, or when there have not been as many of late.
+    fn start_soon(&mut self, now: Instant) {
+        let recent = |at: &Instant| now.saturating_duration_since(*at) < ROUNDS_WITHIN;
+        self.rounds.retain(recent);
+        if let Some(first) = self.rounds.front().filter(|_| self.rounds.len() >= ROUNDS) {
+            self.later = Some(*first + ROUNDS_WITHIN);
+            return;
+        }
+        self.rounds.push_back(now);
+        self.later = None;
+        if let Some(map) = self.next_map.take() {
+            self.map = map;
+            self.run = None;
+            self.names.clear();
+            self.look_up();
+        }
         self.full_at = None;
-        self.run = None;
-        self.names.clear();
+        self.start(now);
+    }
+
+    /// Asks for names that are not known yet, a few at a time.
+    fn look_up(&mut self) {
         for host in schedule::unresolved(&self.map) {
-            if self.resolving.insert(host.clone()) {
+            if self.resolving.len() >= LOOKUPS {
+                break;
+            }
+            if !self.names.contains_key(&host) && self.resolving.insert(host.clone()) {
                 self.commands.push_back(Command::Resolve { host });
             }
         }
-        self.start(now);
     }
 
     /// The addresses of a name, or none.
@@ -153,12 +194,15 @@ impl Netcheck {
         self.resolving.remove(host);
         let found = !addresses.is_empty();
         self.names.insert(host.to_owned(), addresses);
+        self.look_up();
         if found {
             // Until then this region could not be asked.
-            self.full_at = None;
             match &mut self.run {
-                Some(run) => run.join(now, schedule::full(&self.map, &self.names)),
-                None => self.start(now),
+                Some(run) => {
+                    self.full_at = None;
+                    run.join(now, schedule::full(&self.map, &self.names));
+                }
+                None => self.start_soon(now),
             }
             self.on_timer(now);
         }
@@ -233,6 +277,9 @@ impl Netcheck {
 
     /// To be called at or after [`Self::next_deadline`].
     pub fn on_timer(&mut self, now: Instant) {
+        if self.later.is_some_and(|at| at <= now) {
+            self.start_soon(now);
+        }
         let Some(run) = &mut self.run else { return };
         while run.waiting.front().is_some_and(|(at, _)| *at <= now) {
             let Some((_, server)) = run.waiting.pop_front() else {
@@ -254,11 +301,13 @@ impl Netcheck {
         }
     }
 
-    /// When to call [`Self::on_timer`] next; `None` between rounds.
+    /// When to call [`Self::on_timer`] next; `None` between rounds, unless one has been put off.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let run = self.run.as_ref()?;
-        let probe = run.waiting.front().map(|(at, _)| *at);
-        Some(probe.map_or(run.ends, |at| at.min(run.ends)))
+        let run = self.run.as_ref().map(|run| {
+            let probe = run.waiting.front().map(|(at, _)| *at);
+            probe.map_or(run.ends, |at| at.min(run.ends))
+        });
+        [run, self.later].into_iter().flatten().min()
     }
 
     pub fn poll_command(&mut self) -> Option<Command> {

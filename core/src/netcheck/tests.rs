@@ -2,6 +2,8 @@ use lowroad_wire::control::{DerpNode, DerpRegion, EndpointType};
 
 use super::*;
 
+mod bounds;
+
 const PORT: u16 = 41641;
 
 fn millis(millis: u64) -> Duration {
