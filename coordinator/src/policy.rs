@@ -7,6 +7,7 @@
 //!
 //! Everything here is pure: no I/O, no clock.
 
+mod access;
 mod acl;
 mod addresses;
 mod alias;
@@ -15,20 +16,28 @@ mod capability;
 mod check;
 mod compile;
 pub mod edit;
+mod diff;
 mod error;
+mod explain;
 mod grant;
 mod hujson;
+mod origin;
 mod people;
 mod routes;
 mod sight;
 mod syntax;
 mod view;
+mod why;
 mod world;
 
 use std::sync::Arc;
 
+pub use diff::{Diff, DiffEnds, DiffFamily, DiffRow, DiffUsers, diff};
 pub use error::{PolicyError, PolicyErrorKind};
+pub use explain::{Clause, Explanation};
+pub use origin::{Origin, PolicyRule};
 pub use view::{CompiledTailnet, PeerView};
+pub use why::{Why, WhyEnd, WhyProbe, WhyVerdict};
 pub use world::{NodeFacts, UserFacts, World};
 
 /// Bytes of a policy file. The largest that we know of have some hundred KiB; parsed, a hostile one takes 84 times its size.

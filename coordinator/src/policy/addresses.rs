@@ -4,26 +4,32 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// An address family's numbers.
+/// Numbers that have ranges: ports, and an address family's.
 pub(crate) trait Number: Copy + Ord {
-    /// The number after this one, or `None` at the end of the family.
+    /// The number after this one, or `None` after the last.
     fn next(self) -> Option<Self>;
+    /// The number before this one, or `None` before 0.
+    fn previous(self) -> Option<Self>;
 }
 
-impl Number for u32 {
-    fn next(self) -> Option<Self> {
-        self.checked_add(1)
-    }
+macro_rules! number {
+    ($($type:ty),*) => {$(
+        impl Number for $type {
+            fn next(self) -> Option<Self> {
+                self.checked_add(1)
+            }
+
+            fn previous(self) -> Option<Self> {
+                self.checked_sub(1)
+            }
+        }
+    )*};
 }
 
-impl Number for u128 {
-    fn next(self) -> Option<Self> {
-        self.checked_add(1)
-    }
-}
+number!(u16, u32, u128);
 
-/// Closed ranges of one family: sorted, disjoint, and never adjacent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Closed ranges of numbers: sorted, disjoint, and never adjacent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Ranges<T>(Vec<(T, T)>);
 
 impl<T> Default for Ranges<T> {
@@ -33,7 +39,7 @@ impl<T> Default for Ranges<T> {
 }
 
 impl<T: Number> Ranges<T> {
-    fn new(mut ranges: Vec<(T, T)>) -> Self {
+    pub(crate) fn new(mut ranges: Vec<(T, T)>) -> Self {
         ranges.sort_unstable();
         let mut merged: Vec<(T, T)> = Vec::with_capacity(ranges.len());
         for (first, last) in ranges {
@@ -46,6 +52,44 @@ impl<T: Number> Ranges<T> {
         }
         merged.shrink_to_fit();
         Self(merged)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (T, T)> + '_ {
+        self.0.iter().copied()
+    }
+
+    pub(crate) fn unite(&mut self, other: &Self) {
+        let mut all = std::mem::take(&mut self.0);
+        all.extend_from_slice(&other.0);
+        *self = Self::new(all);
+    }
+
+    /// What of these is not in `other`.
+    pub(crate) fn minus(&self, other: &Self) -> Self {
+        let mut left = Vec::new();
+        for &(first, last) in &self.0 {
+            let mut start = Some(first);
+            let from = other.0.partition_point(|range| range.1 < first);
+            let cuts = other.0[from..].iter().take_while(|range| range.0 <= last);
+            for &(cut, end) in cuts {
+                if let (Some(start), Some(before)) = (start, cut.previous())
+                    && start <= before
+                {
+                    left.push((start, before));
+                }
+                start = end.next();
+            }
+            left.extend(
+                start
+                    .filter(|&start| start <= last)
+                    .map(|start| (start, last)),
+            );
+        }
+        Self(left)
     }
 
     fn overlaps_range(&self, first: T, last: T) -> bool {
@@ -100,6 +144,10 @@ impl Collector {
 
     pub(crate) fn v4_range(&mut self, first: Ipv4Addr, last: Ipv4Addr) {
         self.v4.push((first.to_bits(), last.to_bits()));
+    }
+
+    pub(crate) fn v6_range(&mut self, first: Ipv6Addr, last: Ipv6Addr) {
+        self.v6.push((first.to_bits(), last.to_bits()));
     }
 
     /// All IPv4 addresses that are not in `set`.
@@ -178,6 +226,21 @@ impl AddressSet {
         }
     }
 
+    /// First and last address of each range.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> + '_ {
+        let v4 = |number| IpAddr::V4(Ipv4Addr::from_bits(number));
+        let v6 = |number| IpAddr::V6(Ipv6Addr::from_bits(number));
+        let of_v4 = self
+            .v4
+            .iter()
+            .map(move |(first, last)| (v4(first), v4(last)));
+        let of_v6 = self
+            .v6
+            .iter()
+            .map(move |(first, last)| (v6(first), v6(last)));
+        of_v4.chain(of_v6)
+    }
+
     /// The set as FilterRules spell it: `*`, addresses, prefixes, and `a-b` for what is no prefix.
     pub(crate) fn texts(&self) -> Vec<String> {
         if *self == Self::everything() {
@@ -252,6 +315,28 @@ mod tests {
     fn a_range_that_is_no_prefix_is_written_with_its_ends() {
         let odd = set(&["100.64.0.1/32", "100.64.0.2/32", "fd00::1/128"]);
         assert_eq!(odd.texts(), ["100.64.0.1-100.64.0.2", "fd00::1"]);
+    }
+
+    #[test]
+    fn what_is_left_of_ranges_are_the_gaps() {
+        let all = Ranges::new(vec![(0, u16::MAX)]);
+        for (taken, left) in [
+            (vec![], vec![(0, u16::MAX)]),
+            (vec![(0, 0)], vec![(1, u16::MAX)]),
+            (vec![(u16::MAX, u16::MAX)], vec![(0, u16::MAX - 1)]),
+            (
+                vec![(10, 20), (30, 30)],
+                vec![(0, 9), (21, 29), (31, u16::MAX)],
+            ),
+            (vec![(0, u16::MAX)], vec![]),
+        ] {
+            assert_eq!(all.minus(&Ranges::new(taken)).0, left);
+        }
+        let some = Ranges::new(vec![(5_u16, 9), (15, 25)]);
+        assert_eq!(
+            some.minus(&Ranges::new(vec![(8, 16)])).0,
+            [(5, 7), (17, 25)]
+        );
     }
 
     #[test]

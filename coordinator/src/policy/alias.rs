@@ -225,6 +225,12 @@ pub(crate) fn parse_protocol(text: At<&str>) -> Result<u8, PolicyError> {
     })
 }
 
+/// A protocol as policies write it.
+pub(crate) fn protocol_name(protocol: u8) -> String {
+    let named = PROTOCOLS.iter().find(|(_, number)| *number == protocol);
+    named.map_or_else(|| protocol.to_string(), |(name, _)| (*name).to_owned())
+}
+
 /// Whether a protocol has ports; the others can only be allowed with `*`.
 pub(crate) fn has_ports(protocol: u8) -> bool {
     matches!(protocol, 6 | 17 | 132)

@@ -1,6 +1,6 @@
 //! A fixed-size set of indices, so that questions about thousands of nodes are a few word operations.
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Bits(Vec<u64>);
 
 impl Bits {

@@ -147,7 +147,7 @@ impl CompiledTailnet {
     }
 
     /// The devices of the node's user that a rule to autogroup:self concerns at this node.
-    fn own_sources(&self, rule: &CompiledRule, at: usize) -> Option<Bits> {
+    pub(super) fn own_sources(&self, rule: &CompiledRule, at: usize) -> Option<Bits> {
         let members = &self.parts().sources[rule.source].members;
         let mut devices = self.devices_with(at)?.clone();
         if rule.companion == Some(Companion::OwnDevices) {

@@ -13,6 +13,7 @@ use lowroad_wire::control::{CapMap, PortRange, UserId};
 use super::addresses::{AddressSet, Collector};
 use super::alias::Alias;
 use super::bits::Bits;
+use super::origin::Origin;
 use super::people::People;
 use super::routes::{Routes, is_exit};
 use super::syntax::{Document, Rule};
@@ -83,6 +84,19 @@ pub(crate) struct CompiledRule {
     /// What the sources are granted at the destinations, instead of ports there.
     pub(crate) capabilities: Option<Arc<CapMap>>,
     pub(crate) companion: Option<Companion>,
+    pub(crate) origins: Origins,
+}
+
+/// Where in the policy file the parts of a rule come from: rules of equal sources and protocols become one. None where there is no
+/// policy.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Origins {
+    /// Of the first.
+    pub(crate) rule: Option<Origin>,
+    /// One for each of `entries`.
+    pub(crate) entries: Vec<Option<Origin>>,
+    /// One for each of `own_devices`.
+    pub(crate) own_devices: Vec<Option<Origin>>,
 }
 
 /// A rule that tells those who were granted a capability who serves them. It connects nobody whom its grant doesn't.

@@ -82,7 +82,7 @@ pub(crate) fn read(
             .map(|alias| (alias.clone(), ports.to_vec()))
             .collect(),
         via: via.clone(),
-        capabilities: None,
+        ..Rule::default()
     };
     let access = by_protocol
         .iter()

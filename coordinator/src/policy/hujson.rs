@@ -5,6 +5,7 @@ use jsonc_parser::common::{Range, Ranged};
 use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions};
 
 use super::error::{At, Place, PolicyError};
+use super::origin::Origin;
 
 /// Characters are counted once for each block of so many bytes, so that a place costs the same however long its line is.
 const BLOCK: usize = 256;
@@ -120,6 +121,15 @@ impl<'a> Text<'a> {
 
     pub(crate) fn at(&self, range: Range) -> Place {
         self.place(range.start)
+    }
+
+    pub(crate) fn origin(&self, range: Range) -> Origin {
+        Origin {
+            place: self.place(range.start),
+            last_line: self.place(range.end).line,
+            start: range.start,
+            end: range.end,
+        }
     }
 
     pub(crate) fn invalid(&self, value: &impl Ranged, message: impl Into<String>) -> PolicyError {

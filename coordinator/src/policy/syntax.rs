@@ -11,6 +11,7 @@ use lowroad_wire::control::{CapMap, PortRange};
 use super::alias::{Alias, parse_net, user_name};
 use super::error::{At, PolicyError};
 use super::hujson::{Fields, Text};
+use super::origin::Origin;
 use super::{acl, grant};
 
 /// Top-level fields that lowroad can enforce.
@@ -68,6 +69,8 @@ pub(crate) struct Document {
 /// what a grant lets applications at the destinations take the sources for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rule {
+    /// None: the rule that holds without any.
+    pub(crate) origin: Option<Origin>,
     pub(crate) sources: Vec<At<Alias>>,
     /// Empty: the default ones (TCP, UDP, ICMP).
     pub(crate) protocols: Vec<u8>,
@@ -211,13 +214,20 @@ impl Document {
         if let Some(grants) = fields.written("grants") {
             let rules = rules.get_or_insert_with(Vec::new);
             for value in text.list(grants, "grants")? {
+                let before = rules.len();
                 grant::read(text, value, &self.names, rules, &mut room)?;
+                for rule in &mut rules[before..] {
+                    rule.origin = Some(text.origin(value.range()));
+                }
             }
         }
         if let Some(acls) = fields.written("acls") {
             let rules = rules.get_or_insert_with(Vec::new);
             for value in text.list(acls, "acls")? {
-                rules.push(acl::read(text, value, &self.names)?);
+                rules.push(Rule {
+                    origin: Some(text.origin(value.range())),
+                    ..acl::read(text, value, &self.names)?
+                });
             }
         }
         self.rules = rules;

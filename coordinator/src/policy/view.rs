@@ -291,31 +291,34 @@ impl CompiledTailnet {
 
     /// What of a rule's destinations a node is sent.
     fn destinations(&self, rule: &CompiledRule, at: usize) -> Vec<NetPortRange> {
-        let node = &self.parts.nodes[at];
         let mut destinations = Vec::new();
-        for (target, ports) in &rule.entries {
-            let target = &self.parts.targets[*target];
-            if matches!(self.reaches(rule, at, target), Reach::Not) {
-                continue;
-            }
-            match &target.kind {
-                TargetKind::Any => destinations.extend(ports_of("*".to_owned(), ports)),
-                TargetKind::Net(net) => destinations.extend(ports_of(net_text(net), ports)),
-                TargetKind::Internet(texts) | TargetKind::Via { texts, .. } => {
-                    for text in texts {
-                        destinations.extend(ports_of(text.clone(), ports));
-                    }
-                }
-                TargetKind::Members(members) => {
-                    for address in self.addresses_at(node, at, members) {
-                        destinations.extend(ports_of(address.to_string(), ports));
-                    }
-                }
-            }
+        for entry in &rule.entries {
+            destinations.extend(self.destinations_of(rule, entry, at));
         }
         destinations.sort_unstable();
         destinations.dedup();
         destinations
+    }
+
+    /// What of one of a rule's destinations a node is sent.
+    pub(super) fn destinations_of<'a>(
+        &self,
+        rule: &CompiledRule,
+        (target, ports): &'a (usize, Vec<PortRange>),
+        at: usize,
+    ) -> impl Iterator<Item = NetPortRange> + use<'a> {
+        let target = &self.parts.targets[*target];
+        let texts = match &target.kind {
+            _ if matches!(self.reaches(rule, at, target), Reach::Not) => Vec::new(),
+            TargetKind::Any => vec!["*".to_owned()],
+            TargetKind::Net(net) => vec![net_text(net)],
+            TargetKind::Internet(texts) | TargetKind::Via { texts, .. } => texts.clone(),
+            TargetKind::Members(members) => {
+                let addresses = self.addresses_at(&self.parts.nodes[at], at, members);
+                addresses.iter().map(ToString::to_string).collect()
+            }
+        };
+        texts.into_iter().flat_map(|text| ports_of(text, ports))
     }
 
     /// Of the members' addresses, the node's own and those inside its approved routes.
@@ -333,8 +336,24 @@ impl CompiledTailnet {
         addresses
     }
 
+    pub(super) fn position(&self, node: NodeId) -> Option<usize> {
+        self.by_id.get(&node).copied()
+    }
+
     pub(crate) fn parts(&self) -> &Parts {
         &self.parts
+    }
+}
+
+impl Target {
+    /// Whether a node may be sent what of the destination is at it or behind it.
+    pub(super) fn is_sent_to(&self, at: usize) -> bool {
+        match &self.kind {
+            TargetKind::Any | TargetKind::Members(_) => true,
+            TargetKind::Net(_) | TargetKind::Internet(_) | TargetKind::Via { .. } => {
+                self.nodes.contains(at)
+            }
+        }
     }
 }
 

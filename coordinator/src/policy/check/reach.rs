@@ -8,13 +8,11 @@ use std::net::IpAddr;
 
 use lowroad_wire::control::UserId;
 
+use super::super::access::DEFAULT_PROTOCOLS;
 use super::super::alias::Alias;
 use super::super::bits::Bits;
 use super::super::compile::CompiledRule;
 use super::super::view::Parts;
-
-/// What an absent IPProto in a rule allows.
-const DEFAULT_PROTOCOLS: [u8; 4] = [6, 17, 1, 58];
 
 /// The rules that allow one of the protocols at the port to somebody.
 pub(super) struct Ways<'a> {

@@ -14,7 +14,7 @@ use super::super::people::People;
 use super::super::routes::{Routes, is_exit};
 use super::super::syntax::Rule;
 use super::ranges::{internet, tailnet};
-use super::{Companion, CompiledRule, Node, Source, Target, TargetKind, addresses_of};
+use super::{Companion, CompiledRule, Node, Origins, Source, Target, TargetKind, addresses_of};
 
 /// Builds the tables, each distinct source set and destination once.
 pub(super) struct Builder<'a> {
@@ -68,6 +68,11 @@ impl<'a> Builder<'a> {
                 own_devices.extend_from_slice(ports);
             }
         }
+        let origins = Origins {
+            rule: rule.origin,
+            entries: vec![rule.origin; entries.len()],
+            own_devices: vec![rule.origin; own_devices.len()],
+        };
         let compiled = CompiledRule {
             source,
             protocols: rule.protocols.clone(),
@@ -75,6 +80,7 @@ impl<'a> Builder<'a> {
             own_devices,
             capabilities: rule.capabilities.clone(),
             companion: None,
+            origins,
         };
         if let Some(capabilities) = &rule.capabilities {
             self.rules.push(compiled);
@@ -88,6 +94,13 @@ impl<'a> Builder<'a> {
             let earlier = &mut self.rules[earlier];
             earlier.entries.extend(compiled.entries);
             earlier.own_devices.extend(compiled.own_devices);
+            let Origins {
+                entries,
+                own_devices,
+                ..
+            } = compiled.origins;
+            earlier.origins.entries.extend(entries);
+            earlier.origins.own_devices.extend(own_devices);
             return;
         }
         self.rule_of.insert(key, self.rules.len());
@@ -110,11 +123,16 @@ impl<'a> Builder<'a> {
                 alias => alias,
             });
             let entries = granted.map(|alias| (self.target(alias, &[]), Vec::new()));
-            let entries = entries.collect();
+            let entries: Vec<_> = entries.collect();
             let source = self.source(servers);
             self.rules.push(CompiledRule {
                 source,
                 protocols: Vec::new(),
+                origins: Origins {
+                    rule: rule.origin,
+                    entries: vec![rule.origin; entries.len()],
+                    own_devices: Vec::new(),
+                },
                 entries,
                 own_devices: Vec::new(),
                 capabilities: capabilities.clone(),
@@ -129,6 +147,10 @@ impl<'a> Builder<'a> {
                 own_devices: Vec::new(),
                 capabilities,
                 companion: Some(Companion::OwnDevices),
+                origins: Origins {
+                    rule: rule.origin,
+                    ..Origins::default()
+                },
             });
         }
     }

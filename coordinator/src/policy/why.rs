@@ -1,0 +1,399 @@
+//! Whether one end may reach another, by which rule; if not, what comes nearest.
+
+use std::net::IpAddr;
+
+use lowroad_wire::control::{NodeId, PortRange};
+
+use super::Policy;
+use super::access::{Access, DEFAULT_PROTOCOLS};
+use super::alias::{Alias, decimal, has_ports, parse_protocol, protocol_name};
+use super::compile::{CompiledRule, TargetKind};
+use super::error::{At, Place as Written, PolicyError};
+use super::origin::Origin;
+use super::view::CompiledTailnet;
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WhyEnd {
+    /// A node, at any of its addresses.
+    Node(NodeId),
+    /// An address that no node has.
+    Address(IpAddr),
+}
+
+/// What a connection begins with. Protocols without ports don't look at the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WhyProbe {
+    /// Number of the protocol.
+    pub protocol: u8,
+    /// Destination port.
+    pub port: u16,
+}
+
+impl std::str::FromStr for WhyProbe {
+    type Err = String;
+
+    /// `443` (by TCP), `53/udp`, `icmp`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is neither a port nor a protocol; write 443, 53/udp or icmp");
+        let (port, protocol) = match text.split_once('/') {
+            Some((port, protocol)) => (port, protocol),
+            None if decimal::<u32>(text).is_some() => (text, "tcp"),
+            None => ("", text),
+        };
+        let place = Written { line: 1, column: 1 };
+        let protocol = parse_protocol(At {
+            place,
+            value: protocol,
+        })
+        .map_err(|_| wrong())?;
+        let port = match (has_ports(protocol), port) {
+            (false, "" | "*") => 0,
+            (false, _) => return Err(format!("`{text}`: this protocol has no ports")),
+            (true, port) => decimal(port).ok_or_else(wrong)?,
+        };
+        Ok(Self { protocol, port })
+    }
+}
+
+impl std::fmt::Display for WhyProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&protocol_name(self.protocol))?;
+        if has_ports(self.protocol) {
+            write!(f, ":{}", self.port)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a connection is allowed, and what says so.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Why {
+    /// How it was decided.
+    pub verdict: WhyVerdict,
+    /// The rules that decided: those that allow it, or those that came nearest. Without any although it is allowed: there is no
+    /// policy.
+    pub rules: Vec<Origin>,
+    /// The router or exit node that leads to an address that no node has.
+    pub through: Option<NodeId>,
+}
+
+/// The order is that of nearness: what comes later was nearer to being allowed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WhyVerdict {
+    /// Both are the same node: its packets to itself don't leave it.
+    Itself,
+    /// They have no address of the same family.
+    NoFamily,
+    /// No rule has the source as a source.
+    NoSource,
+    /// Rules have it, but none leads to the destination.
+    NoDestination,
+    /// Rules would allow it, or none does, but no node has the address and no approved route leads there. These nodes announce one.
+    NoRoute(Vec<NodeId>),
+    /// A rule leads there, but only through routers of which none does.
+    NotThrough,
+    /// Rules lead there by other protocols: by these, at these ports.
+    Protocol(Vec<String>),
+    /// Rules lead there by the protocol, but at these other ports.
+    Port(Vec<String>),
+    /// It is allowed.
+    Allowed,
+}
+
+impl Policy {
+    /// The ends that a policy means by `alice@example.com`, `group:ops`, `tag:web`, a host or an address.
+    ///
+    /// # Errors
+    /// It means nobody, or is no end of a connection.
+    pub fn ends(&self, compiled: &CompiledTailnet, text: &str) -> Result<Vec<WhyEnd>, String> {
+        let place = Written { line: 1, column: 1 };
+        let at = At { place, value: text };
+        let alias = Alias::parse(at, "", &self.document.names)
+            .map_err(|PolicyError { message, .. }| message.trim_start().to_owned())?;
+        let parts = compiled.parts();
+        let nodes = match &alias {
+            Alias::Net(net) if net.prefix_len() == net.max_prefix_len() => {
+                return Ok(vec![WhyEnd::Address(net.addr())]);
+            }
+            Alias::Any | Alias::DangerAll | Alias::Net(_) | Alias::Internet | Alias::OwnDevices => {
+                return Err(format!(
+                    "{text:?} is too much at once; name a node, a user, a group, a tag or an address"
+                ));
+            }
+            alias => parts
+                .nodes
+                .iter()
+                .filter(|node| parts.people.names_node(alias, &node.facts)),
+        };
+        let nodes: Vec<WhyEnd> = nodes.map(|node| WhyEnd::Node(node.facts.id)).collect();
+        if nodes.is_empty() {
+            return Err(format!("{text:?} names no node"));
+        }
+        Ok(nodes)
+    }
+}
+
+impl CompiledTailnet {
+    /// Whether a connection from one end to another is allowed. An address of a node counts as the node.
+    pub fn why(&self, from: WhyEnd, to: WhyEnd, probe: WhyProbe) -> Why {
+        let (from, to) = (self.place(from), self.place(to));
+        if from.node.is_some() && from.node == to.node {
+            return Why::bare(WhyVerdict::Itself);
+        }
+        let pairs = from.addresses.iter().flat_map(|&source| {
+            let same = move |address: &&IpAddr| address.is_ipv4() == source.is_ipv4();
+            to.addresses
+                .iter()
+                .filter(same)
+                .map(move |&to| (source, to))
+        });
+        let judged = pairs.map(|pair| self.judge(&from, &to, pair, probe));
+        judged
+            .max()
+            .unwrap_or_else(|| Why::bare(WhyVerdict::NoFamily))
+    }
+
+    fn place(&self, end: WhyEnd) -> Place {
+        let nodes = &self.parts().nodes;
+        let node = match end {
+            WhyEnd::Node(id) => self.position(id),
+            WhyEnd::Address(address) => nodes
+                .iter()
+                .position(|node| node.addresses.contains(&address)),
+        };
+        Place {
+            node,
+            addresses: match (end, node) {
+                // An address stands for its own family.
+                (WhyEnd::Address(address), _) => vec![address],
+                (WhyEnd::Node(_), Some(at)) => nodes[at].addresses.clone(),
+                (WhyEnd::Node(_), None) => Vec::new(),
+            },
+        }
+    }
+
+    fn judge(&self, from: &Place, to: &Place, pair: (IpAddr, IpAddr), probe: WhyProbe) -> Why {
+        let parts = self.parts();
+        if let Some(at) = to.node {
+            return self.judge_at(from, Some(at), at, pair, probe);
+        }
+        let leads_there = |at: usize| {
+            let approved = parts.nodes[at].approved.iter();
+            approved
+                .filter(|route| route.contains(&pair.1))
+                .map(|route| route.prefix_len())
+                .max()
+        };
+        // Subnet routers go before exit nodes, and those that carry a route before those in reserve.
+        let all =
+            (0..parts.nodes.len()).filter_map(|at| leads_there(at).map(|length| (length, at)));
+        let mut routers: Vec<(u8, usize)> = all.filter(|(_, at)| Some(*at) != from.node).collect();
+        let longest = routers.iter().map(|(length, _)| *length).max();
+        routers.retain(|(length, _)| Some(*length) == longest);
+        let shown = from.node.map(|at| self.shown(at, pair.1));
+        let judged = routers.iter().filter(|(_, at)| match &shown {
+            Some(shown) => shown.contains(&parts.nodes[*at].facts.id),
+            None => true,
+        });
+        let why = |at: usize| {
+            let why = self.judge_at(from, None, at, pair, probe);
+            Why {
+                through: Some(parts.nodes[at].facts.id),
+                ..why
+            }
+        };
+        if let Some(best) = judged.map(|(_, at)| why(*at)).max() {
+            return best;
+        }
+        // Nobody shows the source a way: by the rules it is refused, or it would be shown one.
+        let refused = routers.iter().map(|(_, at)| why(*at));
+        let refused = refused
+            .filter(|why| why.verdict != WhyVerdict::Allowed)
+            .max();
+        refused.unwrap_or_else(|| self.without_route(from, pair, probe))
+    }
+
+    /// Who leads a node to an address.
+    fn shown(&self, viewer: usize, address: IpAddr) -> Vec<NodeId> {
+        let peers = self.peers_of(self.parts().nodes[viewer].facts.id);
+        let leading = peers.into_iter().filter(|(_, peer)| {
+            let mut allowed = peer.allowed_ips.iter();
+            allowed.any(|route| route.contains(&address))
+        });
+        leading.map(|(id, _)| id).collect()
+    }
+
+    /// No approved route leads to the address. The rules that would allow it are told all the same.
+    fn without_route(&self, from: &Place, pair: (IpAddr, IpAddr), probe: WhyProbe) -> Why {
+        let parts = self.parts();
+        let announcing = parts.nodes.iter().filter(|node| {
+            let mut routes = node.facts.announced.iter();
+            routes.any(|route| route.contains(&pair.1) && !node.approved.contains(route))
+        });
+        let rules = self.steps(from, None, None, pair, probe);
+        Why {
+            verdict: WhyVerdict::NoRoute(announcing.map(|node| node.facts.id).collect()),
+            rules: sorted(rules.filter(|step| step.nearness == Nearness::Allowed)),
+            through: None,
+        }
+    }
+
+    /// By the packet filter of the node that the packet goes to.
+    fn judge_at(
+        &self,
+        from: &Place,
+        to: Option<usize>,
+        receiver: usize,
+        pair: (IpAddr, IpAddr),
+        probe: WhyProbe,
+    ) -> Why {
+        let steps: Vec<Step> = self.steps(from, to, Some(receiver), pair, probe).collect();
+        let Some(nearest) = steps.iter().map(|step| step.nearness).max() else {
+            return Why::bare(WhyVerdict::NoSource);
+        };
+        let nearest_steps = || steps.iter().filter(|step| step.nearness == nearest);
+        let given = || {
+            let mut all = Access::default();
+            nearest_steps().for_each(|step| all.unite(&step.access));
+            all.texts()
+        };
+        let verdict = match nearest {
+            Nearness::Source => WhyVerdict::NoDestination,
+            Nearness::Through => WhyVerdict::NotThrough,
+            Nearness::Destination => WhyVerdict::Protocol(given()),
+            Nearness::Protocol => WhyVerdict::Port(given()),
+            Nearness::Allowed => WhyVerdict::Allowed,
+        };
+        Why {
+            verdict,
+            rules: sorted(nearest_steps().cloned()),
+            through: None,
+        }
+    }
+
+    /// How near the destinations of all rules come that have the source. Without a receiver, every node is one.
+    fn steps<'a>(
+        &'a self,
+        from: &'a Place,
+        to: Option<usize>,
+        receiver: Option<usize>,
+        (source, destination): (IpAddr, IpAddr),
+        probe: WhyProbe,
+    ) -> impl Iterator<Item = Step> + 'a {
+        let parts = self.parts();
+        let nodes = &parts.nodes;
+        let same_user = match (from.node, to) {
+            (Some(from), Some(to)) => {
+                let owner = nodes[from].facts.owner();
+                owner.is_some() && owner == nodes[to].facts.owner()
+            }
+            _ => false,
+        };
+        let rules = parts
+            .rules
+            .iter()
+            .filter(|rule| rule.capabilities.is_none());
+        rules.flat_map(move |rule| {
+            let from_set = &parts.sources[rule.source];
+            let is_source = from_set.set.contains(source);
+            let entries = rule.entries.iter().zip(&rule.origins.entries);
+            let general =
+                entries
+                    .filter(move |_| is_source)
+                    .map(move |((target, ports), origin)| {
+                        let target = &parts.targets[*target];
+                        let nearness = if !target.set.contains(destination) {
+                            Nearness::Source
+                        } else if receiver.is_some_and(|at| !target.is_sent_to(at)) {
+                            match target.kind {
+                                TargetKind::Via { .. } => Nearness::Through,
+                                _ => Nearness::Source,
+                            }
+                        } else {
+                            nearness(rule, ports, probe)
+                        };
+                        Step {
+                            nearness,
+                            origin: *origin,
+                            access: Access::of_ports(&rule.protocols, ports),
+                        }
+                    });
+            let is_member = from.node.is_some_and(|at| from_set.members.contains(at));
+            let own = rule.own_devices.iter().zip(&rule.origins.own_devices);
+            let own = own.filter(move |_| is_member).map(move |(ports, origin)| {
+                let ports = std::slice::from_ref(ports);
+                Step {
+                    nearness: if same_user {
+                        nearness(rule, ports, probe)
+                    } else {
+                        Nearness::Source
+                    },
+                    origin: *origin,
+                    access: Access::of_ports(&rule.protocols, ports),
+                }
+            });
+            general.chain(own)
+        })
+    }
+}
+
+/// An end, looked up.
+struct Place {
+    node: Option<usize>,
+    addresses: Vec<IpAddr>,
+}
+
+/// How far a destination of a rule goes along with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Nearness {
+    /// The source is the rule's.
+    Source,
+    /// So is the destination, but not through this router.
+    Through,
+    /// Source and destination are the rule's.
+    Destination,
+    /// And the protocol.
+    Protocol,
+    /// And the port.
+    Allowed,
+}
+
+#[derive(Clone)]
+struct Step {
+    nearness: Nearness,
+    origin: Option<Origin>,
+    access: Access,
+}
+
+fn nearness(rule: &CompiledRule, ports: &[PortRange], probe: WhyProbe) -> Nearness {
+    let protocols = match rule.protocols.as_slice() {
+        [] => &DEFAULT_PROTOCOLS,
+        listed => listed,
+    };
+    if !protocols.contains(&probe.protocol) {
+        Nearness::Destination
+    } else if has_ports(probe.protocol) && !ports.iter().any(|range| range.contains(probe.port)) {
+        Nearness::Protocol
+    } else {
+        Nearness::Allowed
+    }
+}
+
+fn sorted(steps: impl Iterator<Item = Step>) -> Vec<Origin> {
+    let mut origins: Vec<Origin> = steps.filter_map(|step| step.origin).collect();
+    origins.sort_unstable();
+    origins.dedup();
+    origins
+}
+
+impl Why {
+    fn bare(verdict: WhyVerdict) -> Self {
+        Self {
+            verdict,
+            rules: Vec::new(),
+            through: None,
+        }
+    }
+}
