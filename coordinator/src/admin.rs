@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod client;
+pub mod insight;
 mod policy;
 pub mod render;
 pub mod server;

@@ -33,6 +33,10 @@ pub enum Error {
     #[error("{0}")]
     Setting(String),
 
+    /// Asked for as an exit status; there is nothing to say.
+    #[error("the policies differ")]
+    Differs,
+
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),
 

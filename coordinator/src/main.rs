@@ -8,7 +8,7 @@ use std::{
 use clap::Parser as _;
 use lowroad_coordinator::{
     Error,
-    args::{Cli, Command},
+    args::{Cli, Command, Policy},
     commands,
     config::Config,
     limits,
@@ -21,25 +21,38 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let as_json = cli.json;
+    let failed = match &cli.command {
+        // As with diff: 1 says that there are differences.
+        Command::Policy(Policy::Diff {
+            exit_code: true, ..
+        }) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return fail(as_json, &format!("cannot start threads: {error}")),
+        Err(error) => {
+            say(as_json, &format!("cannot start threads: {error}"));
+            return failed;
+        }
     };
     match runtime.block_on(run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(as_json, &error.to_string()),
+        Err(Error::Differs) => ExitCode::FAILURE,
+        Err(error) => {
+            say(as_json, &error.to_string());
+            failed
+        }
     }
 }
 
-fn fail(as_json: bool, error: &str) -> ExitCode {
+fn say(as_json: bool, error: &str) {
     if as_json {
         let _ = writeln!(std::io::stdout(), "{:#}", json!({ "error": error }));
     }
     let _ = writeln!(std::io::stderr(), "lowroad-coordinator: {error}");
-    ExitCode::FAILURE
 }
 
 async fn run(cli: Cli) -> Result<(), Error> {

@@ -67,6 +67,17 @@ pub enum Ask {
         version: Option<VersionNumber>,
     },
     PolicyLog,
+    /// What this text, or that version, would change.
+    PolicyDiff(Proposal),
+    PolicyExplain {
+        node: String,
+    },
+    PolicyWhy {
+        from: String,
+        to: String,
+        protocol: u8,
+        port: u16,
+    },
     PolicySet {
         text: String,
         #[serde(flatten)]
@@ -77,6 +88,14 @@ pub enum Ask {
         #[serde(flatten)]
         signature: Signature,
     },
+}
+
+/// A policy that isn't in force.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Proposal {
+    Text(String),
+    Version(VersionNumber),
 }
 
 /// Who changes the policy, and why.

@@ -3,15 +3,16 @@
 use serde_json::Value;
 
 use super::{
-    api::{PolicyInfo, PolicySetInfo, Signature, VersionInfo},
+    api::{PolicyInfo, PolicySetInfo, Proposal, Signature, VersionInfo},
+    insight::{Moment, Named},
     server::{Peer, settle, value},
 };
 use crate::{
     Error,
     hub::{Hub, check_policy, now},
     model::VersionNumber,
-    policy::{Policy, UnknownUsers},
-    state::{NewPolicy, State},
+    policy::{Policy, UnknownUsers, WhyProbe},
+    state::{NewPolicy, NodeRef, State},
 };
 
 /// Compiling and testing a large policy takes a while, in which neither the state nor the runtime waits.
@@ -103,4 +104,36 @@ pub(super) async fn roll_back(
         ..signature
     };
     set(hub, text, signature, peer).await
+}
+
+/// Refused like any policy that is set, if it doesn't fit users and nodes.
+pub(super) async fn diff(hub: &Hub, proposal: Proposal) -> Result<Value, Error> {
+    let (text, moment) = hub.read(|state| {
+        let text = match proposal {
+            Proposal::Text(text) => text,
+            Proposal::Version(number) => state.policy_history().find(number)?.text.clone(),
+        };
+        Ok::<_, Error>((text, Moment::of(state)))
+    })?;
+    apart(move || {
+        let (_, compiled) = check_policy(&text, moment.world(), UnknownUsers::Refuse)?;
+        value(&moment.diff(&compiled))
+    })
+    .await
+}
+
+pub(super) async fn explain(hub: &Hub, node: NodeRef) -> Result<Value, Error> {
+    let (node, moment) = hub.read(|state| {
+        let node = state.find_node(&node)?.id;
+        Ok::<_, Error>((node, Moment::of(state)))
+    })?;
+    apart(move || value(&moment.explain(node)?)).await
+}
+
+pub(super) async fn why(hub: &Hub, from: &str, to: &str, probe: WhyProbe) -> Result<Value, Error> {
+    let (from, to, moment) = hub.read(|state| {
+        let (from, to) = (Named::find(state, from)?, Named::find(state, to)?);
+        Ok::<_, Error>((from, to, Moment::of(state)))
+    })?;
+    apart(move || value(&moment.why(&from, &to, probe)?)).await
 }

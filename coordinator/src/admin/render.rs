@@ -1,6 +1,10 @@
 //! Answers as text for people.
 
+mod policy;
+
 use std::fmt::Write as _;
+
+pub use policy::{Extent, diff, explanation, why};
 
 use super::api::{AuthKeyInfo, NodeInfo, UserInfo, VersionInfo};
 

@@ -25,6 +25,7 @@ use crate::{
     },
     hub::{Hub, Receipt, now, random},
     model::AuthKeyText,
+    policy::WhyProbe,
     state::{NewAuthKey, NodeRef, State},
     text::parse_tag,
 };
@@ -169,6 +170,14 @@ async fn act(hub: &Hub, peer: Peer, ask: Ask) -> Result<Value, Error> {
         }
         Ask::PolicyGet { version } => policy::get(hub, version),
         Ask::PolicyLog => policy::log(hub),
+        Ask::PolicyDiff(proposal) => policy::diff(hub, proposal).await,
+        Ask::PolicyExplain { node } => policy::explain(hub, NodeRef(node)).await,
+        Ask::PolicyWhy {
+            from,
+            to,
+            protocol,
+            port,
+        } => policy::why(hub, &from, &to, WhyProbe { protocol, port }).await,
         Ask::PolicySet { text, signature } => policy::set(hub, text, signature, peer).await,
         Ask::PolicyRollback { version, signature } => {
             policy::roll_back(hub, version, signature, peer).await

@@ -24,6 +24,44 @@ pub enum Policy {
         #[command(flatten)]
         signature: Signature,
     },
+    /// Show what a policy file would open and close, by nodes and ports, compared with the policy in force
+    ///
+    /// By meaning: a rule that is written otherwise but allows the same changes nothing. Exits with 0 whether or not there are
+    /// differences.
+    Diff {
+        #[arg(required_unless_present = "version")]
+        file: Option<PathBuf>,
+        /// An earlier version instead of a file: what a rollback would change
+        #[arg(long, value_name = "N", value_parser = parse_version, conflicts_with = "file")]
+        version: Option<VersionNumber>,
+        /// Show all changes, and all names in them
+        #[arg(long)]
+        all: bool,
+        /// Exit with 1 if there are differences, with 2 if something fails
+        #[arg(long)]
+        exit_code: bool,
+    },
+    /// Show which rules concern a node: what others may do there, and what it may do elsewhere
+    Explain {
+        /// Name, ID or address of the node
+        node: String,
+        /// Show all names, and rules in full
+        #[arg(long)]
+        all: bool,
+    },
+    /// Say whether a connection is allowed, and by which rule; or why not
+    Why {
+        /// Where it begins: a node (name, ID, address), a user, group or tag, or an address of a subnet
+        src: String,
+        /// Where it ends: the same
+        dst: String,
+        /// Port and protocol, such as 443 (by TCP), 53/udp or icmp
+        #[arg(value_name = "PORT[/PROTO]")]
+        port: String,
+        /// Show all pairs of nodes, and rules in full
+        #[arg(long)]
+        all: bool,
+    },
     /// List the versions of the policy, newest first; the first one is in force
     Log,
     /// Put an earlier version into force again, as a new version

@@ -8,12 +8,14 @@ use super::{parse, print};
 use crate::{
     Error,
     admin::{
-        api::{Ask, PolicyInfo, PolicySetInfo, Signature, VersionInfo},
-        client, render,
+        api::{Ask, PolicyInfo, PolicySetInfo, Proposal, Signature, VersionInfo},
+        client,
+        insight::DiffInfo,
+        render::{self, Extent},
     },
     args::{self, Policy},
     model::VersionNumber,
-    policy,
+    policy::{self, WhyProbe},
 };
 
 pub(super) async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Result<(), Error> {
@@ -21,6 +23,24 @@ pub(super) async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Res
         Policy::Check { file } => check(state_dir, as_json, file).await,
         Policy::Get { version } => get(state_dir, as_json, version).await,
         Policy::Set { file, signature } => set(state_dir, as_json, file, signature).await,
+        Policy::Diff {
+            file,
+            version,
+            all,
+            exit_code,
+        } => diff(state_dir, as_json, file, version, all, exit_code).await,
+        Policy::Explain { node, all } => {
+            let answer = client::ask(state_dir, &Ask::PolicyExplain { node }).await?;
+            print(as_json, &answer, || {
+                Ok(render::explanation(&parse(&answer)?, extent(all)))
+            })
+        }
+        Policy::Why {
+            src,
+            dst,
+            port,
+            all,
+        } => why(state_dir, as_json, (src, dst), &port, extent(all)).await,
         Policy::Log => log(state_dir, as_json).await,
         Policy::Rollback { version, signature } => {
             roll_back(state_dir, as_json, version, signature).await
@@ -80,6 +100,56 @@ async fn log(state_dir: &Path, as_json: bool) -> Result<(), Error> {
     let answer = client::ask(state_dir, &Ask::PolicyLog).await?;
     print(as_json, &answer, || {
         Ok(render::policy_log(&parse::<Vec<VersionInfo>>(&answer)?))
+    })
+}
+
+fn extent(all: bool) -> Extent {
+    if all { Extent::All } else { Extent::Some }
+}
+
+async fn diff(
+    state_dir: &Path,
+    as_json: bool,
+    file: Option<PathBuf>,
+    version: Option<VersionNumber>,
+    all: bool,
+    exit_code: bool,
+) -> Result<(), Error> {
+    let (proposal, named) = match (file, version) {
+        (Some(file), _) => (Proposal::Text(read(&file)?), file),
+        (None, Some(version)) => (
+            Proposal::Version(version),
+            PathBuf::from(format!("version {version}")),
+        ),
+        (None, None) => return Err(Error::Setting("name a policy file or a version".to_owned())),
+    };
+    let answer = client::ask(state_dir, &Ask::PolicyDiff(proposal)).await;
+    let answer = answer.map_err(|error| name_file(error, &named))?;
+    let info: DiffInfo = parse(&answer)?;
+    print(as_json, &answer, || Ok(render::diff(&info, extent(all))))?;
+    if exit_code && info.differs {
+        return Err(Error::Differs);
+    }
+    Ok(())
+}
+
+async fn why(
+    state_dir: &Path,
+    as_json: bool,
+    (from, to): (String, String),
+    port: &str,
+    extent: Extent,
+) -> Result<(), Error> {
+    let probe: WhyProbe = port.parse().map_err(Error::Setting)?;
+    let ask = Ask::PolicyWhy {
+        from,
+        to,
+        protocol: probe.protocol,
+        port: probe.port,
+    };
+    let answer = client::ask(state_dir, &ask).await?;
+    print(as_json, &answer, || {
+        Ok(render::why(&parse(&answer)?, &probe.to_string(), extent))
     })
 }
 

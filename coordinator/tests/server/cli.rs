@@ -16,7 +16,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_lowroad-coordinator");
 
 pub struct Daemon {
     child: Child,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Daemon {

@@ -14,6 +14,7 @@ mod grants;
 mod hostile;
 mod join;
 mod lab;
+mod policy_insight;
 mod policy_log;
 mod relay;
 mod scale;
