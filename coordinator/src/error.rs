@@ -2,12 +2,18 @@ use std::{io, path::PathBuf};
 
 use hyper::StatusCode;
 
+use crate::refused::RefusedPolicy;
+
 /// What can go wrong in the coordinator, worded for the person who has to do something about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A client or an administrator asked for something that cannot be done; `status` is what HTTP says about it.
     #[error("{message}")]
     Refused { status: StatusCode, message: String },
+
+    /// A policy that is refused; shown in many lines.
+    #[error("{0}")]
+    Policy(Box<RefusedPolicy>),
 
     #[error("cannot {action}: {source}")]
     Io { action: String, source: io::Error },
@@ -58,6 +64,12 @@ pub enum Error {
     Answer(String),
 }
 
+impl From<RefusedPolicy> for Error {
+    fn from(refused: RefusedPolicy) -> Self {
+        Self::Policy(Box::new(refused))
+    }
+}
+
 impl Error {
     pub fn refused(status: StatusCode, message: impl Into<String>) -> Self {
         Self::Refused {
@@ -87,6 +99,7 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Refused { status, .. } => *status,
+            Self::Policy(_) => StatusCode::BAD_REQUEST,
             Self::NotSaved => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }

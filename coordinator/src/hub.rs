@@ -16,6 +16,7 @@ use crate::{
     Error,
     derp::DerpServer,
     policy::{self, CompiledTailnet, Policy, UnknownUsers, World},
+    refused::RefusedPolicy,
     state::{LONGEST_AUTHOR, NewPolicy, Settings, State},
     store::{Rows, Setting, Store},
     view::{Common, Snapshot},
@@ -81,11 +82,14 @@ impl Hub {
         let mut store = Store::open(dir)?;
         let keys = server_keys(&mut store)?;
         let mut state = State::load(&store, settings.clone(), now(), Instant::now())?;
-        let refused = state.refused_policy().map(str::to_owned);
+        let refused = state.refused_policy().cloned();
         let wanted =
             |(_, text): &&(PathBuf, String)| refused.is_some() || !state.is_seeded_with(text);
         if let Some((path, text)) = seed.filter(wanted) {
-            let policy = check_policy(text, &state.world(), UnknownUsers::Accept)?.0;
+            let (policy, compiled) = check_policy(text, &state.world(), UnknownUsers::Accept)?;
+            for warning in &policy::warnings(&policy, &compiled, &state.node_names()) {
+                tracing::warn!("{warning}");
+            }
             let new = NewPolicy {
                 text: text.clone(),
                 author: name_seed(path),
@@ -95,13 +99,15 @@ impl Hub {
             state.set_policy(new, policy, now())?;
             state.note_seed(text);
             tracing::info!("policy file loaded");
-            if let Some(why) = refused {
+            if let Some(errors) = refused {
+                let why = errors.first();
                 tracing::warn!(%why, "the stored policy, which it replaces, is refused");
             }
-        } else if let Some(why) = refused {
-            return Err(Error::Setting(format!(
-                "the stored policy is refused: {why}; start with --policy FILE to replace it"
-            )));
+        } else if let Some(errors) = refused {
+            let text = state.policy_text().unwrap_or_default();
+            let head = "the stored policy is refused, start with --policy FILE to replace it";
+            let refused = RefusedPolicy::of_errors(text, &errors).with_head(head);
+            return Err(refused.in_file(Path::new("(stored policy)")).into());
         }
         if state.policy_text().is_none() {
             tracing::warn!(
@@ -253,7 +259,8 @@ pub fn check_policy(
     world: &World,
     unknown: UnknownUsers,
 ) -> Result<(Policy, CompiledTailnet), Error> {
-    let refuse = |error: policy::PolicyError| Error::bad_request(error.to_string());
+    let refuse =
+        |errors: policy::PolicyErrors| Error::from(RefusedPolicy::of_errors(text, &errors));
     policy::check_length(text).map_err(Error::bad_request)?;
     let policy = Policy::parse(text).map_err(refuse)?;
     for error in policy.unknown_users(world) {

@@ -20,6 +20,7 @@ pub mod limits;
 pub mod model;
 pub mod name;
 pub mod policy;
+pub mod refused;
 pub mod relay_map;
 pub mod server;
 pub mod state;

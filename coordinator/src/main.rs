@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            say(as_json, &format!("cannot start threads: {error}"));
+            say(as_json, &Error::io("start threads")(error));
             return failed;
         }
     };
@@ -42,15 +42,19 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Differs) => ExitCode::FAILURE,
         Err(error) => {
-            say(as_json, &error.to_string());
+            say(as_json, &error);
             failed
         }
     }
 }
 
-fn say(as_json: bool, error: &str) {
+fn say(as_json: bool, error: &Error) {
     if as_json {
-        let _ = writeln!(std::io::stdout(), "{:#}", json!({ "error": error }));
+        let json = match error {
+            Error::Policy(refused) => refused.json(),
+            error => json!({ "error": error.to_string() }),
+        };
+        let _ = writeln!(std::io::stdout(), "{json:#}");
     }
     let _ = writeln!(std::io::stderr(), "lowroad-coordinator: {error}");
 }

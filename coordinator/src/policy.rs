@@ -18,25 +18,36 @@ mod compile;
 pub mod edit;
 mod diff;
 mod error;
+mod excerpt;
 mod explain;
 mod grant;
 mod hujson;
 mod origin;
 mod people;
+mod report;
 mod routes;
 mod sight;
+mod suggest;
 mod syntax;
 mod view;
+mod warnings;
 mod why;
 mod world;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use lowroad_wire::control::NodeId;
+
+use error::Errors;
+
 pub use diff::{Diff, DiffEnds, DiffFamily, DiffRow, DiffUsers, diff};
-pub use error::{PolicyError, PolicyErrorKind};
+pub use error::{MAX_ERRORS, PolicyError, PolicyErrorKind, PolicyErrors};
 pub use explain::{Clause, Explanation};
 pub use origin::{Origin, PolicyRule};
+pub use report::{Diagnostic, Report};
 pub use view::{CompiledTailnet, PeerView};
+pub use warnings::{MAX_WARNINGS, PolicyWarning, PolicyWarningKind, PolicyWarnings};
 pub use why::{Why, WhyEnd, WhyProbe, WhyVerdict};
 pub use world::{NodeFacts, UserFacts, World};
 
@@ -61,8 +72,8 @@ impl Policy {
     /// Parses a policy file and checks all that can be checked without knowing users and nodes.
     ///
     /// # Errors
-    /// The first thing wrong in the file, with its place.
-    pub fn parse(hujson: &str) -> Result<Self, PolicyError> {
+    /// All that is wrong in the file, with its places; of text that is no HuJSON, where it ceases to be.
+    pub fn parse(hujson: &str) -> Result<Self, PolicyErrors> {
         let document = Arc::new(syntax::Document::parse(hujson)?);
         Ok(Self { document })
     }
@@ -99,27 +110,32 @@ pub enum UnknownUsers {
 /// Compiles a new policy for a tailnet and runs the policy's `tests`.
 ///
 /// # Errors
-/// The first unknown user or failing test, with its place.
-pub fn compile(policy: &Policy, world: &World) -> Result<CompiledTailnet, PolicyError> {
+/// All unknown users and failing tests, with their places.
+pub fn compile(policy: &Policy, world: &World) -> Result<CompiledTailnet, PolicyErrors> {
     compile_with(policy, world, UnknownUsers::Refuse)
 }
 
 /// [`compile`], with a choice about unknown users.
 ///
 /// # Errors
-/// The first unknown user, if they are refused, or failing test, with its place.
+/// All unknown users, if they are refused, and failing tests, with their places.
 pub fn compile_with(
     policy: &Policy,
     world: &World,
     unknown: UnknownUsers,
-) -> Result<CompiledTailnet, PolicyError> {
-    if unknown == UnknownUsers::Refuse
-        && let Some(error) = policy.unknown_users(world).into_iter().next()
-    {
-        return Err(error);
+) -> Result<CompiledTailnet, PolicyErrors> {
+    let mut errors = Errors::default();
+    if unknown == UnknownUsers::Refuse {
+        let unknown = policy.unknown_users(world);
+        unknown.into_iter().for_each(|error| errors.push(error));
     }
     let compiled = recompile(policy, world);
-    check::run_tests(policy, world, &compiled)?;
+    check::run_tests(policy, world, &compiled, &mut errors);
+    let people = people::People::new(&policy.document, &world.users);
+    errors.finish(|unknown| match unknown.contains('@') {
+        true => people.nearest(unknown),
+        false => policy.document.names.nearest(unknown),
+    })?;
     Ok(compiled)
 }
 
@@ -127,4 +143,13 @@ pub fn compile_with(
 /// are gone name nobody.
 pub fn recompile(policy: &Policy, world: &World) -> CompiledTailnet {
     compile::compile(&policy.document, world)
+}
+
+/// What is probably not meant in a policy that is good. `compiled` is the policy for the tailnet, `names` are the nodes' there.
+pub fn warnings(
+    policy: &Policy,
+    compiled: &CompiledTailnet,
+    names: &HashMap<String, NodeId>,
+) -> PolicyWarnings {
+    PolicyWarnings::of(&policy.document, compiled, names)
 }

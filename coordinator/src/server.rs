@@ -126,14 +126,9 @@ impl Server {
 }
 
 fn name_policy_file(error: Error, config: &Config) -> Error {
-    match (&error, &config.policy) {
-        (Error::Refused { message, .. }, Some((path, _))) => {
-            let place = message
-                .strip_prefix("policy.hujson:")
-                .map(|rest| format!("{}:{rest}", path.display()));
-            Error::Setting(place.unwrap_or_else(|| message.clone()))
-        }
-        _ => error,
+    match (error, &config.policy) {
+        (Error::Policy(refused), Some((path, _))) => refused.in_file(path).into(),
+        (error, _) => error,
     }
 }
 

@@ -35,7 +35,7 @@ pub use seed::SetPolicy;
 use crate::{
     Error, address,
     model::{AuthKey, KeyId, Node, Owner, User},
-    policy::{NodeFacts, Policy, UserFacts, World},
+    policy::{NodeFacts, Policy, PolicyErrors, UserFacts, World},
     store::{Dirty, Loaded, Rows, Setting, Store},
     view::Published,
 };
@@ -87,7 +87,7 @@ pub struct State {
     /// Every policy that was put into force; the last one is.
     history: History,
     /// Why the stored policy is not in force.
-    refused_policy: Option<String>,
+    refused_policy: Option<PolicyErrors>,
     policy_seed: Option<String>,
     last_address: Option<address::Number>,
     last_ids: LastIds,
@@ -158,7 +158,7 @@ impl State {
         let (policy, refused_policy) = match in_force.map(Policy::parse) {
             Some(Ok(policy)) => (policy, None),
             // Another version took it. Nobody may reach anybody until there is one that we take.
-            Some(Err(error)) => (Policy::allow_none(), Some(error.to_string())),
+            Some(Err(errors)) => (Policy::allow_none(), Some(errors)),
             None => (Policy::allow_all(), None),
         };
         // Who was online when the server stopped gets some more grace than one whose connection broke: clients wait up to 10 s
@@ -265,8 +265,14 @@ impl State {
     }
 
     /// Why the stored policy could not be taken; until another is set, nobody may reach anybody.
-    pub fn refused_policy(&self) -> Option<&str> {
-        self.refused_policy.as_deref()
+    pub fn refused_policy(&self) -> Option<&PolicyErrors> {
+        self.refused_policy.as_ref()
+    }
+
+    /// The nodes by their names.
+    pub fn node_names(&self) -> HashMap<String, NodeId> {
+        let nodes = self.nodes();
+        nodes.map(|node| (node.name.clone(), node.id)).collect()
     }
 
     /// What the policy compiler has to know.

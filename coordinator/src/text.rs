@@ -78,6 +78,64 @@ pub fn parse_tag(text: &str) -> Result<String, String> {
     Ok(format!("tag:{name}"))
 }
 
+/// Whether a character does something to a terminal instead of being shown: controls, and what hides text or turns its direction.
+pub fn is_steering(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A character to show, or what stands in for one that would steer the terminal.
+pub fn harmless(c: char) -> char {
+    if is_steering(c) { '\u{fffd}' } else { c }
+}
+
+/// A text of many lines to show, with nothing in it that would steer the terminal.
+pub fn harmless_lines(text: &str) -> String {
+    let keep = |c| {
+        if matches!(c, '\n' | '\t') {
+            c
+        } else {
+            harmless(c)
+        }
+    };
+    text.chars().map(keep).collect()
+}
+
+/// How many columns a terminal gives a character: none to accents on the one before, two to East Asian ones and pictures.
+/// The ranges are the large ones of UAX 11; a rare character that is missed shifts what follows it by one column.
+pub fn columns(c: char) -> usize {
+    match c {
+        '\u{300}'..='\u{36f}'
+        | '\u{483}'..='\u{489}'
+        | '\u{591}'..='\u{5bd}'
+        | '\u{610}'..='\u{61a}'
+        | '\u{64b}'..='\u{65f}'
+        | '\u{1ab0}'..='\u{1aff}'
+        | '\u{1dc0}'..='\u{1dff}'
+        | '\u{20d0}'..='\u{20ff}'
+        | '\u{fe00}'..='\u{fe0f}'
+        | '\u{fe20}'..='\u{fe2f}' => 0,
+        '\u{1100}'..='\u{115f}'
+        | '\u{2e80}'..='\u{303e}'
+        | '\u{3041}'..='\u{a4cf}'
+        | '\u{a960}'..='\u{a97f}'
+        | '\u{ac00}'..='\u{d7a3}'
+        | '\u{f900}'..='\u{faff}'
+        | '\u{fe30}'..='\u{fe6f}'
+        | '\u{ff00}'..='\u{ff60}'
+        | '\u{ffe0}'..='\u{ffe6}'
+        | '\u{1f300}'..='\u{1f64f}'
+        | '\u{1f680}'..='\u{1f6ff}'
+        | '\u{1f900}'..='\u{1f9ff}'
+        | '\u{1fa70}'..='\u{1faff}'
+        | '\u{20000}'..='\u{3fffd}' => 2,
+        _ => 1,
+    }
+}
+
 pub fn rfc3339(time: OffsetDateTime) -> String {
     time.format(&Rfc3339)
         .unwrap_or_else(|_| time.unix_timestamp().to_string())
@@ -96,6 +154,25 @@ mod tests {
             let _ = crate::model::AuthKeyText::parse(&text);
             let _ = crate::config::Url::parse(&text);
         }
+    }
+
+    #[test]
+    fn what_turns_or_hides_text_is_not_shown_and_other_letters_are() {
+        let shown: String = "a\u{202e}b\u{200b}\u{feff}\t\u{9b}é日\u{301}"
+            .chars()
+            .map(harmless)
+            .collect();
+        assert_eq!(
+            shown,
+            "a\u{fffd}b\u{fffd}\u{fffd}\u{fffd}\u{fffd}é日\u{301}"
+        );
+        assert_eq!(shown.chars().map(columns).sum::<usize>(), 10);
+    }
+
+    #[test]
+    fn lines_and_tabs_are_shown_as_they_are() {
+        let text = "a\tb\n\u{1b}[2Jc\r\n";
+        assert_eq!(harmless_lines(text), "a\tb\n\u{fffd}[2Jc\u{fffd}\n");
     }
 
     #[test]

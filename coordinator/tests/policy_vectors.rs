@@ -149,7 +149,13 @@ impl Case {
             true => UnknownUsers::Accept,
             false => UnknownUsers::Refuse,
         };
-        compile_with(&Policy::parse(self.policy.get())?, &self.world(), unknown)
+        let compile = |policy: Policy| compile_with(&policy, &self.world(), unknown);
+        let compiled = Policy::parse(self.policy.get()).and_then(compile);
+        compiled.map_err(|errors| {
+            let unsupported = |error: &&PolicyError| error.kind == PolicyErrorKind::Unsupported;
+            let telling = errors.iter().find(unsupported);
+            telling.unwrap_or(errors.first()).clone()
+        })
     }
 
     /// What differs, as text.

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::{
     model::{AuthKey, Node, PolicyVersion, User, VersionNumber},
-    policy::CompiledTailnet,
+    policy::{CompiledTailnet, Report},
     state::State,
     text::rfc3339,
 };
@@ -120,6 +120,9 @@ pub struct NewKey {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Failure {
     pub error: String,
+    /// Of a policy that is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -217,12 +220,19 @@ pub struct PolicySetInfo {
     pub version: VersionNumber,
     /// It wasn't in force before.
     pub changed: bool,
+    /// Without errors.
+    #[serde(flatten)]
+    pub report: Report,
 }
 
-/// Answer to what has nothing else to say.
+/// Answer to a policy that is good.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Done {
+#[serde(rename_all = "camelCase")]
+pub struct PolicyDone {
     pub ok: bool,
+    /// Without errors.
+    #[serde(flatten)]
+    pub report: Report,
 }
 
 impl From<&User> for UserInfo {

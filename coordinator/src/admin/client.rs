@@ -12,7 +12,7 @@ use super::{
     api::{Ask, Failure, PATH},
     socket,
 };
-use crate::Error;
+use crate::{Error, refused::RefusedPolicy};
 
 /// Asks the server that runs with this state directory.
 pub async fn ask(state_dir: &Path, ask: &Ask) -> Result<Value, Error> {
@@ -40,7 +40,11 @@ pub async fn ask(state_dir: &Path, ask: &Ask) -> Result<Value, Error> {
         return serde_json::from_slice(&bytes).map_err(|error| Error::Answer(error.to_string()));
     }
     match serde_json::from_slice::<Failure>(&bytes) {
-        Ok(Failure { error }) => Err(Error::refused(status, error)),
+        Ok(Failure {
+            report: Some(report),
+            ..
+        }) => Err(RefusedPolicy::new("", report).into()),
+        Ok(Failure { error, .. }) => Err(Error::refused(status, error)),
         Err(_) => Err(Error::Answer(format!("status {status}"))),
     }
 }

@@ -11,15 +11,29 @@ use crate::{
     Error,
     hub::{Hub, check_policy, now},
     model::VersionNumber,
-    policy::{Policy, UnknownUsers, WhyProbe},
+    policy::{self, Policy, Report, UnknownUsers, WhyProbe},
     state::{NewPolicy, NodeRef, State},
 };
 
+/// A policy that is good.
+pub(super) struct Checked {
+    text: String,
+    policy: Policy,
+    /// With warnings only.
+    pub(super) report: Report,
+}
+
 /// Compiling and testing a large policy takes a while, in which neither the state nor the runtime waits.
-pub(super) async fn check(hub: &Hub, text: String) -> Result<(String, Policy), Error> {
-    let world = hub.read(State::world);
+pub(super) async fn check(hub: &Hub, text: String) -> Result<Checked, Error> {
+    let (world, names) = hub.read(|state| (state.world(), state.node_names()));
     apart(move || {
-        check_policy(&text, &world, UnknownUsers::Refuse).map(|(policy, _)| (text, policy))
+        let (policy, compiled) = check_policy(&text, &world, UnknownUsers::Refuse)?;
+        let warnings = policy::warnings(&policy, &compiled, &names);
+        Ok(Checked {
+            report: Report::default().with_warnings(&text, &warnings),
+            text,
+            policy,
+        })
     })
     .await
 }
@@ -60,7 +74,11 @@ pub(super) async fn set(
     signature: Signature,
     peer: Peer,
 ) -> Result<Value, Error> {
-    let (text, policy) = check(hub, text).await?;
+    let Checked {
+        text,
+        policy,
+        report,
+    } = check(hub, text).await?;
     let account = apart(move || Ok(peer.account())).await?;
     let new = NewPolicy {
         text,
@@ -81,6 +99,7 @@ pub(super) async fn set(
         ok: true,
         version: set.number,
         changed: set.is_new,
+        report,
     })
 }
 

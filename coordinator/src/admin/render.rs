@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 pub use policy::{Extent, diff, explanation, why};
 
 use super::api::{AuthKeyInfo, NodeInfo, UserInfo, VersionInfo};
+use crate::text::harmless;
 
 /// Columns as wide as their widest cell, two spaces apart.
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -34,7 +35,7 @@ fn or_dash(text: &str) -> String {
     if text.is_empty() {
         "-".to_owned()
     } else {
-        text.replace(char::is_control, "\u{fffd}")
+        text.chars().map(harmless).collect()
     }
 }
 

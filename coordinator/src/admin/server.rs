@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{
-    api::{Ask, AuthKeyInfo, Done, Failure, NewKey, NodeInfo, PATH, UserInfo},
+    api::{Ask, AuthKeyInfo, Failure, NewKey, NodeInfo, PATH, PolicyDone, UserInfo},
     policy,
 };
 use crate::{
@@ -105,12 +105,20 @@ async fn answer(
     };
     match result.await {
         Ok(value) => json(StatusCode::OK, &value),
-        Err(error) => json(
-            error.status(),
-            &Failure {
-                error: error.to_string(),
-            },
-        ),
+        Err(error) => json(error.status(), &failure(&error)),
+    }
+}
+
+fn failure(error: &Error) -> Failure {
+    match error {
+        Error::Policy(refused) => Failure {
+            error: refused.summary(),
+            report: Some(refused.report().clone()),
+        },
+        error => Failure {
+            error: error.to_string(),
+            report: None,
+        },
     }
 }
 
@@ -165,8 +173,8 @@ async fn act(hub: &Hub, peer: Peer, ask: Ask) -> Result<Value, Error> {
             change_node(hub, node, |state, id| state.rename_node(id, &name, now())).await
         }
         Ask::PolicyCheck { text } => {
-            policy::check(hub, text).await?;
-            value(&Done { ok: true })
+            let policy::Checked { report, .. } = policy::check(hub, text).await?;
+            value(&PolicyDone { ok: true, report })
         }
         Ask::PolicyGet { version } => policy::get(hub, version),
         Ask::PolicyLog => policy::log(hub),

@@ -9,7 +9,14 @@ use crate::{model::VersionNumber, text};
 #[derive(Debug, Subcommand)]
 pub enum Policy {
     /// Check a policy file; with a running server also against its users and nodes
-    Check { file: PathBuf },
+    ///
+    /// All errors are shown at once, and warnings of what is probably not meant.
+    Check {
+        file: PathBuf,
+        /// Take warnings for errors
+        #[arg(long)]
+        strict: bool,
+    },
     /// Print the policy in force, or an earlier version of it
     Get {
         /// Number of the version, as `policy log` shows it

@@ -1,6 +1,10 @@
 //! `policy`: what administrators do with the policy file.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    io::{IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+};
 
 use serde_json::json;
 
@@ -8,19 +12,21 @@ use super::{parse, print};
 use crate::{
     Error,
     admin::{
-        api::{Ask, PolicyInfo, PolicySetInfo, Proposal, Signature, VersionInfo},
+        api::{Ask, PolicyDone, PolicyInfo, PolicySetInfo, Proposal, Signature, VersionInfo},
         client,
         insight::DiffInfo,
         render::{self, Extent},
     },
     args::{self, Policy},
     model::VersionNumber,
-    policy::{self, WhyProbe},
+    policy::{self, Report, WhyProbe, World},
+    refused::RefusedPolicy,
+    text::harmless_lines,
 };
 
 pub(super) async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Result<(), Error> {
     match command {
-        Policy::Check { file } => check(state_dir, as_json, file).await,
+        Policy::Check { file, strict } => check(state_dir, as_json, &file, strict).await,
         Policy::Get { version } => get(state_dir, as_json, version).await,
         Policy::Set { file, signature } => set(state_dir, as_json, file, signature).await,
         Policy::Diff {
@@ -49,17 +55,25 @@ pub(super) async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Res
 }
 
 /// Against the server's users and nodes if one runs, else by the text alone.
-async fn check(state_dir: &Path, as_json: bool, file: PathBuf) -> Result<(), Error> {
-    let text = read(&file)?;
-    let alone = policy::Policy::parse(&text).map_err(|error| Error::bad_request(error.to_string()));
-    alone.map_err(|error| name_file(error, &file))?;
-    let full = match client::ask(state_dir, &Ask::PolicyCheck { text }).await {
-        Ok(_) => true,
-        Err(Error::NotRunning { .. }) => false,
-        Err(error) => return Err(name_file(error, &file)),
+async fn check(state_dir: &Path, as_json: bool, file: &Path, strict: bool) -> Result<(), Error> {
+    let text = read(file)?;
+    let alone = check_alone(&text).map_err(|error| name_file(error, file, &text))?;
+    let ask = Ask::PolicyCheck { text: text.clone() };
+    let (report, with_server) = match client::ask(state_dir, &ask).await {
+        Ok(answer) => (parse::<PolicyDone>(&answer)?.report, true),
+        Err(Error::NotRunning { .. }) => (alone, false),
+        Err(error) => return Err(name_file(error, file, &text)),
     };
-    print(as_json, &json!({ "ok": true, "withServer": full }), || {
-        let note = if full {
+    if strict && !report.warnings.is_empty() {
+        let head = format!("{} has warnings, and --strict refuses them", file.display());
+        let refused = RefusedPolicy::new(&text, report.strict()).in_file(file);
+        return Err(refused.with_head(head).into());
+    }
+    warn(as_json, &report, file, &text);
+    let mut answer = json!(PolicyDone { ok: true, report });
+    answer["withServer"] = with_server.into();
+    print(as_json, &answer, || {
+        let note = if with_server {
             ""
         } else {
             " (by itself: no server runs to check it against users and nodes)"
@@ -68,12 +82,37 @@ async fn check(state_dir: &Path, as_json: bool, file: PathBuf) -> Result<(), Err
     })
 }
 
+/// What there is to warn of without knowing users and nodes.
+fn check_alone(text: &str) -> Result<Report, Error> {
+    let policy = policy::Policy::parse(text)
+        .map_err(|errors| Error::from(RefusedPolicy::of_errors(text, &errors)))?;
+    let compiled = policy::recompile(&policy, &World::default());
+    let warnings = policy::warnings(&policy, &compiled, &HashMap::new());
+    Ok(Report::default().with_warnings(text, &warnings))
+}
+
+/// To standard error, so that what a script reads is the same with warnings and without.
+fn warn(as_json: bool, report: &Report, file: &Path, text: &str) {
+    if !as_json {
+        let shown = report.render(&file.display().to_string(), text);
+        let _ = std::io::stderr().write_all(shown.as_bytes());
+    }
+}
+
 async fn get(state_dir: &Path, as_json: bool, version: Option<VersionNumber>) -> Result<(), Error> {
     let answer = client::ask(state_dir, &Ask::PolicyGet { version }).await?;
     print(as_json, &answer, || {
         Ok(match parse::<PolicyInfo>(&answer)?.policy {
-            Some(text) if text.ends_with('\n') => text,
-            Some(text) => text + "\n",
+            Some(text) => {
+                let end = if text.ends_with('\n') { "" } else { "\n" };
+                let text = text + end;
+                // Byte for byte for files and pipes.
+                if std::io::stdout().is_terminal() {
+                    harmless_lines(&text.replace("\r\n", "\n"))
+                } else {
+                    text
+                }
+            }
             None => "// No policy: all nodes may reach each other.\n".to_owned(),
         })
     })
@@ -85,15 +124,16 @@ async fn set(
     file: PathBuf,
     signature: args::Signature,
 ) -> Result<(), Error> {
+    let text = read(&file)?;
     let ask = Ask::PolicySet {
-        text: read(&file)?,
+        text: text.clone(),
         signature: signature.into(),
     };
     let answer = client::ask(state_dir, &ask).await;
-    let answer = answer.map_err(|error| name_file(error, &file))?;
-    print(as_json, &answer, || {
-        say_set(&parse(&answer)?, &file.display())
-    })
+    let answer = answer.map_err(|error| name_file(error, &file, &text))?;
+    let set: PolicySetInfo = parse(&answer)?;
+    warn(as_json, &set.report, &file, &text);
+    print(as_json, &answer, || say_set(&set, &file.display()))
 }
 
 async fn log(state_dir: &Path, as_json: bool) -> Result<(), Error> {
@@ -123,8 +163,18 @@ async fn diff(
         ),
         (None, None) => return Err(Error::Setting("name a policy file or a version".to_owned())),
     };
-    let answer = client::ask(state_dir, &Ask::PolicyDiff(proposal)).await;
-    let answer = answer.map_err(|error| name_file(error, &named))?;
+    let ask = Ask::PolicyDiff(proposal);
+    let answer = match client::ask(state_dir, &ask).await {
+        Err(error @ Error::Policy(_)) => {
+            let text = match (ask, version) {
+                (Ask::PolicyDiff(Proposal::Text(text)), _) => text,
+                (_, Some(version)) => text_of(state_dir, version).await?,
+                _ => String::new(),
+            };
+            return Err(name_file(error, &named, &text));
+        }
+        answer => answer?,
+    };
     let info: DiffInfo = parse(&answer)?;
     print(as_json, &answer, || Ok(render::diff(&info, extent(all))))?;
     if exit_code && info.differs {
@@ -164,9 +214,25 @@ async fn roll_back(
         signature: signature.into(),
     };
     let named = format!("version {version}");
-    let answer = client::ask(state_dir, &ask).await;
-    let answer = answer.map_err(|error| name_file(error, Path::new(&named)))?;
-    print(as_json, &answer, || say_set(&parse(&answer)?, &named))
+    let answer = match client::ask(state_dir, &ask).await {
+        Err(error @ Error::Policy(_)) => {
+            let text = text_of(state_dir, version).await?;
+            return Err(name_file(error, Path::new(&named), &text));
+        }
+        answer => answer?,
+    };
+    let set: PolicySetInfo = parse(&answer)?;
+    if !set.report.warnings.is_empty() {
+        let text = text_of(state_dir, version).await?;
+        warn(as_json, &set.report, Path::new(&named), &text);
+    }
+    print(as_json, &answer, || say_set(&set, &named))
+}
+
+async fn text_of(state_dir: &Path, version: VersionNumber) -> Result<String, Error> {
+    let version = Some(version);
+    let answer = client::ask(state_dir, &Ask::PolicyGet { version }).await?;
+    Ok(parse::<PolicyInfo>(&answer)?.policy.unwrap_or_default())
 }
 
 fn say_set(set: &PolicySetInfo, what: &dyn std::fmt::Display) -> Result<String, Error> {
@@ -186,16 +252,10 @@ impl From<args::Signature> for Signature {
     }
 }
 
-/// The policy's own messages begin with the name of no particular file.
-fn name_file(error: Error, file: &Path) -> Error {
+/// The server knows neither the file's name nor that the command has its text.
+fn name_file(error: Error, file: &Path, text: &str) -> Error {
     match error {
-        Error::Refused { status, message } => {
-            let message = match message.strip_prefix("policy.hujson:") {
-                Some(rest) => format!("{}:{rest}", file.display()),
-                None => message,
-            };
-            Error::Refused { status, message }
-        }
+        Error::Policy(refused) => refused.in_file(file).with_text(text).into(),
         error => error,
     }
 }

@@ -19,37 +19,39 @@ const FIELDS: [&str; 7] = [
     "ports",
 ];
 
+/// How many of them an acl may have; of the others errors say what to do about them.
+const OF_TODAY: usize = 4;
+
 /// Reads one entry of `acls`.
 pub(crate) fn read(text: &Text, value: &Value, names: &Names) -> Result<Rule, PolicyError> {
-    let fields = text.fields(value, "an acl", &FIELDS)?;
+    let fields = text.fields_of(value, "an acl", &FIELDS, &FIELDS[..OF_TODAY])?;
     if let Some(posture) = fields.get("srcPosture") {
         let place = text.at(posture.range());
-        return Err(PolicyError::unsupported(place, "srcPosture"));
+        text.report(PolicyError::unsupported(place, "srcPosture"));
     }
     for (old, new) in [("users", "src"), ("ports", "dst")] {
         if let Some(value) = fields.get(old) {
             let message = format!("{old:?} is the old name of {new:?}; rename it");
-            return Err(text.invalid(value, message));
+            text.report(text.invalid(value, message));
         }
     }
-    check_action(text, &fields)?;
-    let protocols = match fields.get("proto") {
-        Some(value) => protocols(text.string(value, "proto")?)?,
-        None => Vec::new(),
+    text.keep(check_action(text, &fields));
+    let protocol = fields.get("proto").map(|value| text.string(value, "proto"));
+    let protocols = protocol.and_then(|value| text.keep(value.and_then(protocols)));
+    let protocols = protocols.unwrap_or_default();
+    let list = |name: &str, old: &str| {
+        let value = fields.get(name).or_else(|| fields.get(old));
+        let value = value.ok_or_else(|| missing(&fields, name));
+        text.keep(value.and_then(|value| text.strings(value, name)))
+            .unwrap_or_default()
     };
-    let sources = match fields.get("src") {
-        Some(value) => sources(text.strings(value, "src")?, names)?,
-        None => return Err(missing(&fields, "src")),
-    };
-    let Some(destinations) = fields.get("dst") else {
-        return Err(missing(&fields, "dst"));
-    };
-    let destinations = text
-        .strings(destinations, "dst")?
+    let sources = sources(text, list("src", "users"), names);
+    let destinations = list("dst", "ports")
         .into_iter()
-        .map(|destination| read_destination(destination, &protocols, names))
-        .collect::<Result<Vec<_>, _>>()?;
+        .filter_map(|destination| text.keep(read_destination(destination, &protocols, names)))
+        .collect();
     let rule = Rule {
+        place: fields.place,
         sources,
         protocols,
         destinations,
@@ -106,18 +108,21 @@ fn read_destination(
 }
 
 /// Reads a list of sources.
-pub(crate) fn sources(texts: Vec<At<&str>>, names: &Names) -> Result<Vec<At<Alias>>, PolicyError> {
-    let mut sources = Vec::with_capacity(texts.len());
-    for text in texts {
-        let (place, shown) = (text.place, text.value);
-        let value = Alias::parse(text, "src", names)?;
-        if matches!(value, Alias::OwnDevices | Alias::Internet) {
-            let message = format!("{shown:?} can only be a destination; take it out of src");
-            return Err(PolicyError::invalid(place, message));
-        }
-        sources.push(At { place, value });
+pub(crate) fn sources(text: &Text, written: Vec<At<&str>>, names: &Names) -> Vec<At<Alias>> {
+    written
+        .into_iter()
+        .filter_map(|written| text.keep(source(written, names)))
+        .collect()
+}
+
+fn source(text: At<&str>, names: &Names) -> Result<At<Alias>, PolicyError> {
+    let (place, shown) = (text.place, text.value);
+    let value = Alias::parse(text, "src", names)?;
+    if matches!(value, Alias::OwnDevices | Alias::Internet) {
+        let message = format!("{shown:?} can only be a destination; take it out of src");
+        return Err(PolicyError::invalid(place, message));
     }
-    Ok(sources)
+    Ok(At { place, value })
 }
 
 /// Reads one destination, its ports taken off.

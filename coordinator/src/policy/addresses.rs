@@ -97,6 +97,14 @@ impl<T: Number> Ranges<T> {
         self.0.get(at).is_some_and(|range| range.0 <= last)
     }
 
+    /// Ranges are never adjacent: what is inside is inside one.
+    fn contains_range(&self, first: T, last: T) -> bool {
+        let at = self.0.partition_point(|range| range.1 < first);
+        self.0
+            .get(at)
+            .is_some_and(|range| range.0 <= first && last <= range.1)
+    }
+
     fn overlaps(&self, other: &Self) -> bool {
         let (few, many) = if self.0.len() <= other.0.len() {
             (self, other)
@@ -219,6 +227,18 @@ impl AddressSet {
         }
     }
 
+    /// Whether all of a prefix is in the set.
+    pub(crate) fn contains_net(&self, net: &IpNet) -> bool {
+        match net {
+            IpNet::V4(net) => self
+                .v4
+                .contains_range(net.network().to_bits(), net.broadcast().to_bits()),
+            IpNet::V6(net) => self
+                .v6
+                .contains_range(net.network().to_bits(), net.broadcast().to_bits()),
+        }
+    }
+
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => self.v4.overlaps_range(v4.to_bits(), v4.to_bits()),
@@ -337,6 +357,22 @@ mod tests {
             some.minus(&Ranges::new(vec![(8, 16)])).0,
             [(5, 7), (17, 25)]
         );
+    }
+
+    #[test]
+    fn a_set_contains_a_prefix_if_it_has_all_of_it() {
+        let both = set(&["10.0.0.0/9", "10.128.0.0/9", "fd00::/64"]);
+        for (net, inside) in [
+            ("10.0.0.0/8", true),
+            ("10.1.0.0/16", true),
+            ("10.0.0.0/7", false),
+            ("11.0.0.0/8", false),
+            ("fd00::1/128", true),
+            ("fd00::/63", false),
+            ("::/0", false),
+        ] {
+            assert_eq!(both.contains_net(&net.parse().unwrap()), inside, "{net}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use lowroad_wire::control::PortRange;
 
 use super::error::{At, PolicyError};
+use super::suggest::nearest;
 use super::syntax::Names;
 
 /// Who is meant: the source or the destination of a rule, an owner, an approver.
@@ -33,11 +34,20 @@ pub(crate) enum Alias {
     Net(IpNet),
 }
 
+/// Those that rules can name.
+const AUTOGROUPS: [&str; 5] = [
+    "autogroup:member",
+    "autogroup:tagged",
+    "autogroup:self",
+    "autogroup:internet",
+    "autogroup:danger-all",
+];
+
 impl Alias {
     /// Reads an alias and checks that what it names is defined. `role` names the place in errors.
     pub(crate) fn parse(text: At<&str>, role: &str, names: &Names) -> Result<Self, PolicyError> {
         let At { place, value } = text;
-        let invalid = |message: String| Err(PolicyError::invalid(place, message));
+        let unknown = |message: String| Err(PolicyError::unknown(text, message));
         if value == "*" {
             return Ok(Self::Any);
         }
@@ -50,16 +60,20 @@ impl Alias {
                 "danger-all" => Ok(Self::DangerAll),
                 "admin" | "owner" | "network-admin" | "it-admin" | "auditor" | "billing-admin"
                 | "shared" => Err(PolicyError::unsupported(place, format!("{role} {value:?}"))),
-                _ => invalid(format!(
-                    "{role} {value:?}: no such autogroup; there are member, tagged, self and internet"
-                )),
+                _ => {
+                    let message = format!(
+                        "{role} {value:?}: no such autogroup; there are member, tagged, self and internet"
+                    );
+                    let suggestion = nearest(value, AUTOGROUPS);
+                    Err(PolicyError::invalid(place, message).suggesting(suggestion))
+                }
             };
         }
         if value.starts_with("tag:") {
             return if names.tags.contains(value) {
                 Ok(Self::Tag(value.to_owned()))
             } else {
-                invalid(format!(
+                unknown(format!(
                     "{role} {value:?}: tag not found; define it in tagOwners"
                 ))
             };
@@ -68,7 +82,7 @@ impl Alias {
             return if names.groups.contains(value) {
                 Ok(Self::Group(value.to_owned()))
             } else {
-                invalid(format!(
+                unknown(format!(
                     "{role} {value:?}: group not found; define it in groups"
                 ))
             };
@@ -90,11 +104,14 @@ impl Alias {
         if let Some(net) = parse_net(At { place, value }, role)? {
             return Ok(Self::Net(net));
         }
-        invalid(format!(
+        unknown(format!(
             "{role} {value:?}: no such host; define it in hosts (a user is written `name@`, a tag `tag:name`, a group `group:name`)"
         ))
     }
 }
+
+/// Bytes of the longest e-mail address (RFC 5321, 4.5.3.1). Users have no longer names.
+const LONGEST_USER_NAME: usize = 320;
 
 /// Checks a user's name: an e-mail address, or `name@` for users without one.
 pub(crate) fn user_name(text: At<&str>) -> Result<String, PolicyError> {
@@ -102,7 +119,12 @@ pub(crate) fn user_name(text: At<&str>) -> Result<String, PolicyError> {
         .value
         .contains(|c: char| c.is_whitespace() || c.is_control());
     match text.value.split_once('@') {
-        Some((local, domain)) if !local.is_empty() && plain && !domain.contains('@') => {
+        Some((local, domain))
+            if !local.is_empty()
+                && plain
+                && !domain.contains('@')
+                && text.value.len() <= LONGEST_USER_NAME =>
+        {
             Ok(text.value.to_owned())
         }
         _ => {
@@ -110,7 +132,9 @@ pub(crate) fn user_name(text: At<&str>) -> Result<String, PolicyError> {
                 "{:?} is no user; write an e-mail address or `name@`",
                 text.value
             );
-            Err(PolicyError::invalid(text.place, message))
+            let bare = plain && !text.value.is_empty() && !text.value.contains(['@', ':']);
+            let suggestion = bare.then(|| format!("{}@", text.value));
+            Err(PolicyError::invalid(text.place, message).suggesting(suggestion))
         }
     }
 }
@@ -221,7 +245,8 @@ pub(crate) fn parse_protocol(text: At<&str>) -> Result<u8, PolicyError> {
             text.value,
             PROTOCOLS.map(|(name, _)| name).join(", ")
         );
-        PolicyError::invalid(text.place, message)
+        let suggestion = nearest(text.value, PROTOCOLS.map(|(name, _)| name));
+        PolicyError::invalid(text.place, message).suggesting(suggestion)
     })
 }
 
@@ -257,6 +282,30 @@ mod tests {
         for bad in ["", ":", "a", "a:", ":1"] {
             assert!(split_destination(at(bad)).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn users_are_named_as_mail_is_addressed() {
+        let long = |length: usize| "x".repeat(length - 1) + "@";
+        for good in ["bob@", "ann@example.com", "a+b@x", "日@本", &long(320)] {
+            assert_eq!(user_name(at(good)).unwrap(), good);
+        }
+        for bad in [
+            "",
+            "@",
+            "@x",
+            "bob",
+            "a b@",
+            "a@b@c",
+            "a\u{1b}@",
+            &long(321),
+        ] {
+            assert!(user_name(at(bad)).is_err(), "{bad:?}");
+        }
+        assert_eq!(
+            user_name(at("bob")).unwrap_err().suggestion.as_deref(),
+            Some("bob@")
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::bits::Bits;
 use super::compile::{Companion, CompiledRule, Node, Target, TargetKind, addresses_of};
 use super::error::{At, PolicyError};
 use super::hujson::Text;
+use super::suggest::nearest;
 use super::view::CompiledTailnet;
 
 /// Capabilities that policies may grant in the domain of the clients' maker.
@@ -27,10 +28,12 @@ const COMPANIONS: [(&str, &str); 2] = [
 pub(crate) fn read(text: &Text, value: &Value) -> Result<Option<Arc<CapMap>>, PolicyError> {
     let mut capabilities = CapMap::new();
     for (name, values) in text.table(value, "app")? {
-        check_name(name)?;
-        let values = text.list(values, name.value)?;
-        let values = values.iter().map(|value| json(text, value));
-        capabilities.insert(name.value.to_owned(), values.collect::<Result<_, _>>()?);
+        text.keep(check_name(name));
+        let values = text.keep(text.list(values, name.value)).unwrap_or_default();
+        let values = values
+            .iter()
+            .filter_map(|value| text.keep(json(text, value)));
+        capabilities.insert(name.value.to_owned(), values.collect());
     }
     Ok((!capabilities.is_empty()).then(|| Arc::new(capabilities)))
 }
@@ -57,25 +60,28 @@ fn json(text: &Text, value: &Value) -> Result<serde_json::Value, PolicyError> {
 }
 
 fn check_name(name: At<&str>) -> Result<(), PolicyError> {
-    let invalid = |message: String| Err(PolicyError::invalid(name.place, message));
     let shown = name.value;
     let plain = !shown.contains("://") && !shown.contains(char::is_whitespace);
     let parts = shown
         .split_once('/')
         .filter(|(domain, path)| plain && !domain.is_empty() && !path.is_empty());
     let Some((domain, path)) = parts else {
-        return invalid(format!(
+        let message = format!(
             "capability {shown:?}: write a domain of yours and a name, like `example.com/cap/name`"
-        ));
+        );
+        return Err(PolicyError::invalid(name.place, message));
     };
     let granted = path.strip_prefix("cap/");
     if domain.eq_ignore_ascii_case("tailscale.com")
         && !granted.is_some_and(|name| OF_CLIENTS.contains(&name))
     {
-        return invalid(format!(
+        let message = format!(
             "capability {shown:?} can't be granted; of tailscale.com/cap there are {}, others need a domain of yours",
             OF_CLIENTS.join(", ")
-        ));
+        );
+        let known = OF_CLIENTS.map(|name| format!("tailscale.com/cap/{name}"));
+        let suggestion = nearest(shown, known.iter().map(String::as_str));
+        return Err(PolicyError::invalid(name.place, message).suggesting(suggestion));
     }
     Ok(())
 }

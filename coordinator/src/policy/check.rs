@@ -7,7 +7,7 @@ mod reach;
 mod stand_in;
 
 use super::alias::{Alias, decimal, parse_protocol, split_destination};
-use super::error::{At, PolicyError};
+use super::error::{At, Errors, PolicyError, beginning};
 use super::syntax::{Document, Test};
 use super::view::CompiledTailnet;
 use super::world::World;
@@ -18,29 +18,29 @@ use reach::Ways;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Runs all tests of a policy.
-///
-/// # Errors
-/// The first that fails or isn't well formed.
+/// Runs all tests of a policy. Each assertion that fails or isn't well formed is an error.
 pub(crate) fn run_tests(
     policy: &Policy,
     world: &World,
     compiled: &CompiledTailnet,
-) -> Result<(), PolicyError> {
+    errors: &mut Errors,
+) {
     let document = &*policy.document;
     if document.tests.is_empty() {
-        return Ok(());
+        return;
     }
-    let tests = document
+    let tests: Vec<Trial> = document
         .tests
         .iter()
-        .map(|test| Trial::read(document, test))
-        .collect::<Result<Vec<_>, _>>()?;
+        .filter_map(|test| Trial::read(document, test, errors))
+        .collect();
     let named = tests.iter().flat_map(Trial::aliases);
     let extended = stand_in::extend(document, world, named);
     let extended_compiled = extended.as_ref().map(|world| recompile(policy, world));
     let compiled = extended_compiled.as_ref().unwrap_or(compiled);
-    tests.iter().try_for_each(|test| test.run(compiled))
+    for test in tests {
+        test.run(compiled, errors);
+    }
 }
 
 /// A well-formed test.
@@ -60,38 +60,21 @@ struct Assertion<'d> {
 }
 
 impl<'d> Trial<'d> {
-    fn read(document: &Document, test: &'d Test) -> Result<Self, PolicyError> {
-        let source = &test.source;
-        if source.value.is_empty() {
-            let message = "test without \"src\"; name a user, group, tag, host or address";
-            return Err(PolicyError::test(source.place, message));
-        }
-        let source_alias = Alias::parse(borrowed(source), "test src", &document.names)
-            .map_err(|error| PolicyError::test(source.place, error.message))?;
-        if !matches!(
-            &source_alias,
-            Alias::User(_) | Alias::Group(_) | Alias::Tag(_) | Alias::Member | Alias::Tagged
-        ) && !is_one_address(&source_alias)
-        {
-            let message = format!(
-                "test src {:?} is no user, group, tag, host or single address; name one",
-                source.value
-            );
-            return Err(PolicyError::test(source.place, message));
-        }
-        if test.accept.is_empty() && test.deny.is_empty() {
-            let message = "test that asserts nothing; add \"accept\" or \"deny\"";
-            return Err(PolicyError::test(source.place, message));
-        }
-        let assertion =
-            |accept| move |written: &'d At<String>| Assertion::read(document, written, accept);
-        let accept = test.accept.iter().map(assertion(true));
-        let deny = test.deny.iter().map(assertion(false));
-        Ok(Self {
-            protocols: read_protocols(test)?,
-            assertions: accept.chain(deny).collect::<Result<_, _>>()?,
-            source_alias,
-            source,
+    /// The test, or what is wrong with it as errors. Assertions that are wrong don't keep the others from being tried.
+    fn read(document: &Document, test: &'d Test, errors: &mut Errors) -> Option<Self> {
+        let source_alias = errors.keep(read_source(document, test));
+        let protocols = errors.keep(read_protocols(test));
+        let accept = test.accept.iter().map(|written| (written, true));
+        let deny = test.deny.iter().map(|written| (written, false));
+        let assertions = accept
+            .chain(deny)
+            .filter_map(|(written, accept)| errors.keep(Assertion::read(document, written, accept)))
+            .collect();
+        Some(Self {
+            protocols: protocols?,
+            source_alias: source_alias?,
+            source: &test.source,
+            assertions,
         })
     }
 
@@ -103,14 +86,14 @@ impl<'d> Trial<'d> {
         std::iter::once(&self.source_alias).chain(destinations)
     }
 
-    fn run(&self, compiled: &CompiledTailnet) -> Result<(), PolicyError> {
+    fn run(&self, compiled: &CompiledTailnet, errors: &mut Errors) {
         for assertion in &self.assertions {
             let ways = Ways::new(compiled.parts(), &self.protocols, assertion.port);
             let sources = ways.sources(&self.source_alias);
             let destinations = ways.destinations(&assertion.destination);
             if sources.is_empty() {
                 let message = format!("test src {:?} is nobody; name somebody", self.source.value);
-                return Err(PolicyError::test(self.source.place, message));
+                return errors.push(PolicyError::test(self.source.place, message));
             }
             let mut pairs = sources
                 .iter()
@@ -121,10 +104,9 @@ impl<'d> Trial<'d> {
                 !pairs.any(|(from, to)| ways.lead(from, to))
             };
             if !holds {
-                return Err(self.failure(assertion));
+                errors.push(self.failure(assertion));
             }
         }
-        Ok(())
     }
 
     fn failure(&self, assertion: &Assertion) -> PolicyError {
@@ -134,7 +116,8 @@ impl<'d> Trial<'d> {
         };
         let message = format!(
             "test failed: {expected} {:?} from {:?}, but the policy {found} it; correct the rules or the test",
-            assertion.written.value, self.source.value
+            assertion.written.value,
+            beginning(&self.source.value)
         );
         PolicyError::test(assertion.written.place, message)
     }
@@ -148,8 +131,7 @@ impl<'d> Assertion<'d> {
     ) -> Result<Self, PolicyError> {
         let place = written.place;
         let failed = |message: String| PolicyError::test(place, message);
-        let (who, port) =
-            split_destination(borrowed(written)).map_err(|error| failed(error.message))?;
+        let (who, port) = split_destination(borrowed(written)).map_err(PolicyError::in_test)?;
         let port = decimal::<u16>(port)
             .filter(|&port| port > 0)
             .ok_or_else(|| {
@@ -165,8 +147,8 @@ impl<'d> Assertion<'d> {
         if who.value.contains('/') {
             return Err(failed(one_thing));
         }
-        let destination = Alias::parse(who, "test destination", &document.names)
-            .map_err(|error| failed(error.message))?;
+        let destination =
+            Alias::parse(who, "test destination", &document.names).map_err(PolicyError::in_test)?;
         if !matches!(destination, Alias::Tag(_)) && !is_one_address(&destination) {
             return Err(failed(one_thing));
         }
@@ -177,6 +159,31 @@ impl<'d> Assertion<'d> {
             accept,
         })
     }
+}
+
+/// Who a test is about, of a test that asserts something.
+fn read_source(document: &Document, test: &Test) -> Result<Alias, PolicyError> {
+    let source = &test.source;
+    let failed = |message: &str| Err(PolicyError::test(source.place, message));
+    if source.value.is_empty() {
+        return failed("test without \"src\"; name a user, group, tag, host or address");
+    }
+    let alias = Alias::parse(borrowed(source), "test src", &document.names)
+        .map_err(PolicyError::in_test)?;
+    if !matches!(
+        &alias,
+        Alias::User(_) | Alias::Group(_) | Alias::Tag(_) | Alias::Member | Alias::Tagged
+    ) && !is_one_address(&alias)
+    {
+        return failed(&format!(
+            "test src {:?} is no user, group, tag, host or single address; name one",
+            source.value
+        ));
+    }
+    if test.accept.is_empty() && test.deny.is_empty() {
+        return failed("test that asserts nothing; add \"accept\" or \"deny\"");
+    }
+    Ok(alias)
 }
 
 fn borrowed(text: &At<String>) -> At<&str> {
@@ -204,7 +211,6 @@ fn read_protocols(test: &Test) -> Result<Vec<u8>, PolicyError> {
         );
         return Err(PolicyError::test(written.place, message));
     }
-    let protocol = parse_protocol(borrowed(written))
-        .map_err(|error| PolicyError::test(written.place, error.message))?;
+    let protocol = parse_protocol(borrowed(written)).map_err(PolicyError::in_test)?;
     Ok(vec![protocol])
 }

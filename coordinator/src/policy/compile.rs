@@ -22,6 +22,8 @@ use super::world::{NodeFacts, World};
 
 use builder::Builder;
 
+pub(crate) use ranges::tailnet;
+
 /// A node, prepared for questions.
 #[derive(Debug)]
 pub(crate) struct Node {

@@ -1,7 +1,16 @@
 //! Why a policy is refused, and where in the file.
 
+use std::borrow::Cow;
+use std::fmt;
+
+/// Errors of one policy that are kept; of further ones only the number is.
+pub const MAX_ERRORS: usize = 100;
+
+/// Bytes of a message, which quotes what people wrote: what is longer loses its middle.
+const MAX_MESSAGE: usize = 600;
+
 /// A place in the policy file; both count from 1, columns in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Place {
     pub(crate) line: u32,
     pub(crate) column: u32,
@@ -36,9 +45,21 @@ pub enum PolicyErrorKind {
     Test,
 }
 
-/// Why a policy was refused.
+impl PolicyErrorKind {
+    /// One word, as JSON names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Syntax => "syntax",
+            Self::Invalid => "invalid",
+            Self::Unsupported => "unsupported",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// One thing that is wrong with a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("policy.hujson:{line}:{column}: {message}")]
+#[error("policy.hujson:{line}:{column}: {message}{}", DidYouMean(.suggestion.as_deref()))]
 pub struct PolicyError {
     /// Line, counted from 1.
     pub line: u32,
@@ -46,8 +67,12 @@ pub struct PolicyError {
     pub column: u32,
     /// What sort of refusal it is.
     pub kind: PolicyErrorKind,
-    /// What is wrong, and what to do about it.
+    /// What is wrong, and what to do about it: at most some hundred bytes, in one line.
     pub message: String,
+    /// What was probably meant: a name that is known.
+    pub suggestion: Option<String>,
+    /// The name that is not defined, until somebody looks for one that is like it.
+    pub(super) unknown: Option<String>,
 }
 
 impl PolicyError {
@@ -56,7 +81,9 @@ impl PolicyError {
             line: place.line,
             column: place.column,
             kind,
-            message,
+            message: shortened(message),
+            suggestion: None,
+            unknown: None,
         }
     }
 
@@ -68,12 +95,206 @@ impl PolicyError {
         Self::new(place, PolicyErrorKind::Invalid, message.into())
     }
 
-    pub(crate) fn unsupported(place: Place, what: impl std::fmt::Display) -> Self {
+    pub(crate) fn unsupported(place: Place, what: impl fmt::Display) -> Self {
         let message = format!("{what}: not supported yet; take it out of the policy");
         Self::new(place, PolicyErrorKind::Unsupported, message)
     }
 
     pub(crate) fn test(place: Place, message: impl Into<String>) -> Self {
         Self::new(place, PolicyErrorKind::Test, message.into())
+    }
+
+    /// A name that nothing defines. Which of the defined ones is like it is found out later, for the errors that are kept:
+    /// a file can hold as many wrong names as good ones.
+    pub(crate) fn unknown(name: At<&str>, message: impl Into<String>) -> Self {
+        Self {
+            unknown: Some(name.value.to_owned()),
+            ..Self::invalid(name.place, message)
+        }
+    }
+
+    /// With what was probably meant.
+    pub(crate) fn suggesting(self, suggestion: Option<String>) -> Self {
+        Self { suggestion, ..self }
+    }
+
+    /// The same, as what is wrong with one of the policy's `tests`.
+    pub(crate) fn in_test(self) -> Self {
+        let kind = PolicyErrorKind::Test;
+        Self { kind, ..self }
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            line: self.line,
+            column: self.column,
+        }
+    }
+}
+
+/// All that is wrong with a policy, in the order of the file: at least one error, at most [`MAX_ERRORS`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyErrors {
+    list: Vec<PolicyError>,
+    more: usize,
+}
+
+impl PolicyErrors {
+    /// The one that stands first in the file.
+    pub fn first(&self) -> &PolicyError {
+        self.list.first().expect("there is at least one error")
+    }
+
+    /// The errors that were kept.
+    pub fn iter(&self) -> std::slice::Iter<'_, PolicyError> {
+        self.list.iter()
+    }
+
+    /// How many there are besides those that were kept.
+    pub fn more(&self) -> usize {
+        self.more
+    }
+}
+
+impl<'a> IntoIterator for &'a PolicyErrors {
+    type Item = &'a PolicyError;
+    type IntoIter = std::slice::Iter<'a, PolicyError>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl From<PolicyError> for PolicyErrors {
+    fn from(error: PolicyError) -> Self {
+        Self {
+            list: vec![error],
+            more: 0,
+        }
+    }
+}
+
+impl std::error::Error for PolicyErrors {}
+
+/// One line each.
+impl fmt::Display for PolicyErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, error) in self.list.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "\n" };
+            write!(f, "{separator}{error}")?;
+        }
+        match self.more {
+            0 => Ok(()),
+            1 => write!(f, "\nand 1 more error"),
+            more => write!(f, "\nand {more} more errors"),
+        }
+    }
+}
+
+/// Gathers errors while reading goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Errors {
+    list: Vec<PolicyError>,
+    more: usize,
+}
+
+impl Errors {
+    pub(crate) fn push(&mut self, error: PolicyError) {
+        if self.list.len() < MAX_ERRORS {
+            self.list.push(error);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// The value, or its error kept for later.
+    pub(crate) fn keep<T>(&mut self, result: Result<T, PolicyError>) -> Option<T> {
+        result.map_err(|error| self.push(error)).ok()
+    }
+
+    /// The errors, if there were any; `nearest` looks for a known name like one that isn't.
+    pub(crate) fn finish(
+        mut self,
+        nearest: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), PolicyErrors> {
+        if self.list.is_empty() {
+            return Ok(());
+        }
+        for error in &mut self.list {
+            if let Some(unknown) = error.unknown.take() {
+                error.suggestion = nearest(&unknown);
+            }
+        }
+        self.list.sort_by_key(PolicyError::place);
+        Err(PolicyErrors {
+            list: self.list,
+            more: self.more,
+        })
+    }
+}
+
+/// The end of a message that has a suggestion.
+struct DidYouMean<'a>(Option<&'a str>);
+
+impl fmt::Display for DidYouMean<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(suggestion) => write!(f, " (did you mean {suggestion:?}?)"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A text for a message that may be made a thousand times: the beginning, if it is long.
+pub(crate) fn beginning(text: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 100;
+    if text.len() <= LONGEST {
+        return text.into();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(LONGEST)]).into()
+}
+
+/// A long message without its middle: what it quotes stands there, and the advice at its end.
+pub(super) fn shortened(message: String) -> String {
+    if message.len() <= MAX_MESSAGE {
+        return message;
+    }
+    let head = message.floor_char_boundary(MAX_MESSAGE / 2);
+    let tail = message.ceil_char_boundary(message.len() - MAX_MESSAGE / 2);
+    format!("{}…{}", &message[..head], &message[tail..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(line: u32) -> PolicyError {
+        PolicyError::invalid(Place { line, column: 1 }, "wrong")
+    }
+
+    #[test]
+    fn errors_come_in_the_order_of_the_file_and_not_more_than_people_read() {
+        let mut errors = Errors::default();
+        for line in (1..=103).rev() {
+            errors.push(at(line));
+        }
+        let errors = errors.finish(|_| None).unwrap_err();
+        assert_eq!((errors.iter().len(), errors.more()), (100, 3));
+        assert_eq!(errors.first().line, 4);
+        assert!(errors.iter().is_sorted_by_key(|error| error.line));
+        assert!(
+            errors
+                .to_string()
+                .ends_with(":103:1: wrong\nand 3 more errors")
+        );
+        assert!(Errors::default().finish(|_| None).is_ok());
+    }
+
+    #[test]
+    fn a_message_that_quotes_a_long_text_keeps_its_beginning_and_its_advice() {
+        let message = format!("no {}; correct it", "é".repeat(100_000));
+        let error = PolicyError::invalid(Place { line: 1, column: 1 }, message);
+        assert!(error.message.len() < MAX_MESSAGE + 10);
+        assert!(error.message.starts_with("no é") && error.message.ends_with("é; correct it"));
     }
 }

@@ -8,10 +8,13 @@ use super::acl::{check_own_devices, destination, sources};
 use super::alias::{Alias, has_ports, parse_port_range, parse_protocol};
 use super::capability;
 use super::error::{At, PolicyError};
-use super::hujson::Text;
+use super::hujson::{Fields, Text};
 use super::syntax::{Names, Rule};
 
 const FIELDS: [&str; 6] = ["src", "dst", "ip", "app", "via", "srcPosture"];
+
+/// How many of them lowroad can enforce.
+const SUPPORTED: usize = 5;
 
 /// Reads one entry of `grants` and appends one rule per distinct protocol, in order of appearance. `room` is how many
 /// sources and pairs of destination and port all grants may still stand for.
@@ -22,45 +25,38 @@ pub(crate) fn read(
     rules: &mut Vec<Rule>,
     room: &mut usize,
 ) -> Result<(), PolicyError> {
-    let fields = text.fields(value, "a grant", &FIELDS)?;
+    let fields = text.fields_of(value, "a grant", &FIELDS, &FIELDS[..SUPPORTED])?;
     if let Some(value) = fields.get("srcPosture") {
         let place = text.at(value.range());
-        return Err(PolicyError::unsupported(place, "\"srcPosture\" in grants"));
+        text.report(PolicyError::unsupported(place, "\"srcPosture\" in grants"));
     }
-    let sources = match fields.get("src") {
-        Some(value) => sources(text.strings(value, "src")?, names)?,
-        None => Vec::new(),
+    let list = |name: &str| {
+        let list = fields.get(name).map(|value| text.strings(value, name));
+        list.and_then(|list| text.keep(list)).unwrap_or_default()
     };
-    let mut destinations = Vec::new();
-    if let Some(value) = fields.get("dst") {
-        for written in text.strings(value, "dst")? {
-            destinations.push(read_destination(written, names)?);
-        }
-    }
-    let access = match fields.get("ip") {
-        Some(value) => text.strings(value, "ip")?,
-        None => Vec::new(),
-    };
-    let capabilities = match fields.get("app") {
-        Some(value) => capability::read(text, value)?,
-        None => None,
-    };
-    let via = match fields.get("via") {
-        Some(value) => read_via(text.strings(value, "via")?, names)?,
-        None => Vec::new(),
-    };
-    if access.is_empty() && capabilities.is_none() {
+    let sources = sources(text, list("src"), names);
+    let destinations: Vec<At<Alias>> = list("dst")
+        .into_iter()
+        .filter_map(|written| text.keep(read_destination(written, names)))
+        .collect();
+    let access = list("ip");
+    let app = fields.get("app").map(|value| capability::read(text, value));
+    let capabilities = app.and_then(|read| text.keep(read)).flatten();
+    let via = read_via(text, list("via"), names);
+    if !["ip", "app"].iter().any(|name| writes_any(&fields, name)) {
         let message = "this grant grants nothing; add \"ip\", for example [\"*\"] or [\"tcp:443\"], or \"app\"";
         return Err(PolicyError::invalid(fields.place, message));
     }
     if capabilities.is_some() {
-        capability::check_destinations(&destinations)?;
+        text.keep(capability::check_destinations(&destinations));
     }
     let rights = usize::from(capabilities.is_some());
     let granted = access.len() + rights;
     let mut by_protocol: Vec<(Option<u8>, Vec<PortRange>)> = Vec::new();
     for entry in access {
-        let (protocol, ports) = read_access(entry)?;
+        let Some((protocol, ports)) = text.keep(read_access(entry)) else {
+            continue;
+        };
         match by_protocol.iter_mut().find(|(known, _)| *known == protocol) {
             Some((_, list)) => list.push(ports),
             None => by_protocol.push((protocol, vec![ports])),
@@ -75,6 +71,7 @@ pub(crate) fn read(
         PolicyError::invalid(fields.place, message)
     })?;
     let rule = |protocol: Option<u8>, ports: &[PortRange]| Rule {
+        place: fields.place,
         sources: sources.clone(),
         protocols: protocol.into_iter().collect(),
         destinations: destinations
@@ -98,19 +95,35 @@ pub(crate) fn read(
     Ok(())
 }
 
-fn read_via(written: Vec<At<&str>>, names: &Names) -> Result<Vec<String>, PolicyError> {
-    let mut via = Vec::with_capacity(written.len());
-    for text in written {
-        let (place, shown) = (text.place, text.value);
-        let Alias::Tag(tag) = Alias::parse(text, "via", names)? else {
-            let message = format!("via {shown:?}: write the tags of the routers, `tag:name`");
-            return Err(PolicyError::invalid(place, message));
-        };
-        via.push(tag);
+/// Whether a field is there with anything in it, right or wrong.
+fn writes_any(fields: &Fields, name: &str) -> bool {
+    match fields.get(name) {
+        None => false,
+        Some(Value::Array(array)) => !array.elements.is_empty(),
+        Some(Value::Object(object)) => !object.properties.is_empty(),
+        Some(_) => true,
     }
+}
+
+fn read_via(text: &Text, written: Vec<At<&str>>, names: &Names) -> Vec<String> {
+    let mut via: Vec<String> = written
+        .into_iter()
+        .filter_map(|tag| text.keep(read_router(tag, names)))
+        .collect();
     via.sort_unstable();
     via.dedup();
-    Ok(via)
+    via
+}
+
+fn read_router(text: At<&str>, names: &Names) -> Result<String, PolicyError> {
+    let (place, shown) = (text.place, text.value);
+    match Alias::parse(text, "via", names)? {
+        Alias::Tag(tag) => Ok(tag),
+        _ => {
+            let message = format!("via {shown:?}: write the tags of the routers, `tag:name`");
+            Err(PolicyError::invalid(place, message))
+        }
+    }
 }
 
 fn read_destination(text: At<&str>, names: &Names) -> Result<At<Alias>, PolicyError> {

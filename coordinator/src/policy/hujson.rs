@@ -1,22 +1,26 @@
 //! HuJSON (JSON with comments and trailing commas) as values that know where they stand.
 
+use std::cell::RefCell;
+
 use jsonc_parser::ast::{ObjectProp, Value};
 use jsonc_parser::common::{Range, Ranged};
 use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions};
 
-use super::error::{At, Place, PolicyError};
+use super::error::{At, Errors, Place, PolicyError, PolicyErrors, beginning};
 use super::origin::Origin;
+use super::suggest::nearest;
 
 /// Characters are counted once for each block of so many bytes, so that a place costs the same however long its line is.
 const BLOCK: usize = 256;
 
-/// The text with its line starts, to say where a value stands.
+/// The text with its line starts, to say where a value stands, and what was found to be wrong so far.
 #[derive(Debug)]
 pub(crate) struct Text<'a> {
     text: &'a str,
     line_starts: Vec<usize>,
     /// How many characters begin before each block.
     characters: Vec<u32>,
+    errors: RefCell<Errors>,
 }
 
 /// The properties of an object, with names that differ in case only taken as the same (as Go's JSON does).
@@ -61,7 +65,26 @@ impl<'a> Text<'a> {
                     Some(here)
                 })
                 .collect(),
+            errors: RefCell::default(),
         }
+    }
+
+    /// Takes note of an error. Reading goes on, to find the others; what it makes is thrown away in the end.
+    pub(crate) fn report(&self, error: PolicyError) {
+        self.errors.borrow_mut().push(error);
+    }
+
+    /// The value, or its error reported.
+    pub(crate) fn keep<T>(&self, result: Result<T, PolicyError>) -> Option<T> {
+        self.errors.borrow_mut().keep(result)
+    }
+
+    /// All that was reported; `nearest` looks for a known name like one that isn't.
+    pub(crate) fn finish(
+        self,
+        nearest: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), PolicyErrors> {
+        self.errors.into_inner().finish(nearest)
     }
 
     /// Parses the whole text into one value.
@@ -136,12 +159,23 @@ impl<'a> Text<'a> {
         PolicyError::invalid(self.at(value.range()), message)
     }
 
-    /// An object with only the fields in `known`.
+    /// An object with only the fields in `known`. Others are reported.
     pub(crate) fn fields<'v>(
         &self,
         value: &'v Value<'a>,
         what: &str,
         known: &[&'static str],
+    ) -> Result<Fields<'v, 'a>, PolicyError> {
+        self.fields_of(value, what, known, known)
+    }
+
+    /// The same for an object of which errors tell the fields in `shown` only.
+    pub(crate) fn fields_of<'v>(
+        &self,
+        value: &'v Value<'a>,
+        what: &str,
+        known: &[&'static str],
+        shown: &[&'static str],
     ) -> Result<Fields<'v, 'a>, PolicyError> {
         let Some(object) = value.as_object() else {
             return Err(self.invalid(value, format!("{what} must be an object: {{…}}")));
@@ -152,13 +186,16 @@ impl<'a> Text<'a> {
             let Some(name) = known.iter().find(|name| name.eq_ignore_ascii_case(written)) else {
                 let message = format!(
                     "{what} has no field {written:?}; it may have {}",
-                    known.join(", ")
+                    shown.join(", ")
                 );
-                return Err(self.invalid(property, message));
+                let suggestion = nearest(written, shown.iter().copied());
+                self.report(self.invalid(property, message).suggesting(suggestion));
+                continue;
             };
             if properties.iter().any(|(earlier, _)| earlier == name) {
                 let message = format!("{written:?} stands twice in {what}; merge the two");
-                return Err(self.invalid(property, message));
+                self.report(self.invalid(property, message));
+                continue;
             }
             properties.push((name, property));
         }
@@ -168,7 +205,7 @@ impl<'a> Text<'a> {
         })
     }
 
-    /// An object used as a table: names that the user chose, each at most once.
+    /// An object used as a table: names that the user chose, each at most once. Repeated ones are reported.
     pub(crate) fn table<'v>(
         &self,
         value: &'v Value<'a>,
@@ -183,7 +220,8 @@ impl<'a> Text<'a> {
             let name = property.name.as_str();
             if !seen.insert(name) {
                 let message = format!("{name:?} stands twice in {what}; merge the two");
-                return Err(self.invalid(property, message));
+                self.report(self.invalid(property, message));
+                continue;
             }
             let place = self.at(property.range);
             entries.push((At { place, value: name }, &property.value));
@@ -217,15 +255,17 @@ impl<'a> Text<'a> {
         }
     }
 
+    /// A list of strings. Entries that are none are reported.
     pub(crate) fn strings<'v>(
         &self,
         value: &'v Value<'a>,
         what: &str,
     ) -> Result<Vec<At<&'v str>>, PolicyError> {
-        self.list(value, what)?
-            .iter()
-            .map(|element| self.string(element, &format!("each entry of {what}")))
-            .collect()
+        let what_each = format!("each entry of {}", beginning(what));
+        let elements = self.list(value, what)?.iter();
+        Ok(elements
+            .filter_map(|element| self.keep(self.string(element, &what_each)))
+            .collect())
     }
 }
 

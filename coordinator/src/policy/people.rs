@@ -6,6 +6,7 @@ use lowroad_wire::control::UserId;
 
 use super::alias::Alias;
 use super::error::{At, PolicyError};
+use super::suggest::nearest;
 use super::syntax::Document;
 use super::world::{NodeFacts, UserFacts};
 
@@ -37,6 +38,19 @@ impl People {
 
     pub(crate) fn user(&self, name: &str) -> Option<UserId> {
         self.by_name.get(&name.to_ascii_lowercase()).copied()
+    }
+
+    /// The user whose name is like one that isn't known.
+    pub(crate) fn nearest(&self, unknown: &str) -> Option<String> {
+        let mut names: Vec<&str> = self.by_name.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        let without_domain = || names.iter().find(|name| name.starts_with(unknown));
+        nearest(unknown, names.iter().copied()).or_else(|| {
+            unknown
+                .ends_with('@')
+                .then(without_domain)?
+                .map(|&name| name.to_owned())
+        })
     }
 
     pub(crate) fn group(&self, name: &str) -> &[UserId] {
@@ -111,7 +125,8 @@ pub(crate) fn unknown_users(document: &Document, people: &People) -> Vec<PolicyE
                 "{:?}: no such user; create it first, or correct the name",
                 user.value
             );
-            PolicyError::invalid(user.place, message)
+            let name = user.map(String::as_str);
+            PolicyError::unknown(name, message)
         })
         .collect()
 }

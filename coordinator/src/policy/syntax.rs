@@ -1,6 +1,7 @@
 //! The policy file as checked data: everything that can be judged without knowing users and nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -9,9 +10,10 @@ use jsonc_parser::common::Ranged;
 use lowroad_wire::control::{CapMap, PortRange};
 
 use super::alias::{Alias, parse_net, user_name};
-use super::error::{At, PolicyError};
+use super::error::{At, Place, PolicyError, PolicyErrors};
 use super::hujson::{Fields, Text};
 use super::origin::Origin;
+use super::suggest::nearest;
 use super::{acl, grant};
 
 /// Top-level fields that lowroad can enforce.
@@ -52,10 +54,34 @@ pub(crate) struct Names {
     pub(crate) hosts: BTreeMap<String, IpNet>,
 }
 
+impl Names {
+    /// The defined name that is like one that isn't: `unknown` is a whole alias, its prefix included.
+    pub(crate) fn nearest(&self, unknown: &str) -> Option<String> {
+        let of = |names: &BTreeSet<String>| nearest(unknown, names.iter().map(String::as_str));
+        if unknown.starts_with("tag:") {
+            return of(&self.tags);
+        }
+        if unknown.starts_with("group:") {
+            return of(&self.groups);
+        }
+        let without_prefix = |kind: &str, names: &BTreeSet<String>| {
+            let name = format!("{kind}{unknown}");
+            names.contains(&name).then_some(name)
+        };
+        without_prefix("group:", &self.groups)
+            .or_else(|| without_prefix("tag:", &self.tags))
+            .or_else(|| nearest(unknown, self.hosts.keys().map(String::as_str)))
+            .or_else(|| of(&self.groups))
+            .or_else(|| of(&self.tags))
+    }
+}
+
 /// A parsed policy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Document {
     pub(crate) names: Names,
+    /// Where groups, tags (both with their prefix) and hosts are defined.
+    pub(crate) defined: BTreeMap<String, Definition>,
     pub(crate) groups: BTreeMap<String, Vec<At<String>>>,
     pub(crate) tag_owners: BTreeMap<String, Vec<At<Alias>>>,
     /// In the order in which rules are sent: grants, then acls. `None` without either section: all is allowed.
@@ -65,12 +91,21 @@ pub(crate) struct Document {
     pub(crate) tests: Vec<Test>,
 }
 
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Definition {
+    pub(crate) place: Place,
+    /// Whether any other text in the file names it.
+    pub(crate) is_named: bool,
+}
+
 /// Sources may reach destinations at ports by some protocols: an ACL, or one protocol of a grant. Or, with `capabilities`,
 /// what a grant lets applications at the destinations take the sources for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rule {
     /// None: the rule that holds without any.
     pub(crate) origin: Option<Origin>,
+    /// Where the ACL or grant begins.
+    pub(crate) place: Place,
     pub(crate) sources: Vec<At<Alias>>,
     /// Empty: the default ones (TCP, UDP, ICMP).
     pub(crate) protocols: Vec<u8>,
@@ -93,58 +128,86 @@ pub(crate) struct Test {
 const MAX_RULE_PARTS: usize = 1 << 18;
 
 impl Document {
-    pub(crate) fn parse(hujson: &str) -> Result<Self, PolicyError> {
+    /// Reads everything, whatever is wrong on the way, so that all errors are found at once.
+    pub(crate) fn parse(hujson: &str) -> Result<Self, PolicyErrors> {
         let text = Text::new(hujson);
         let root = text.parse()?;
-        let known: Vec<&'static str> = SUPPORTED.iter().chain(&UNSUPPORTED).copied().collect();
-        if let Some(object) = root.as_object() {
-            refuse_unknown(&text, object)?;
-        }
-        let fields = text.fields(&root, "the policy", &known)?;
-        for (name, property) in fields.names() {
-            if UNSUPPORTED.contains(&name) {
-                let place = text.at(property.range);
-                return Err(PolicyError::unsupported(place, format!("{name:?}")));
-            }
-        }
         let mut document = Self::default();
-        document.read_groups(&text, &fields)?;
-        document.read_hosts(&text, &fields)?;
-        document.read_tag_owners(&text, &fields)?;
-        document.read_rules(&text, &fields)?;
-        if let Some(approvers) = fields.get("autoApprovers") {
-            document.read_approvers(&text, approvers)?;
+        let known: Vec<&'static str> = SUPPORTED.iter().chain(&UNSUPPORTED).copied().collect();
+        let fields = text.fields_of(&root, "the policy", &known, &SUPPORTED);
+        if let Some(fields) = text.keep(fields) {
+            document.read(&text, &fields);
         }
-        if let Some(tests) = fields.get("tests") {
-            for test in text.list(tests, "tests")? {
-                document.tests.push(read_test(&text, test)?);
-            }
-        }
+        document.note_names(&root);
+        text.finish(|unknown| document.names.nearest(unknown))?;
         Ok(document)
     }
 
+    fn read(&mut self, text: &Text, fields: &Fields) {
+        for (name, property) in fields.names() {
+            if UNSUPPORTED.contains(&name) {
+                let place = text.at(property.range);
+                text.report(PolicyError::unsupported(place, format!("{name:?}")));
+            }
+        }
+        text.keep(self.read_groups(text, fields));
+        text.keep(self.read_hosts(text, fields));
+        text.keep(self.read_tag_owners(text, fields));
+        text.keep(self.read_rules(text, fields));
+        if let Some(approvers) = fields.get("autoApprovers") {
+            text.keep(self.read_approvers(text, approvers));
+        }
+        if let Some(tests) = fields.get("tests") {
+            for test in text.keep(text.list(tests, "tests")).unwrap_or_default() {
+                self.tests.extend(text.keep(read_test(text, test)));
+            }
+        }
+    }
+
+    fn define(&mut self, name: At<&str>) {
+        let definition = Definition {
+            place: name.place,
+            is_named: false,
+        };
+        self.defined.insert(name.value.to_owned(), definition);
+    }
+
+    /// Takes note of the names in all strings below a value: alone, or before a port.
+    fn note_names(&mut self, value: &Value) {
+        match value {
+            Value::StringLit(string) => {
+                let whole = string.value.as_ref();
+                let host = whole.rsplit_once(':').map(|(host, _)| host);
+                for name in std::iter::once(whole).chain(host) {
+                    if let Some(definition) = self.defined.get_mut(name) {
+                        definition.is_named = true;
+                    }
+                }
+            }
+            Value::Array(array) => {
+                let elements = array.elements.iter();
+                elements.for_each(|element| self.note_names(element));
+            }
+            Value::Object(object) => {
+                let properties = object.properties.iter();
+                properties.for_each(|property| self.note_names(&property.value));
+            }
+            _ => {}
+        }
+    }
+
+    /// A group with something wrong in it is defined all the same: its name isn't wrong where it is used. So are hosts and tags.
     fn read_groups(&mut self, text: &Text, fields: &Fields) -> Result<(), PolicyError> {
         let Some(groups) = fields.get("groups") else {
             return Ok(());
         };
         for (name, members) in text.table(groups, "groups")? {
-            check_name(name, "group:", "group")?;
-            let mut users = Vec::new();
-            for member in text.strings(members, name.value)? {
-                if member.value.starts_with("group:") {
-                    let message = format!(
-                        "{:?} is a group inside a group; list its users instead",
-                        member.value
-                    );
-                    return Err(PolicyError::invalid(member.place, message));
-                }
-                let place = member.place;
-                users.push(At {
-                    place,
-                    value: user_name(member)?,
-                });
-            }
-            self.groups.insert(name.value.to_owned(), users);
+            text.keep(check_name(name, "group:", "group"));
+            self.define(name);
+            let members = text.keep(text.strings(members, name.value));
+            let members = members.into_iter().flatten();
+            let users = members.filter_map(|member| text.keep(read_member(member)));
+            self.groups.insert(name.value.to_owned(), users.collect());
         }
         self.names.groups = self.groups.keys().cloned().collect();
         Ok(())
@@ -155,23 +218,10 @@ impl Document {
             return Ok(());
         };
         for (name, value) in text.table(hosts, "hosts")? {
-            let clashes = name.value.is_empty()
-                || name.value.contains(['*', ':', '/', '@', ' '])
-                || name.value.parse::<std::net::IpAddr>().is_ok();
-            if clashes {
-                let message = format!(
-                    "host name {:?} could be taken for something else; use letters, digits, - and .",
-                    name.value
-                );
-                return Err(PolicyError::invalid(name.place, message));
-            }
-            let address = text.string(value, "a host's address")?;
-            let place = address.place;
-            let shown = address.value;
-            let net = parse_net(address, "host")?.ok_or_else(|| {
-                let message = format!("{shown:?} is neither an address nor a prefix");
-                PolicyError::invalid(place, message)
-            })?;
+            text.keep(check_host_name(name));
+            self.define(name);
+            let net = text.keep(read_host_address(text, value));
+            let net = net.unwrap_or_else(|| IpAddr::from(Ipv4Addr::UNSPECIFIED).into());
             self.names.hosts.insert(name.value.to_owned(), net);
         }
         Ok(())
@@ -183,29 +233,31 @@ impl Document {
         };
         let table = text.table(owners, "tagOwners")?;
         for (name, _) in &table {
-            check_name(*name, "tag:", "tag")?;
+            text.keep(check_name(*name, "tag:", "tag"));
+            self.define(*name);
             self.names.tags.insert(name.value.to_owned());
         }
         for (name, value) in table {
-            let mut list = Vec::new();
-            for owner in text.strings(value, name.value)? {
-                let place = owner.place;
-                let alias = Alias::parse(owner, "tag owner", &self.names)?;
-                if !matches!(
-                    alias,
-                    Alias::User(_) | Alias::Group(_) | Alias::Tag(_) | Alias::Member
-                ) {
-                    let message = "a tag is owned by users, groups, tags or autogroup:member";
-                    return Err(PolicyError::invalid(place, message));
-                }
-                list.push(At {
-                    place,
-                    value: alias,
-                });
-            }
-            self.tag_owners.insert(name.value.to_owned(), list);
+            let owners = text.keep(text.strings(value, name.value));
+            let owners = owners.into_iter().flatten();
+            let owners = owners.filter_map(|owner| text.keep(self.read_owner(owner)));
+            let owners = owners.collect();
+            self.tag_owners.insert(name.value.to_owned(), owners);
         }
         Ok(())
+    }
+
+    fn read_owner(&self, owner: At<&str>) -> Result<At<Alias>, PolicyError> {
+        let place = owner.place;
+        let value = Alias::parse(owner, "tag owner", &self.names)?;
+        if !matches!(
+            value,
+            Alias::User(_) | Alias::Group(_) | Alias::Tag(_) | Alias::Member
+        ) {
+            let message = "a tag is owned by users, groups, tags or autogroup:member";
+            return Err(PolicyError::invalid(place, message));
+        }
+        Ok(At { place, value })
     }
 
     fn read_rules(&mut self, text: &Text, fields: &Fields) -> Result<(), PolicyError> {
@@ -213,9 +265,9 @@ impl Document {
         let mut room = MAX_RULE_PARTS;
         if let Some(grants) = fields.written("grants") {
             let rules = rules.get_or_insert_with(Vec::new);
-            for value in text.list(grants, "grants")? {
+            for value in text.keep(text.list(grants, "grants")).unwrap_or_default() {
                 let before = rules.len();
-                grant::read(text, value, &self.names, rules, &mut room)?;
+                text.keep(grant::read(text, value, &self.names, rules, &mut room));
                 for rule in &mut rules[before..] {
                     rule.origin = Some(text.origin(value.range()));
                 }
@@ -224,10 +276,11 @@ impl Document {
         if let Some(acls) = fields.written("acls") {
             let rules = rules.get_or_insert_with(Vec::new);
             for value in text.list(acls, "acls")? {
-                rules.push(Rule {
+                let rule = text.keep(acl::read(text, value, &self.names));
+                rules.extend(rule.map(|rule| Rule {
                     origin: Some(text.origin(value.range())),
-                    ..acl::read(text, value, &self.names)?
-                });
+                    ..rule
+                }));
             }
         }
         self.rules = rules;
@@ -238,64 +291,87 @@ impl Document {
         let fields = text.fields(value, "autoApprovers", &["routes", "exitNode", "services"])?;
         if let Some(services) = fields.get("services") {
             let place = text.at(services.range());
-            return Err(PolicyError::unsupported(place, "autoApprovers.services"));
+            text.report(PolicyError::unsupported(place, "autoApprovers.services"));
         }
         if let Some(routes) = fields.get("routes") {
-            for (name, approvers) in text.table(routes, "autoApprovers.routes")? {
-                let (place, shown) = (name.place, name.value);
-                let net = parse_net(name, "route")?.ok_or_else(|| {
-                    let message = format!("{shown:?} is no prefix; write one like 10.0.0.0/8");
-                    PolicyError::invalid(place, message)
-                })?;
-                let approvers = self.approvers(text, approvers)?;
-                self.route_approvers.push((net, approvers));
+            let table = text.keep(text.table(routes, "autoApprovers.routes"));
+            for (name, approvers) in table.into_iter().flatten() {
+                let net = text.keep(read_route(name));
+                let approvers = self.approvers(text, approvers);
+                self.route_approvers.extend(net.map(|net| (net, approvers)));
             }
         }
         if let Some(exit) = fields.get("exitNode") {
-            self.exit_approvers = self.approvers(text, exit)?;
+            self.exit_approvers = self.approvers(text, exit);
         }
         Ok(())
     }
 
-    fn approvers(&self, text: &Text, value: &Value) -> Result<Vec<At<Alias>>, PolicyError> {
-        let mut approvers = Vec::new();
-        for approver in text.strings(value, "approvers")? {
-            let place = approver.place;
-            let alias = Alias::parse(approver, "approver", &self.names)?;
-            let fits = matches!(
-                alias,
-                Alias::User(_) | Alias::Group(_) | Alias::Tag(_) | Alias::Member | Alias::Tagged
-            );
-            if !fits {
-                let message = "routes are approved for nodes of users, groups, tags, autogroup:member or autogroup:tagged";
-                return Err(PolicyError::invalid(place, message));
-            }
-            approvers.push(At {
-                place,
-                value: alias,
-            });
+    fn approvers(&self, text: &Text, value: &Value) -> Vec<At<Alias>> {
+        let approvers = text.keep(text.strings(value, "approvers"));
+        let approvers = approvers.into_iter().flatten();
+        approvers
+            .filter_map(|approver| text.keep(self.read_approver(approver)))
+            .collect()
+    }
+
+    fn read_approver(&self, approver: At<&str>) -> Result<At<Alias>, PolicyError> {
+        let place = approver.place;
+        let value = Alias::parse(approver, "approver", &self.names)?;
+        let fits = matches!(
+            value,
+            Alias::User(_) | Alias::Group(_) | Alias::Tag(_) | Alias::Member | Alias::Tagged
+        );
+        if !fits {
+            let message = "routes are approved for nodes of users, groups, tags, autogroup:member or autogroup:tagged";
+            return Err(PolicyError::invalid(place, message));
         }
-        Ok(approvers)
+        Ok(At { place, value })
     }
 }
 
-/// The error for an unknown top-level field names the supported ones only.
-fn refuse_unknown(text: &Text, object: &jsonc_parser::ast::Object) -> Result<(), PolicyError> {
-    for property in &object.properties {
-        let name = property.name.as_str();
-        let known = SUPPORTED
-            .iter()
-            .chain(&UNSUPPORTED)
-            .any(|known| known.eq_ignore_ascii_case(name));
-        if !known {
-            let message = format!(
-                "the policy has no field {name:?}; it may have {}",
-                SUPPORTED.join(", ")
-            );
-            return Err(text.invalid(property, message));
-        }
+fn read_member(member: At<&str>) -> Result<At<String>, PolicyError> {
+    let place = member.place;
+    if member.value.starts_with("group:") {
+        let message = format!(
+            "{:?} is a group inside a group; list its users instead",
+            member.value
+        );
+        return Err(PolicyError::invalid(place, message));
+    }
+    let value = user_name(member)?;
+    Ok(At { place, value })
+}
+
+fn check_host_name(name: At<&str>) -> Result<(), PolicyError> {
+    let clashes = name.value.is_empty()
+        || name.value.contains(['*', ':', '/', '@', ' '])
+        || name.value.parse::<IpAddr>().is_ok();
+    if clashes {
+        let message = format!(
+            "host name {:?} could be taken for something else; use letters, digits, - and .",
+            name.value
+        );
+        return Err(PolicyError::invalid(name.place, message));
     }
     Ok(())
+}
+
+fn read_host_address(text: &Text, value: &Value) -> Result<IpNet, PolicyError> {
+    let address = text.string(value, "a host's address")?;
+    let (place, shown) = (address.place, address.value);
+    parse_net(address, "host")?.ok_or_else(|| {
+        let message = format!("{shown:?} is neither an address nor a prefix");
+        PolicyError::invalid(place, message)
+    })
+}
+
+fn read_route(name: At<&str>) -> Result<IpNet, PolicyError> {
+    let (place, shown) = (name.place, name.value);
+    parse_net(name, "route")?.ok_or_else(|| {
+        let message = format!("{shown:?} is no prefix; write one like 10.0.0.0/8");
+        PolicyError::invalid(place, message)
+    })
 }
 
 /// `tag:` and `group:` names: the rest holds no separators, and a tag's begins with a letter.
@@ -320,12 +396,13 @@ fn read_test(text: &Text, value: &Value) -> Result<Test, PolicyError> {
     let fields = text.fields(value, "a test", &known)?;
     if let Some(attributes) = fields.get("srcPostureAttrs") {
         let place = text.at(attributes.range());
-        return Err(PolicyError::unsupported(place, "srcPostureAttrs"));
+        text.report(PolicyError::unsupported(place, "srcPostureAttrs"));
     }
     let owned = |value: At<&str>| value.map(str::to_owned);
-    let list = |name: &str| match fields.get(name) {
-        Some(value) => Ok(text.strings(value, name)?.into_iter().map(owned).collect()),
-        None => Ok(Vec::new()),
+    let list = |name: &str| {
+        let list = fields.get(name).map(|value| text.strings(value, name));
+        let list = list.and_then(|list| text.keep(list)).unwrap_or_default();
+        list.into_iter().map(owned).collect()
     };
     Ok(Test {
         source: match fields.get("src") {
@@ -339,7 +416,7 @@ fn read_test(text: &Text, value: &Value) -> Result<Test, PolicyError> {
             Some(protocol) => Some(owned(text.string(protocol, "proto")?)),
             None => None,
         },
-        accept: list("accept")?,
-        deny: list("deny")?,
+        accept: list("accept"),
+        deny: list("deny"),
     })
 }

@@ -53,7 +53,7 @@ impl Drop for Daemon {
     }
 }
 
-fn serve(state: &Path, more: &[&str]) -> Command {
+pub fn serve(state: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
     command
         .args([
@@ -303,9 +303,15 @@ fn a_stored_policy_that_is_refused_is_replaced_by_a_policy_file_and_else_says_so
     let changed = database.execute("UPDATE policies SET text = '{\"acls\": 5}'", []);
     assert_eq!(changed.unwrap(), 1);
     drop(database);
-    let text = failure(&serve(&state, &[]).output().unwrap());
+    let output = serve(&state, &[]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    let expected = r#"lowroad-coordinator: the stored policy is refused, start with --policy FILE to replace it: 1 error
+(stored policy):1:10: error: acls must be a list: […]
+    1 | {"acls": 5}
+      |          ^
+"#;
     assert!(
-        text.contains("stored policy") && text.contains("--policy"),
+        !output.status.success() && text.ends_with(expected),
         "{text}"
     );
     // Although the file is the one that was loaded last.

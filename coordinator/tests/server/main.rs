@@ -8,6 +8,7 @@
 
 mod auth;
 mod cli;
+mod cli_policy_errors;
 mod client;
 mod deltas;
 mod grants;

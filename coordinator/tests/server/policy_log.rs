@@ -126,10 +126,17 @@ fn a_rollback_becomes_a_new_version_and_is_checked_like_any_other() {
     );
     json(&state, &["policy", "rollback", "2"]);
     json(&state, &["users", "delete", "bob"]);
-    let refused = failure(&run(&state, &["policy", "rollback", "1"]));
+    let refused = run(&state, &["policy", "rollback", "1"]);
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && text.contains("version 1 is refused: 1 error\n"));
     assert!(
-        refused.contains("version 1:1:") && refused.contains("no such user"),
-        "{refused}"
+        text.contains("version 1:1:") && text.contains("no such user"),
+        "{text}"
+    );
+    // The server keeps the line that is shown.
+    assert!(
+        text.contains("\n    1 | {") && text.trim_end().ends_with("^^^^^^"),
+        "{text}"
     );
     assert_eq!(lab.get(&[]), CLOSED, "the refused one changed nothing");
     for args in [

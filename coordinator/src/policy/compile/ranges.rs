@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::super::addresses::{AddressSet, Collector};
 
 /// `*` as a source: the addresses that nodes can have, and every approved subnet route.
-pub(super) fn tailnet(routes: &[IpNet]) -> AddressSet {
+pub(crate) fn tailnet(routes: &[IpNet]) -> AddressSet {
     let mut set = Collector::default();
     // ChromeOS uses 100.115.92.0/23 for its virtual machines.
     set.v4_range([100, 64, 0, 0].into(), [100, 115, 91, 255].into());

@@ -1,8 +1,12 @@
 //! The policy file: parsed, compiled for a small tailnet, and what each node is sent compiled again.
 
+use std::collections::HashMap;
+
 use lowroad_coordinator::policy::{
-    NodeFacts, Policy, UnknownUsers, UserFacts, World, compile, compile_with,
+    MAX_ERRORS, MAX_WARNINGS, NodeFacts, Policy, PolicyErrors, Report, UnknownUsers, UserFacts,
+    World, compile, compile_with, warnings,
 };
+use lowroad_coordinator::text::is_steering;
 use lowroad_core::filter;
 use lowroad_wire::control::{NodeId, UserId};
 
@@ -54,24 +58,18 @@ pub fn policy(input: &[u8]) {
     let world = world();
     let policy = match Policy::parse(text) {
         Ok(policy) => policy,
-        Err(error) => {
-            let lines = text.split('\n').count();
-            assert!(
-                (1..=lines.max(1)).contains(&(error.line as usize)),
-                "{error}: the text has {lines} lines"
-            );
-            assert!(
-                error.message.len() <= 4 * text.len() + 1000,
-                "the message is far longer than the text"
-            );
-            return;
-        }
+        Err(errors) => return refused(text, &errors),
     };
     // Whether its users are known or not: no panic, and tests of the policy run.
-    let _ = compile(&policy, &world);
+    if let Err(errors) = compile(&policy, &world) {
+        refused(text, &errors);
+    }
     let Ok(compiled) = compile_with(&policy, &world, UnknownUsers::Accept) else {
         return;
     };
+    let warnings = warnings(&policy, &compiled, &names());
+    assert!(warnings.iter().len() <= MAX_WARNINGS);
+    shown(text, &Report::default().with_warnings(text, &warnings));
     for node in &world.nodes {
         let rules = compiled.filter_for(node.id);
         let own: Vec<_> = [node.v4.map(Into::into), node.v6.map(Into::into)]
@@ -100,6 +98,44 @@ pub fn policy(input: &[u8]) {
     }
 }
 
+/// Hosts of some seeds are called as nodes are.
+fn names() -> HashMap<String, NodeId> {
+    let names = [("h", 1), ("n", 2), ("a", 3)];
+    names.map(|(name, id)| (name.to_owned(), NodeId(id))).into()
+}
+
+/// There are errors, few and short enough to be shown, in the order of the text, and each in it.
+fn refused(text: &str, errors: &PolicyErrors) {
+    let lines = text.split('\n').count();
+    assert!((1..=MAX_ERRORS).contains(&errors.iter().len()));
+    assert!(
+        errors
+            .iter()
+            .is_sorted_by_key(|error| (error.line, error.column))
+    );
+    for error in errors {
+        assert!(
+            (1..=lines).contains(&(error.line as usize)),
+            "{error}: the text has {lines} lines"
+        );
+        assert!(error.message.len() <= 700, "the message is long: {error}");
+    }
+    shown(text, &Report::of_errors(text, errors));
+}
+
+/// What is shown of a policy does nothing to a terminal, and doesn't fill it.
+fn shown(text: &str, report: &Report) {
+    let shown = report.render("policy", text);
+    assert!(
+        !shown.contains(|c: char| c != '\n' && is_steering(c)),
+        "{shown:?}"
+    );
+    assert!(
+        shown.len() <= 4000 * (MAX_ERRORS + MAX_WARNINGS),
+        "it is long"
+    );
+}
+
 pub fn policy_seeds() -> Vec<Vec<u8>> {
     let texts = [
         "{}",
@@ -114,6 +150,11 @@ pub fn policy_seeds() -> Vec<Vec<u8>> {
         r#"{"tagOwners": {"tag:router": []}, "autoApprovers": {"routes": {"10.0.0.0/8": ["tag:router"], "0.0.0.0/0": ["ann@example.com"]}, "exitNode": ["tag:server", "group:x"]}}"#,
         r#"{"hosts": {"a": "1.2.3.4"}, "acls": [{"action": "accept", "src": ["ann@example.com"], "dst": ["a:443"]}],
             "tests": [{"src": "ann@example.com", "accept": ["a:443", "100.64.0.3:22"], "deny": ["a:80"], "proto": "tcp"}]}"#,
+        r#"{"groups": {"group:a": ["alice", "x@y"], "group:e": []}, "tagOwners": {"tag:t": ["group:e"]}, "hosts": {"N": "10.33.0.1", "n": "fd00::/64", "x": "10.0.0.1/8"},
+            "acls": [{"action": "accept", "src": ["grp:a", "10.9.9.9"], "dst": ["tag:tt:0", "n:http"], "proto": "tpc"}, {"acton": 1}], "acl": []}"#,
+        r#"{"groups": {"group:e": []}, "tagOwners": {"tag:t": ["group:e"]}, "hosts": {"N": "10.33.0.1", "n": "fd00::/64"},
+            "acls": [{"action": "accept", "src": ["group:e", "10.9.9.9"], "dst": ["tag:t:0", "n:*"]}, {"action": "accept", "src": ["10.9.9.9"], "dst": ["n:22"]}],
+            "grants": [{"src": ["*"], "dst": ["10.0.0.0/8"], "ip": ["*"], "via": ["tag:t"]}]}"#,
         r#"{"ssh": [], "nodeAttrs": [{"target": ["*"], "attr": ["funnel"]}]}"#,
         r#"{"acls": [{"action": "accept", "src": ["\u0061nn@example.com", "\ud83d\ude00"], "dst": ["*:1e3"]}]}"#,
     ];

@@ -1,0 +1,142 @@
+//! Rules that allow nothing that an earlier rule doesn't allow.
+//!
+//! Judged by what the policy says, not by who is there: a group covers its members, a prefix those inside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lowroad_wire::control::PortRange;
+
+use super::super::access::DEFAULT_PROTOCOLS;
+use super::super::addresses::AddressSet;
+use super::super::alias::Alias;
+use super::super::compile::tailnet;
+use super::super::syntax::{Document, Rule};
+use super::{Collected, PolicyWarningKind};
+
+/// Comparisons of names in all. Enough for a thousand rules; what a larger policy has besides is not looked at.
+const MOST_COMPARISONS: usize = 2_000_000;
+
+/// Warns of them.
+pub(super) fn look(document: &Document, warnings: &mut Collected) {
+    let mut covers = Covers {
+        groups: document
+            .groups
+            .iter()
+            .map(|(name, members)| {
+                let members = members
+                    .iter()
+                    .map(|member| member.value.to_ascii_lowercase());
+                (name.as_str(), members.collect())
+            })
+            .collect(),
+        tailnet: tailnet(&[]),
+        left: MOST_COMPARISONS,
+    };
+    let rules: Vec<&Rule> = document.rules.iter().flatten().collect();
+    for (at, rule) in rules.iter().enumerate() {
+        // Of a rule that says nothing there is another warning.
+        if rule.sources.is_empty() || rule.destinations.is_empty() {
+            continue;
+        }
+        let mut earlier = rules[..at]
+            .iter()
+            .filter(|earlier| earlier.place != rule.place);
+        if let Some(earlier) = earlier.find(|earlier| covers.rule(earlier, rule)) {
+            let message = format!(
+                "this rule adds nothing: the one in line {} allows all of it",
+                earlier.place.line
+            );
+            warnings.push(rule.place, PolicyWarningKind::Covered, message);
+        }
+        if covers.left == 0 {
+            return;
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Destination,
+}
+
+struct Covers<'d> {
+    groups: BTreeMap<&'d str, BTreeSet<String>>,
+    tailnet: AddressSet,
+    left: usize,
+}
+
+impl Covers<'_> {
+    fn rule(&mut self, wide: &Rule, narrow: &Rule) -> bool {
+        self.spend(1)
+            && wide.via == narrow.via
+            && wide.capabilities == narrow.capabilities
+            && protocols(&wide.protocols, &narrow.protocols)
+            && narrow.sources.iter().all(|source| {
+                let mut sources = wide.sources.iter();
+                sources.any(|wide| self.alias(&wide.value, &source.value, Side::Source))
+            })
+            && narrow.destinations.iter().all(|(to, ranges)| {
+                let same = wide
+                    .destinations
+                    .iter()
+                    .filter(|(wide, _)| self.alias(&wide.value, &to.value, Side::Destination));
+                let allowed: Vec<PortRange> =
+                    same.flat_map(|(_, ranges)| ranges).copied().collect();
+                self.spend(allowed.len().saturating_mul(ranges.len()))
+                    && ranges.iter().all(|range| {
+                        let inside =
+                            |wide: &PortRange| wide.first <= range.first && range.last <= wide.last;
+                        allowed.iter().any(inside)
+                    })
+            })
+    }
+
+    /// Whether there is room for so many comparisons more.
+    fn spend(&mut self, comparisons: usize) -> bool {
+        self.left = self.left.saturating_sub(comparisons);
+        self.left > 0
+    }
+
+    fn alias(&mut self, wide: &Alias, narrow: &Alias, side: Side) -> bool {
+        if !self.spend(1) {
+            return false;
+        }
+        match (wide, narrow) {
+            _ if wide == narrow => true,
+            (Alias::DangerAll, _) => true,
+            (Alias::Any, _) if side == Side::Destination => true,
+            (Alias::Any, Alias::Net(net)) => self.tailnet.contains_net(net),
+            (Alias::Any, narrow) => *narrow != Alias::DangerAll,
+            (Alias::Member, Alias::User(_) | Alias::Group(_) | Alias::OwnDevices)
+            | (Alias::Tagged, Alias::Tag(_)) => true,
+            (Alias::Group(group), Alias::User(user)) => self
+                .groups
+                .get(group.as_str())
+                .is_some_and(|members| members.contains(&user.to_ascii_lowercase())),
+            (Alias::Group(wide), Alias::Group(narrow)) => self.group(wide, narrow),
+            (Alias::Net(wide), Alias::Net(narrow)) => wide.contains(narrow),
+            _ => false,
+        }
+    }
+
+    fn group(&mut self, wide: &str, narrow: &str) -> bool {
+        let members = self.groups.get(narrow).map_or(0, BTreeSet::len);
+        if !self.spend(members) {
+            return false;
+        }
+        match (self.groups.get(wide), self.groups.get(narrow)) {
+            (Some(wide), Some(narrow)) => !narrow.is_empty() && narrow.is_subset(wide),
+            _ => false,
+        }
+    }
+}
+
+fn protocols(wide: &[u8], narrow: &[u8]) -> bool {
+    let of = |list: &[u8]| match list {
+        [] => DEFAULT_PROTOCOLS.to_vec(),
+        list => list.to_vec(),
+    };
+    let wide = of(wide);
+    of(narrow).iter().all(|protocol| wide.contains(protocol))
+}

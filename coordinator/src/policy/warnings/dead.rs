@@ -1,0 +1,212 @@
+//! Rules, and entries of rules, that match no connection.
+
+use std::collections::{BTreeSet, HashMap};
+
+use ipnet::IpNet;
+use lowroad_wire::control::PortRange;
+
+use super::super::addresses::{AddressSet, Collector};
+use super::super::alias::Alias;
+use super::super::compile::Node;
+use super::super::error::At;
+use super::super::routes::is_exit;
+use super::super::syntax::{Document, Rule};
+use super::super::view::CompiledTailnet;
+use super::{Collected, PolicyWarningKind, is_empty};
+
+const ICMP: u8 = 1;
+const ICMP_V6: u8 = 58;
+
+/// Warns of them.
+pub(super) fn look(
+    document: &Document,
+    compiled: &CompiledTailnet,
+    assignable: &BTreeSet<&str>,
+    warnings: &mut Collected,
+) {
+    let nodes = &compiled.parts().nodes;
+    let reach = Reach::new(nodes);
+    let mut through: HashMap<&[String], AddressSet> = HashMap::new();
+    for rule in document.rules.iter().flatten() {
+        let routers = through
+            .entry(&rule.via)
+            .or_insert_with(|| behind_routers(nodes, &rule.via));
+        let look = Look {
+            document,
+            assignable,
+            reach: &reach,
+            routers,
+            rule,
+        };
+        let sources = rule.sources.iter();
+        look.warn(
+            "src",
+            sources.map(|at| (at, look.dead_source(&at.value))),
+            warnings,
+        );
+        let destinations = rule.destinations.iter();
+        let destinations =
+            destinations.map(|(at, ports)| (at, look.dead_destination(&at.value, ports)));
+        look.warn("dst", destinations, warnings);
+    }
+}
+
+/// What the nodes have and lead to.
+struct Reach {
+    /// All addresses of nodes and behind them, by approved routes; `None` while there are no nodes.
+    all: Option<AddressSet>,
+    /// What nodes announce, approved or not.
+    announced: AddressSet,
+    has_exit: bool,
+}
+
+impl Reach {
+    fn new(nodes: &[Node]) -> Self {
+        let (mut all, mut announced) = (Collector::default(), Collector::default());
+        for node in nodes {
+            all.set(&node.extent);
+            let subnets = node.facts.announced.iter().filter(|route| !is_exit(route));
+            subnets.for_each(|route| announced.net(route));
+        }
+        Self {
+            all: (!nodes.is_empty()).then(|| all.finish()),
+            announced: announced.finish(),
+            has_exit: nodes.iter().any(|node| node.approved.iter().any(is_exit)),
+        }
+    }
+
+    /// Why nothing is at an address or prefix.
+    fn nothing_at(&self, net: &IpNet) -> Option<&'static str> {
+        let all = self.all.as_ref()?;
+        if all.overlaps_net(net) {
+            return None;
+        }
+        Some(match self.announced.overlaps_net(net) {
+            true => {
+                "no node has that address, and the routes that are announced there are not approved"
+            }
+            false => "no node has that address, and no route leads there",
+        })
+    }
+}
+
+/// What is behind the nodes that have one of some tags.
+fn behind_routers(nodes: &[Node], tags: &[String]) -> AddressSet {
+    let mut behind = Collector::default();
+    for node in nodes {
+        if node.facts.tags.iter().any(|tag| tags.contains(tag)) {
+            behind.set(&node.behind);
+        }
+    }
+    behind.finish()
+}
+
+struct Look<'a> {
+    document: &'a Document,
+    assignable: &'a BTreeSet<&'a str>,
+    reach: &'a Reach,
+    /// What the routers of the rule's `via` lead to.
+    routers: &'a AddressSet,
+    rule: &'a Rule,
+}
+
+impl Look<'_> {
+    /// One warning if no entry of a list can match, else one for each that can't.
+    fn warn<'r>(
+        &self,
+        list: &str,
+        entries: impl ExactSizeIterator<Item = (&'r At<Alias>, Option<String>)>,
+        warnings: &mut Collected,
+    ) {
+        let kind = PolicyWarningKind::NeverMatches;
+        let all = entries.len();
+        let dead: Vec<_> = entries
+            .filter_map(|(at, why)| Some((at.place, why?)))
+            .collect();
+        if all == 0 {
+            let message = format!("this rule never matches: {list} is empty");
+            return warnings.push(self.rule.place, kind, message);
+        }
+        if dead.len() == all {
+            let mut dead = dead.into_iter();
+            if let Some((place, why)) = dead.next() {
+                warnings.push(place, kind, format!("this rule never matches: {why}"));
+            }
+            return;
+        }
+        for (place, why) in dead {
+            warnings.push(place, kind, format!("this entry never matches: {why}"));
+        }
+    }
+
+    /// Why a source is nobody.
+    fn dead_source(&self, alias: &Alias) -> Option<String> {
+        match alias {
+            Alias::Net(net) => self.reach.nothing_at(net).map(str::to_owned),
+            alias => self.nobody(alias),
+        }
+    }
+
+    /// Why nothing of a destination can be reached.
+    fn dead_destination(&self, alias: &Alias, ports: &[PortRange]) -> Option<String> {
+        if self.rule.capabilities.is_none() && ports.iter().all(|ports| ports.last == 0) {
+            return Some("nothing can be reached at port 0".to_owned());
+        }
+        let is_elsewhere = |net: &IpNet| self.reach.nothing_at(net).map(str::to_owned);
+        match alias {
+            Alias::Internet if self.reach.all.is_some() && !self.reach.has_exit => {
+                Some("no exit node is approved".to_owned())
+            }
+            Alias::Net(net) => self.wrong_family(net).or_else(|| {
+                // Exit nodes lead to whatever is on the internet.
+                match self.rule.via.as_slice() {
+                    [] if self.reach.has_exit => None,
+                    [] => is_elsewhere(net),
+                    _ => self.nothing_through_routers(net),
+                }
+            }),
+            alias => self.nobody(alias),
+        }
+    }
+
+    fn nothing_through_routers(&self, net: &IpNet) -> Option<String> {
+        let nothing = self.reach.all.is_some() && !self.routers.overlaps_net(net);
+        nothing.then(|| "no node with a tag of `via` has an approved route there".to_owned())
+    }
+
+    fn nobody(&self, alias: &Alias) -> Option<String> {
+        match alias {
+            Alias::Group(name) if is_empty(self.document, name) => {
+                Some(format!("{name:?} has no members"))
+            }
+            Alias::Tag(tag) if !self.assignable.contains(tag.as_str()) => Some(format!(
+                "no node has {tag:?}, and nobody may give it to one"
+            )),
+            _ => None,
+        }
+    }
+
+    /// Why no source speaks the destination's family, or the rule's protocols don't exist in it.
+    fn wrong_family(&self, net: &IpNet) -> Option<String> {
+        let is_v6 = matches!(net, IpNet::V6(_));
+        let (family, other) = if is_v6 {
+            ("IPv6", "IPv4")
+        } else {
+            ("IPv4", "IPv6")
+        };
+        let speaks = |source: &At<Alias>| match source.value {
+            Alias::Net(IpNet::V4(_)) => !is_v6,
+            Alias::Net(IpNet::V6(_)) => is_v6,
+            _ => true,
+        };
+        if !self.rule.sources.is_empty() && !self.rule.sources.iter().any(speaks) {
+            return Some(format!(
+                "it is an {family} address, and the sources have {other} only"
+            ));
+        }
+        let foreign = if is_v6 { ICMP } else { ICMP_V6 };
+        (self.rule.protocols == [foreign]).then(|| {
+            format!("the protocol doesn't exist in {family}, and this is an {family} address")
+        })
+    }
+}

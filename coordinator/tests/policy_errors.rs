@@ -1,0 +1,453 @@
+//! What people see of a policy that is refused or odd: all errors and warnings, each with its line, the place underlined.
+
+use std::collections::HashMap;
+
+use lowroad_coordinator::policy::{
+    MAX_ERRORS, MAX_WARNINGS, NodeFacts, Policy, PolicyErrors, Report, UnknownUsers, UserFacts,
+    World, compile, compile_with, warnings,
+};
+use lowroad_wire::control::{NodeId, UserId};
+
+/// Alice with node 1, called `laptop`; node 2, called `db`, with tag:server; node 3, a router that announces 10.1.0.0/16, which is
+/// approved, and 10.2.0.0/16, which isn't.
+fn world() -> World {
+    let node = |id: u8, user: Option<i64>, tags: &[&str], announced: &[&str]| NodeFacts {
+        id: NodeId(id.into()),
+        user: user.map(UserId),
+        tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+        v4: Some([100, 64, 0, id].into()),
+        v6: format!("fd7a:115c:a1e0::{id}").parse().ok(),
+        announced: announced
+            .iter()
+            .map(|net| net.parse().expect("a prefix"))
+            .collect(),
+        admin_approved: announced
+            .iter()
+            .take(1)
+            .map(|net| net.parse().expect("a prefix"))
+            .collect(),
+        created: id.into(),
+        online: true,
+    };
+    let user = |id, name: &str| UserFacts {
+        id: UserId(id),
+        login_name: name.to_owned(),
+    };
+    World {
+        users: vec![user(1, "alice@example.com"), user(2, "bob")],
+        nodes: vec![
+            node(1, Some(1), &[], &[]),
+            node(2, None, &["tag:server"], &[]),
+            node(3, None, &["tag:router"], &["10.1.0.0/16", "10.2.0.0/16"]),
+        ],
+    }
+}
+
+fn errors(text: &str) -> PolicyErrors {
+    Policy::parse(text)
+        .and_then(|policy| compile(&policy, &world()))
+        .expect_err("the policy is refused")
+}
+
+#[track_caller]
+fn refused(text: &str, expected: &str) {
+    let shown = Report::of_errors(text, &errors(text)).render("p.hujson", text);
+    assert!(shown == expected, "\n{shown}\n  is not\n{expected}");
+}
+
+fn report_of_warnings(text: &str, world: &World) -> Report {
+    let names = [("laptop", 1), ("db", 2), ("router", 3)];
+    let names: HashMap<String, NodeId> =
+        names.map(|(name, id)| (name.to_owned(), NodeId(id))).into();
+    let policy = Policy::parse(text).expect("a good policy");
+    let compiled = compile_with(&policy, world, UnknownUsers::Accept).expect("its tests pass");
+    Report::default().with_warnings(text, &warnings(&policy, &compiled, &names))
+}
+
+#[track_caller]
+fn warned(text: &str, expected: &str) {
+    let shown = report_of_warnings(text, &world()).render("p.hujson", text);
+    assert!(shown == expected, "\n{shown}\n  is not\n{expected}");
+}
+
+#[test]
+fn a_mistyped_name_is_shown_in_its_line_with_the_one_that_was_meant() {
+    refused(
+        r##"{
+  // A name that is mistyped.
+  "groups": {"group:eng": ["alice@example.com"]},
+  "acls": [
+    {"action": "accept", "src": ["group:egn"], "dst": ["*:*"]},
+  ],
+}
+"##,
+        r##"p.hujson:5:34: error: src "group:egn": group not found; define it in groups
+    5 |     {"action": "accept", "src": ["group:egn"], "dst": ["*:*"]},
+      |                                  ^^^^^^^^^^^ did you mean "group:eng"?
+"##,
+    );
+}
+
+#[test]
+fn all_that_is_wrong_is_shown_at_once_in_the_order_of_the_file() {
+    refused(
+        r##"{
+  "groups": {
+    "group:eng": ["alice@example.com", "bob"],
+    "group:ops": ["group:eng"],
+  },
+  "hosts": {"web": "10.0.0.1/8", "db-1": "10.1.0.5"},
+  "tagOwners": {"tag:server": ["group:engg"], "tag:1": []},
+  "acl": [],
+  "acls": [
+    {"action": "deny", "src": ["eng", "host"], "dst": ["tag:sever:22", "db1:5432", "web:http"]},
+    {"acton": "accept", "src": ["autogroup:members"], "dst": ["*:*"], "proto": "tpc"},
+  ],
+  "grants": [
+    {"src": ["*"], "dst": ["autogroup:self"], "ip": ["tcp"], "app": {"tailscale.com/cap/drives": []}},
+  ],
+  "autoApprovers": {"routes": {"10.0.0.0": ["tag:routr"]}, "exitNode": "tag:router"},
+  "nodeAttrs": [],
+}
+"##,
+        r##"p.hujson:3:40: error: "bob" is no user; write an e-mail address or `name@`
+    3 |     "group:eng": ["alice@example.com", "bob"],
+      |                                        ^^^^^ did you mean "bob@"?
+p.hujson:4:19: error: "group:eng" is a group inside a group; list its users instead
+    4 |     "group:ops": ["group:eng"],
+      |                   ^^^^^^^^^^^
+p.hujson:6:20: error: host "10.0.0.1/8" has host bits set; write 10.0.0.0/8
+    6 |   "hosts": {"web": "10.0.0.1/8", "db-1": "10.1.0.5"},
+      |                    ^^^^^^^^^^^^
+p.hujson:7:32: error: tag owner "group:engg": group not found; define it in groups
+    7 |   "tagOwners": {"tag:server": ["group:engg"], "tag:1": []},
+      |                                ^^^^^^^^^^^^ did you mean "group:eng"?
+p.hujson:7:47: error: "tag:1" is no tag; write `tag:name`, the name beginning with a letter
+    7 |   "tagOwners": {"tag:server": ["group:engg"], "tag:1": []},
+      |                                               ^^^^^^^
+p.hujson:8:3: error: the policy has no field "acl"; it may have groups, hosts, tagOwners, acls, grants, autoApprovers, tests
+    8 |   "acl": [],
+      |   ^^^^^ did you mean "acls"?
+p.hujson:10:16: error: action "deny" is not supported; write "accept" (what no rule accepts is refused)
+   10 |     {"action": "deny", "src": ["eng", "host"], "dst": ["tag:sever:22", "db1:5432", "web:http"]},
+      |                ^^^^^^
+p.hujson:10:32: error: src "eng": no such host; define it in hosts (a user is written `name@`, a tag `tag:name`, a group `group:name`)
+   10 |     {"action": "deny", "src": ["eng", "host"], "dst": ["tag:sever:22", "db1:5432", "web:http"]},
+      |                                ^^^^^ did you mean "group:eng"?
+p.hujson:10:39: error: src "host": no such host; define it in hosts (a user is written `name@`, a tag `tag:name`, a group `group:name`)
+   10 |     {"action": "deny", "src": ["eng", "host"], "dst": ["tag:sever:22", "db1:5432", "web:http"]},
+      |                                       ^^^^^^
+p.hujson:10:56: error: dst "tag:sever": tag not found; define it in tagOwners
+   10 |     {"action": "deny", "src": ["eng", "host"], "dst": ["tag:sever:22", "db1:5432", "web:http"]},
+      |                                                        ^^^^^^^^^^^^^^ did you mean "tag:server"?
+p.hujson:10:72: error: dst "db1": no such host; define it in hosts (a user is written `name@`, a tag `tag:name`, a group `group:name`)
+   10 |     {"action": "deny", "src": ["eng", "host"], "dst": ["tag:sever:22", "db1:5432", "web:http"]},
+      |                                                                        ^^^^^^^^^^ did you mean "db-1"?
+p.hujson:10:84: error: "http" is no port range; write `*`, `443`, `80,443` or `8000-8100` (0 to 65535)
+   10 |     {"action": "deny", "src": ["eng", "host"], "dst": ["tag:sever:22", "db1:5432", "web:http"]},
+      |                                                                                    ^^^^^^^^^^
+p.hujson:11:5: error: this acl has no "action"; add it
+   11 |     {"acton": "accept", "src": ["autogroup:members"], "dst": ["*:*"], "proto": "tpc"},
+      |     ^
+p.hujson:11:6: error: an acl has no field "acton"; it may have action, proto, src, dst
+   11 |     {"acton": "accept", "src": ["autogroup:members"], "dst": ["*:*"], "proto": "tpc"},
+      |      ^^^^^^^ did you mean "action"?
+p.hujson:11:33: error: src "autogroup:members": no such autogroup; there are member, tagged, self and internet
+   11 |     {"acton": "accept", "src": ["autogroup:members"], "dst": ["*:*"], "proto": "tpc"},
+      |                                 ^^^^^^^^^^^^^^^^^^^ did you mean "autogroup:member"?
+p.hujson:11:80: error: "tpc" is no protocol; write a number from 0 to 255 or one of icmp, igmp, ipv4, ip-in-ip, tcp, egp, igp, udp, gre, esp, ah, ipv6-icmp, sctp, fc
+   11 |     {"acton": "accept", "src": ["autogroup:members"], "dst": ["*:*"], "proto": "tpc"},
+      |                                                                                ^^^^^ did you mean "tcp"?
+p.hujson:14:14: error: autogroup:self can only be reached by users, groups or autogroup:member; put this source into a rule of its own
+   14 |     {"src": ["*"], "dst": ["autogroup:self"], "ip": ["tcp"], "app": {"tailscale.com/cap/drives": []}…
+      |              ^^^
+p.hujson:14:54: error: ip "tcp": write `*`, a port, a range like `8000-8100`, or a protocol with them like `tcp:443` or `icmp:*`
+   14 | …"*"], "dst": ["autogroup:self"], "ip": ["tcp"], "app": {"tailscale.com/cap/drives": []}},
+      |                                          ^^^^^
+p.hujson:14:70: error: capability "tailscale.com/cap/drives" can't be granted; of tailscale.com/cap there are drive, relay, kubernetes, webui, others need a domain of yours
+   14 | …utogroup:self"], "ip": ["tcp"], "app": {"tailscale.com/cap/drives": []}},
+      |                                          ^^^^^^^^^^^^^^^^^^^^^^^^^^ did you mean "tailscale.com/cap/drive"?
+p.hujson:16:45: error: approver "tag:routr": tag not found; define it in tagOwners
+   16 |   "autoApprovers": {"routes": {"10.0.0.0": ["tag:routr"]}, "exitNode": "tag:router"},
+      |                                             ^^^^^^^^^^^
+p.hujson:16:72: error: approvers must be a list: […]
+   16 |   "autoApprovers": {"routes": {"10.0.0.0": ["tag:routr"]}, "exitNode": "tag:router"},
+      |                                                                        ^^^^^^^^^^^^
+p.hujson:17:3: error: "nodeAttrs": not supported yet; take it out of the policy
+   17 |   "nodeAttrs": [],
+      |   ^^^^^^^^^^^
+"##,
+    );
+}
+
+#[test]
+fn what_is_no_hujson_is_shown_where_it_ceases_to_be() {
+    refused(
+        r##"{
+  "acls": [
+    {"action": "accept" "src": ["*"], "dst": ["*:*"]},
+  ],
+}
+"##,
+        r##"p.hujson:3:24: error: Expected comma; correct the HuJSON here
+    3 |     {"action": "accept" "src": ["*"], "dst": ["*:*"]},
+      |                        ^
+"##,
+    );
+    refused(
+        r##"{"acls": [
+  {"action": "accept", "src": ["*"], "dst": ["*:*"]}
+"##,
+        r##"p.hujson:1:10: error: Unterminated array; correct the HuJSON here
+    1 | {"acls": [
+      |          ^
+"##,
+    );
+}
+
+#[test]
+fn unknown_users_and_all_failing_tests_are_shown_together() {
+    refused(
+        r##"{
+  "acls": [{"action": "accept", "src": ["alce@example.com", "bop@", "alice@"], "dst": ["tag:server:22"]}],
+  "tagOwners": {"tag:server": ["autogroup:member"]},
+  "tests": [
+    {"src": "bob@", "accept": ["tag:server:22", "tag:servr:22"], "deny": ["100.64.0.2:80"]},
+    {"src": "alice@example.com", "accept": ["tag:server:0"], "proto": "upd"},
+    {"src": "alice@example.com", "deny": ["tag:server:23"], "accept": ["tag:server:24"]},
+  ],
+}
+"##,
+        r##"p.hujson:2:41: error: "alce@example.com": no such user; create it first, or correct the name
+    2 |   "acls": [{"action": "accept", "src": ["alce@example.com", "bop@", "alice@"], "dst": ["tag:server:2…
+      |                                         ^^^^^^^^^^^^^^^^^^ did you mean "alice@example.com"?
+p.hujson:2:61: error: "bop@": no such user; create it first, or correct the name
+    2 | …: "accept", "src": ["alce@example.com", "bop@", "alice@"], "dst": ["tag:server:22"]}],
+      |                                          ^^^^^^ did you mean "bob@"?
+p.hujson:2:69: error: "alice@": no such user; create it first, or correct the name
+    2 | …t", "src": ["alce@example.com", "bop@", "alice@"], "dst": ["tag:server:22"]}],
+      |                                          ^^^^^^^^ did you mean "alice@example.com"?
+p.hujson:5:32: error: test failed: accept "tag:server:22" from "bob@", but the policy refuses it; correct the rules or the test
+    5 |     {"src": "bob@", "accept": ["tag:server:22", "tag:servr:22"], "deny": ["100.64.0.2:80"]},
+      |                                ^^^^^^^^^^^^^^^
+p.hujson:5:49: error: test destination "tag:servr": tag not found; define it in tagOwners
+    5 |     {"src": "bob@", "accept": ["tag:server:22", "tag:servr:22"], "deny": ["100.64.0.2:80"]},
+      |                                                 ^^^^^^^^^^^^^^ did you mean "tag:server"?
+p.hujson:6:45: error: test destination "tag:server:0": write one port, 1 to 65535
+    6 |     {"src": "alice@example.com", "accept": ["tag:server:0"], "proto": "upd"},
+      |                                             ^^^^^^^^^^^^^^
+p.hujson:6:71: error: test proto "upd": write "tcp", "udp" or a number
+    6 |     {"src": "alice@example.com", "accept": ["tag:server:0"], "proto": "upd"},
+      |                                                                       ^^^^^
+p.hujson:7:72: error: test failed: accept "tag:server:24" from "alice@example.com", but the policy refuses it; correct the rules or the test
+    7 |     {"src": "alice@example.com", "deny": ["tag:server:23"], "accept": ["tag:server:24"]},
+      |                                                                        ^^^^^^^^^^^^^^^
+"##,
+    );
+}
+
+#[test]
+fn what_is_probably_not_meant_is_warned_of() {
+    warned(
+        r##"{
+  "groups": {"group:empty": [], "group:unused": ["alice@example.com"], "group:eng": ["alice@example.com"]},
+  "hosts": {"db": "10.1.0.9", "DB": "10.1.0.8", "gone": "10.9.0.1", "six": "fd00::1"},
+  "tagOwners": {"tag:server": ["autogroup:member"], "tag:router": [], "tag:nobody": ["tag:ghost"], "tag:ghost": ["group:empty"]},
+  "acls": [
+    {"action": "accept", "src": ["group:empty"], "dst": ["*:*"]},
+    {"action": "accept", "src": ["alice@example.com", "tag:ghost"], "dst": ["db:22", "gone:22", "10.2.0.1:22", "tag:nobody:*"]},
+    {"action": "accept", "src": ["10.1.0.1"], "dst": ["six:*"]},
+    {"action": "accept", "src": ["*"], "dst": ["tag:server:0", "DB:0"]},
+    {"action": "accept", "src": [], "dst": ["*:*"]},
+    {"action": "accept", "src": ["*"], "dst": ["autogroup:internet:*"]},
+    {"action": "accept", "src": ["autogroup:member"], "dst": ["tag:server:80-90", "10.1.0.0/16:*"]},
+    {"action": "accept", "src": ["group:eng", "bob@"], "dst": ["tag:server:80,85", "10.1.2.3:443"], "proto": "tcp"},
+  ],
+}
+"##,
+        r##"p.hujson:2:14: warning: "group:empty" has no members; where it stands, nobody is meant
+    2 |   "groups": {"group:empty": [], "group:unused": ["alice@example.com"], "group:eng": ["alice@example.…
+      |              ^^^^^^^^^^^^^
+p.hujson:2:33: warning: "group:unused" is defined, but nothing in the policy names it
+    2 |   "groups": {"group:empty": [], "group:unused": ["alice@example.com"], "group:eng": ["alice@example.…
+      |                                 ^^^^^^^^^^^^^^
+p.hujson:3:13: warning: host "db" is 10.1.0.9, but a node has that name, too, and other addresses; rules mean the host
+    3 |   "hosts": {"db": "10.1.0.9", "DB": "10.1.0.8", "gone": "10.9.0.1", "six": "fd00::1"},
+      |             ^^^^
+p.hujson:3:31: warning: host "DB" is 10.1.0.8, but a node has that name, too, and other addresses; rules mean the host
+    3 |   "hosts": {"db": "10.1.0.9", "DB": "10.1.0.8", "gone": "10.9.0.1", "six": "fd00::1"},
+      |                               ^^^^
+p.hujson:4:71: warning: nobody may give "tag:nobody" to a node: its owners are empty groups, or tags that nobody may give either; it takes an auth key with that tag
+    4 | …["autogroup:member"], "tag:router": [], "tag:nobody": ["tag:ghost"], "tag:ghost": ["group:empty"]},
+      |                                          ^^^^^^^^^^^^
+p.hujson:4:100: warning: nobody may give "tag:ghost" to a node: its owners are empty groups, or tags that nobody may give either; it takes an auth key with that tag
+    4 | …uter": [], "tag:nobody": ["tag:ghost"], "tag:ghost": ["group:empty"]},
+      |                                          ^^^^^^^^^^^
+p.hujson:6:34: warning: this rule never matches: "group:empty" has no members
+    6 |     {"action": "accept", "src": ["group:empty"], "dst": ["*:*"]},
+      |                                  ^^^^^^^^^^^^^
+p.hujson:7:55: warning: this entry never matches: no node has "tag:ghost", and nobody may give it to one
+    7 | … "accept", "src": ["alice@example.com", "tag:ghost"], "dst": ["db:22", "gone:22", "10.2.0.1:22", "ta…
+      |                                          ^^^^^^^^^^^
+p.hujson:7:86: warning: this entry never matches: no node has that address, and no route leads there
+    7 | …le.com", "tag:ghost"], "dst": ["db:22", "gone:22", "10.2.0.1:22", "tag:nobody:*"]},
+      |                                          ^^^^^^^^^
+p.hujson:7:97: warning: this entry never matches: no node has that address, and the routes that are announced there are not approved
+    7 | …ag:ghost"], "dst": ["db:22", "gone:22", "10.2.0.1:22", "tag:nobody:*"]},
+      |                                          ^^^^^^^^^^^^^
+p.hujson:7:112: warning: this entry never matches: no node has "tag:nobody", and nobody may give it to one
+    7 | …t": ["db:22", "gone:22", "10.2.0.1:22", "tag:nobody:*"]},
+      |                                          ^^^^^^^^^^^^^^
+p.hujson:8:55: warning: this rule never matches: it is an IPv6 address, and the sources have IPv4 only
+    8 |     {"action": "accept", "src": ["10.1.0.1"], "dst": ["six:*"]},
+      |                                                       ^^^^^^^
+p.hujson:9:48: warning: this rule never matches: nothing can be reached at port 0
+    9 |     {"action": "accept", "src": ["*"], "dst": ["tag:server:0", "DB:0"]},
+      |                                                ^^^^^^^^^^^^^^
+p.hujson:10:5: warning: this rule never matches: src is empty
+   10 |     {"action": "accept", "src": [], "dst": ["*:*"]},
+      |     ^
+p.hujson:11:48: warning: this rule never matches: no exit node is approved
+   11 |     {"action": "accept", "src": ["*"], "dst": ["autogroup:internet:*"]},
+      |                                                ^^^^^^^^^^^^^^^^^^^^^^
+p.hujson:13:5: warning: this rule adds nothing: the one in line 12 allows all of it
+   13 |     {"action": "accept", "src": ["group:eng", "bob@"], "dst": ["tag:server:80,85", "10.1.2.3:443"], …
+      |     ^
+"##,
+    );
+}
+
+#[test]
+fn routers_without_a_route_and_grants_within_grants_are_warned_of() {
+    warned(
+        r##"{
+  "tagOwners": {"tag:router": ["autogroup:member"], "tag:edge": ["autogroup:member"]},
+  "grants": [
+    {"src": ["*"], "dst": ["10.1.0.0/16"], "ip": ["*"], "via": ["tag:edge"]},
+    {"src": ["*"], "dst": ["10.1.0.0/16"], "ip": ["tcp:80", "udp:53"], "via": ["tag:router"]},
+    {"src": ["autogroup:member"], "dst": ["10.1.0.0/16"], "ip": ["tcp:80"], "via": ["tag:router"]},
+    {"src": ["*"], "dst": ["fd7a:115c:a1e0::1"], "ip": ["icmp:*"]},
+  ],
+}
+"##,
+        r##"p.hujson:4:28: warning: this rule never matches: no node with a tag of `via` has an approved route there
+    4 |     {"src": ["*"], "dst": ["10.1.0.0/16"], "ip": ["*"], "via": ["tag:edge"]},
+      |                            ^^^^^^^^^^^^^
+p.hujson:6:5: warning: this rule adds nothing: the one in line 5 allows all of it
+    6 |     {"src": ["autogroup:member"], "dst": ["10.1.0.0/16"], "ip": ["tcp:80"], "via": ["tag:router"]},
+      |     ^
+p.hujson:7:28: warning: this rule never matches: the protocol doesn't exist in IPv6, and this is an IPv6 address
+    7 |     {"src": ["*"], "dst": ["fd7a:115c:a1e0::1"], "ip": ["icmp:*"]},
+      |                            ^^^^^^^^^^^^^^^^^^^
+"##,
+    );
+}
+
+#[test]
+fn what_depends_on_nodes_is_not_warned_of_before_there_are_any() {
+    let text = r#"{
+        "hosts": {"db": "10.1.0.9"},
+        "tagOwners": {"tag:server": ["autogroup:member"]},
+        "acls": [{"action": "accept", "src": ["tag:server"], "dst": ["db:22", "autogroup:internet:*"]}],
+    }"#;
+    let kinds = |world: &World| -> Vec<String> {
+        let report = report_of_warnings(text, world);
+        report
+            .warnings
+            .into_iter()
+            .map(|warning| warning.kind)
+            .collect()
+    };
+    assert_eq!(kinds(&World::default()), Vec::<String>::new());
+    assert_eq!(kinds(&world()), ["shadowed", "never-matches"]);
+}
+
+#[test]
+fn rules_are_covered_by_what_the_policy_says_and_not_by_who_is_there() {
+    let covered = |earlier: &str, later: &str| {
+        let text = format!(
+            r#"{{
+                "groups": {{"group:a": ["alice@example.com", "bob@"], "group:b": ["Bob@"]}},
+                "tagOwners": {{"tag:a": ["autogroup:member"], "tag:b": ["autogroup:member"]}},
+                "acls": [{{"action": "accept", {earlier}}}, {{"action": "accept", {later}}}],
+            }}"#
+        );
+        let report = report_of_warnings(&text, &World::default());
+        report
+            .warnings
+            .iter()
+            .any(|warning| warning.kind == "covered")
+    };
+    let rule = |src: &str, dst: &str| format!(r#""src": ["{src}"], "dst": ["{dst}"]"#);
+    for (earlier, later, expected) in [
+        (("*", "*:*"), ("group:a", "tag:a:22"), true),
+        (("*", "*:*"), ("100.64.0.7", "10.0.0.1:22"), true),
+        (("*", "*:*"), ("10.0.0.1", "*:22"), false),
+        (("autogroup:danger-all", "*:*"), ("10.0.0.1", "*:22"), true),
+        (("*", "*:*"), ("autogroup:danger-all", "*:22"), false),
+        (("group:a", "tag:a:1-100"), ("bob@", "tag:a:22,80"), true),
+        (
+            ("group:a", "tag:a:1-100"),
+            ("group:b", "tag:a:22,180"),
+            false,
+        ),
+        (("group:a", "tag:a:*"), ("group:b", "tag:a:*"), true),
+        (("group:b", "tag:a:*"), ("group:a", "tag:a:*"), false),
+        (
+            ("autogroup:member", "autogroup:tagged:*"),
+            ("bob@", "tag:b:*"),
+            true,
+        ),
+        (("autogroup:tagged", "*:*"), ("bob@", "*:*"), false),
+        (
+            ("tag:a", "10.0.0.0/8:443"),
+            ("tag:a", "10.1.0.0/16:443"),
+            true,
+        ),
+        (
+            ("tag:a", "10.1.0.0/16:443"),
+            ("tag:a", "10.0.0.0/8:443"),
+            false,
+        ),
+        (("tag:a", "tag:a:443"), ("tag:b", "tag:a:443"), false),
+    ] {
+        let found = covered(&rule(earlier.0, earlier.1), &rule(later.0, later.1));
+        assert_eq!(found, expected, "{later:?} by {earlier:?}");
+    }
+    let with = |proto: &str| rule("*", "*:*") + &format!(r#", "proto": "{proto}""#);
+    let all = rule("*", "*:*");
+    for (earlier, later, expected) in [
+        (&all, &with("udp"), true),
+        (&all, &with("gre"), false),
+        (&with("tcp"), &all, false),
+        (&with("tcp"), &with("6"), true),
+    ] {
+        assert_eq!(covered(earlier, later), expected, "{later} by {earlier}");
+    }
+}
+
+#[test]
+fn of_very_many_errors_and_warnings_a_hundred_are_shown_and_the_others_counted() {
+    let many = |entry: &str| vec![entry; 250].join(",\n");
+    let text = format!(
+        r#"{{"acls": [{{"action": "accept", "src": ["*"], "dst": [{}]}}]}}"#,
+        many(r#""x:1""#)
+    );
+    let found = errors(&text);
+    assert_eq!(
+        (found.iter().len(), found.more()),
+        (MAX_ERRORS, 250 - MAX_ERRORS)
+    );
+    let shown = Report::of_errors(&text, &found).render("p", &text);
+    assert!(shown.ends_with("\nand 150 more errors\n"), "{shown}");
+    let text = format!(
+        r#"{{"acls": [{{"action": "accept", "src": ["*"], "dst": ["*:*", {}]}}]}}"#,
+        many(r#""10.9.9.9:1""#)
+    );
+    let report = report_of_warnings(&text, &world());
+    assert_eq!(report.warnings.len(), MAX_WARNINGS);
+    assert_eq!(report.more_warnings, 250 - MAX_WARNINGS);
+    assert_eq!(report.summary(), "250 warnings");
+    let strict = report.strict();
+    assert!(strict.warnings.is_empty() && strict.summary() == "250 errors");
+}
