@@ -9,7 +9,7 @@ mod gap;
 mod parts;
 mod rule;
 
-use super::error::PolicyError;
+use super::error::{PolicyError, PolicyErrors};
 use super::hujson::Text;
 use super::{MAX_POLICY, Policy};
 use change::{Layout, Source, Step};
@@ -26,6 +26,14 @@ pub struct Edited {
     pub line: Option<u32>,
     /// The rule is the first one: until then everything was allowed.
     pub ends_allow_all: bool,
+}
+
+/// Why a policy's text has not been changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotEdited {
+    pub errors: PolicyErrors,
+    /// The text that the errors are in, if it is not the one that was to be changed, but what would have come of it.
+    pub changed: Option<String>,
 }
 
 /// Lays out a policy file, which need not be a good policy.
@@ -47,7 +55,7 @@ pub fn format(hujson: &str) -> Result<String, PolicyError> {
 ///
 /// # Errors
 /// The text is no good policy before the change, or would be none after it.
-pub fn add_rule(hujson: &str, rule: &NewRule) -> Result<Edited, PolicyError> {
+pub fn add_rule(hujson: &str, rule: &NewRule) -> Result<Edited, NotEdited> {
     let old = Policy::parse(hujson)?;
     let section = rule.section();
     let source = Source::parse(hujson)?;
@@ -77,7 +85,7 @@ pub fn add_rule(hujson: &str, rule: &NewRule) -> Result<Edited, PolicyError> {
 ///
 /// # Errors
 /// As for [`add_rule`].
-pub fn add_tag_owners(hujson: &str, tag: &str, owners: &[String]) -> Result<Edited, PolicyError> {
+pub fn add_tag_owners(hujson: &str, tag: &str, owners: &[String]) -> Result<Edited, NotEdited> {
     Policy::parse(hujson)?;
     let mut text = hujson.to_owned();
     if Source::parse(&text)?.tag(tag).is_none() {
@@ -86,7 +94,7 @@ pub fn add_tag_owners(hujson: &str, tag: &str, owners: &[String]) -> Result<Edit
         text = Source::parse(&text)?.add_to_section(TAG_OWNERS, &step)?;
     }
     for owner in owners {
-        let source = Source::parse(&text)?;
+        let source = Source::parse(&text).map_err(|error| NotEdited::after(&text, error))?;
         if !source.owners(tag).contains(&owner.as_str()) {
             text = source.add_owner(tag, owner);
         }
@@ -98,11 +106,7 @@ pub fn add_tag_owners(hujson: &str, tag: &str, owners: &[String]) -> Result<Edit
 ///
 /// # Errors
 /// As for [`add_rule`].
-pub fn remove_tag_owners(
-    hujson: &str,
-    tag: &str,
-    owners: &[String],
-) -> Result<Edited, PolicyError> {
+pub fn remove_tag_owners(hujson: &str, tag: &str, owners: &[String]) -> Result<Edited, NotEdited> {
     Policy::parse(hujson)?;
     let mut text = hujson.to_owned();
     for owner in owners {
@@ -117,7 +121,7 @@ pub fn remove_tag_owners(
 ///
 /// # Errors
 /// As for [`add_rule`]; a tag that the policy still uses is one of them.
-pub fn remove_tag(hujson: &str, tag: &str) -> Result<Edited, PolicyError> {
+pub fn remove_tag(hujson: &str, tag: &str) -> Result<Edited, NotEdited> {
     Policy::parse(hujson)?;
     match Source::parse(hujson)?.without_tag(tag) {
         Some(text) => finish_tag(hujson, text, tag),
@@ -127,7 +131,7 @@ pub fn remove_tag(hujson: &str, tag: &str) -> Result<Edited, PolicyError> {
 
 const TAG_OWNERS: &str = "tagOwners";
 
-fn finish_tag(before: &str, text: String, tag: &str) -> Result<Edited, PolicyError> {
+fn finish_tag(before: &str, text: String, tag: &str) -> Result<Edited, NotEdited> {
     let line = |source: &Source| {
         let (table, index) = source.tag(tag)?;
         Some(source.line(&table.entries[index]))
@@ -149,8 +153,8 @@ impl Edited {
         }
     }
 
-    fn checked(text: String, line: impl Fn(&Source) -> Option<u32>) -> Result<Self, PolicyError> {
-        Policy::parse(&text).map_err(after_change)?;
+    fn checked(text: String, line: impl Fn(&Source) -> Option<u32>) -> Result<Self, NotEdited> {
+        Policy::parse(&text).map_err(|errors| NotEdited::after(&text, errors))?;
         let line = line(&Source::parse(&text)?);
         Ok(Self {
             text,
@@ -161,15 +165,26 @@ impl Edited {
     }
 }
 
-/// Its place is one in the changed text.
-fn after_change(error: PolicyError) -> PolicyError {
-    PolicyError {
-        message: not_changed(&error.message),
-        ..error
+impl NotEdited {
+    fn after(text: &str, errors: impl Into<PolicyErrors>) -> Self {
+        Self {
+            errors: errors.into(),
+            changed: Some(text.to_owned()),
+        }
     }
 }
 
-/// Says of a refusal that it is one of the changed text.
-pub fn not_changed(why: &str) -> String {
-    format!("{why} (as it would be with this change; nothing is changed)")
+impl From<PolicyErrors> for NotEdited {
+    fn from(errors: PolicyErrors) -> Self {
+        Self {
+            errors,
+            changed: None,
+        }
+    }
+}
+
+impl From<PolicyError> for NotEdited {
+    fn from(error: PolicyError) -> Self {
+        PolicyErrors::from(error).into()
+    }
 }

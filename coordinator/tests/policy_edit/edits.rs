@@ -1,9 +1,6 @@
 //! `policy add-rule` and `policy tag`, by example.
 
-use lowroad_coordinator::policy::{
-    PolicyError,
-    edit::{self, AclRule, Edited, GrantRule, NewRule},
-};
+use lowroad_coordinator::policy::edit::{self, AclRule, Edited, GrantRule, NewRule, NotEdited};
 
 pub fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
@@ -34,7 +31,7 @@ fn disown(text: &str, owners: &[&str]) -> String {
     edited.unwrap().text
 }
 
-fn untag(text: &str) -> Result<Edited, PolicyError> {
+fn untag(text: &str) -> Result<Edited, NotEdited> {
     edit::remove_tag(text, "tag:x")
 }
 
@@ -149,12 +146,16 @@ fn grants_are_added_with_capabilities_and_routers() {
 #[test]
 fn a_change_that_makes_a_bad_policy_is_refused_and_so_is_a_bad_policy() {
     let refused = |text: &str, rule: &NewRule| edit::add_rule(text, rule).unwrap_err();
-    let error = refused("{\n\t// nothing\n}\n", &acl(&["tag:y"], &["*:22"]));
-    assert_eq!(error.line, 4);
-    assert!(error.message.contains("nothing is changed"), "{error}");
-    let error = refused("{\n\"acls\": 5}\n", &acl(&["*"], &["*:22"]));
-    assert_eq!(error.line, 2);
-    assert!(!error.message.contains("nothing is changed"), "{error}");
+    let why = refused("{\n\t// nothing\n}\n", &acl(&["tag:y", "tag:z"], &["*:22"]));
+    let lines: Vec<u32> = why.errors.iter().map(|error| error.line).collect();
+    assert_eq!(lines, [4, 4], "both tags: {}", why.errors);
+    let changed = why.changed.unwrap();
+    assert!(
+        changed.lines().nth(3).unwrap().contains("tag:z"),
+        "{changed}"
+    );
+    let why = refused("{\n\"acls\": 5}\n", &acl(&["*"], &["*:22"]));
+    assert_eq!((why.errors.first().line, why.changed), (2, None));
     assert!(edit::add_tag_owners("{}", "tag:", &[]).is_err());
     assert!(edit::add_tag_owners("{}", "tag:x", &strings(&["group:y"])).is_err());
     assert!(edit::remove_tag("[]", "tag:x").is_err());
