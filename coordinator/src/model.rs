@@ -157,6 +157,15 @@ impl fmt::Display for VersionNumber {
     }
 }
 
+/// What a policy was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Basis {
+    /// There was none.
+    NoPolicy,
+    Version(VersionNumber),
+}
+
 /// A policy file that was put into force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyVersion {

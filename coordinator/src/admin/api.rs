@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::{
-    model::{AuthKey, Node, PolicyVersion, User, VersionNumber},
+    model::{AuthKey, Basis, Node, PolicyVersion, User, VersionNumber},
     policy::{CompiledTailnet, Report},
     state::State,
     text::rfc3339,
@@ -82,6 +82,9 @@ pub enum Ask {
         text: String,
         #[serde(flatten)]
         signature: Signature,
+        /// Refused with status 409 if something else is in force than what it was made from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        based_on: Option<Basis>,
     },
     PolicyRollback {
         version: VersionNumber,

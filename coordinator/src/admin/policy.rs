@@ -10,7 +10,7 @@ use super::{
 use crate::{
     Error,
     hub::{Hub, check_policy, now},
-    model::VersionNumber,
+    model::{Basis, VersionNumber},
     policy::{self, Policy, Report, UnknownUsers, WhyProbe},
     state::{NewPolicy, NodeRef, State},
 };
@@ -72,6 +72,7 @@ pub(super) async fn set(
     hub: &Hub,
     text: String,
     signature: Signature,
+    based_on: Option<Basis>,
     peer: Peer,
 ) -> Result<Value, Error> {
     let Checked {
@@ -90,7 +91,12 @@ pub(super) async fn set(
         note: signature.message,
     };
     let author = new.author.clone();
-    let changed = hub.change(|state| state.set_policy(new, policy, now()));
+    let changed = hub.change(|state| {
+        if let Some(basis) = based_on {
+            state.policy_history().check_basis(basis)?;
+        }
+        state.set_policy(new, policy, now())
+    });
     let set = settle(hub, changed).await?;
     if set.is_new {
         tracing::info!(version = %set.number, %author, "policy set");
@@ -122,7 +128,7 @@ pub(super) async fn roll_back(
         },
         ..signature
     };
-    set(hub, text, signature, peer).await
+    set(hub, text, signature, None, peer).await
 }
 
 /// Refused like any policy that is set, if it doesn't fit users and nodes.

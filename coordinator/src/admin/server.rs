@@ -186,7 +186,11 @@ async fn act(hub: &Hub, peer: Peer, ask: Ask) -> Result<Value, Error> {
             protocol,
             port,
         } => policy::why(hub, &from, &to, WhyProbe { protocol, port }).await,
-        Ask::PolicySet { text, signature } => policy::set(hub, text, signature, peer).await,
+        Ask::PolicySet {
+            text,
+            signature,
+            based_on,
+        } => policy::set(hub, text, signature, based_on, peer).await,
         Ask::PolicyRollback { version, signature } => {
             policy::roll_back(hub, version, signature, peer).await
         }

@@ -128,6 +128,7 @@ async fn set(
     let ask = Ask::PolicySet {
         text: text.clone(),
         signature: signature.into(),
+        based_on: None,
     };
     let answer = client::ask(state_dir, &ask).await;
     let answer = answer.map_err(|error| name_file(error, &file, &text))?;

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use hyper::StatusCode;
 use time::OffsetDateTime;
 
 use crate::{
     Error,
-    model::{PolicyVersion, VersionNumber},
+    model::{Basis, PolicyVersion, VersionNumber},
 };
 
 /// Versions that are kept; the oldest go first. A version a day is three years.
@@ -76,6 +77,21 @@ impl History {
                 format!("there is no version {number} of the policy; `policy log` shows all")
             })
         })
+    }
+
+    /// Whether a change was made from what is in force.
+    ///
+    /// # Errors
+    /// Status 409: something else is in force since.
+    pub fn check_basis(&self, basis: Basis) -> Result<(), Error> {
+        let in_force = self.in_force().map(|version| version.number);
+        if in_force.map_or(Basis::NoPolicy, Basis::Version) == basis {
+            return Ok(());
+        }
+        Err(Error::refused(
+            StatusCode::CONFLICT,
+            "somebody else has changed the policy in the meantime; make the change again, from the version that is in force",
+        ))
     }
 
     /// Newest first.

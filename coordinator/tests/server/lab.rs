@@ -114,6 +114,7 @@ impl Lab {
         self.ask(Ask::PolicySet {
             text: text.to_owned(),
             signature: Signature::default(),
+            based_on: None,
         })
         .await
         .unwrap();

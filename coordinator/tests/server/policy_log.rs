@@ -2,9 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use hyper::StatusCode;
+use lowroad_coordinator::{
+    Error,
+    admin::api::{Ask, Signature},
+    model::{Basis, VersionNumber},
+};
 use serde_json::Value;
 
-use crate::cli::{Daemon, failure, json, run};
+use crate::{
+    cli::{Daemon, failure, json, run},
+    lab::Lab as Server,
+};
 
 const CLOSED: &str = "{\"acls\": []}\n";
 const OPEN: &str = "{\"acls\": [{\"action\": \"accept\", \"src\": [\"*\"], \"dst\": [\"*:*\"]}]}\n";
@@ -150,6 +159,33 @@ fn a_rollback_becomes_a_new_version_and_is_checked_like_any_other() {
         );
     }
     daemon.stop();
+}
+
+#[tokio::test]
+async fn a_policy_made_from_one_that_is_gone_is_refused() {
+    let server = Server::new().await;
+    let set = async |text: &str, based_on: Option<Basis>| {
+        let set = Ask::PolicySet {
+            text: text.to_owned(),
+            signature: Signature::default(),
+            based_on,
+        };
+        match server.ask(set).await {
+            Ok(answer) => Ok(answer["version"].as_i64().unwrap()),
+            Err(Error::Refused { status, .. }) => Err(status),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let of = |version| Some(Basis::Version(VersionNumber(version)));
+    let gone = Err(StatusCode::CONFLICT);
+    assert_eq!(set(CLOSED, of(1)).await, gone);
+    assert_eq!(set(CLOSED, Some(Basis::NoPolicy)).await, Ok(1));
+    assert_eq!(set(OPEN, Some(Basis::NoPolicy)).await, gone);
+    assert_eq!(set(OPEN, of(1)).await, Ok(2));
+    assert_eq!(set(CLOSED, of(1)).await, gone);
+    assert_eq!(set(OPEN, of(1)).await, gone, "whatever its text");
+    assert_eq!(set(CLOSED, None).await, Ok(3));
+    assert_eq!(set(OPEN, of(2)).await, gone);
 }
 
 #[test]
