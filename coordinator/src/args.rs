@@ -1,5 +1,6 @@
 //! The command lines (design.md, Command lines). Names are fixed: scripts and the interop lab call them.
 
+mod edit;
 mod policy;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -7,6 +8,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+pub use edit::{AddRule, Fmt, Tag, TagOwners, Where};
 pub use policy::{Policy, Signature};
 
 use crate::text;

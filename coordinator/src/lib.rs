@@ -22,6 +22,7 @@ pub mod name;
 pub mod policy;
 pub mod refused;
 pub mod relay_map;
+mod replace;
 pub mod server;
 pub mod state;
 pub mod store;

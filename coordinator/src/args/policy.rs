@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::edit::{AddRule, Fmt, Tag};
 use crate::{model::VersionNumber, text};
 
 #[derive(Debug, Subcommand)]
@@ -81,10 +82,17 @@ pub enum Policy {
         #[command(flatten)]
         signature: Signature,
     },
+    /// Lay out a policy file, keeping all comments
+    Fmt(Fmt),
+    /// Add an acl or a grant, leaving the rest of the policy as it is
+    AddRule(AddRule),
+    /// Add or remove a tag or its owners, leaving the rest of the policy as it is
+    #[command(subcommand)]
+    Tag(Tag),
 }
 
 /// Who changes the policy, and why.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Signature {
     /// Who changes the policy; the account that runs the command is noted beside [default: that account]
     #[arg(long, value_name = "NAME", env = "SUDO_USER", hide_env_values = true)]

@@ -1,5 +1,7 @@
 //! `policy`: what administrators do with the policy file.
 
+mod edit;
+
 use std::{
     collections::HashMap,
     io::{IsTerminal as _, Write as _},
@@ -51,6 +53,9 @@ pub(super) async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Res
         Policy::Rollback { version, signature } => {
             roll_back(state_dir, as_json, version, signature).await
         }
+        Policy::Fmt(asked) => edit::fmt(as_json, &asked),
+        Policy::AddRule(asked) => edit::add_rule(state_dir, as_json, asked).await,
+        Policy::Tag(asked) => edit::tag(state_dir, as_json, asked).await,
     }
 }
 

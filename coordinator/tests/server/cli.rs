@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::client::Client;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_lowroad-coordinator");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_lowroad-coordinator");
 
 pub struct Daemon {
     child: Child,

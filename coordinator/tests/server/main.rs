@@ -11,6 +11,7 @@ mod cli;
 mod cli_policy_errors;
 mod client;
 mod deltas;
+mod edit_cli;
 mod grants;
 mod hostile;
 mod join;
