@@ -8,6 +8,7 @@ mod filters;
 mod netmaps;
 mod paths;
 mod policies;
+mod policy_edit;
 mod relay;
 mod segments;
 
@@ -226,6 +227,15 @@ pub static TARGETS: &[Target] = &[
     .limits(64 * MIB, 0, 100, 100)
     .max_len(16 * KIB)
     .mutations(1500),
+    target(
+        "policy_edit",
+        "the policy file's text, laid out and edited",
+        policy_edit::policy_edit,
+        policy_edit::policy_edit_seeds,
+    )
+    .limits(64 * MIB, 0, 300, 300)
+    .max_len(16 * KIB)
+    .mutations(1000),
     target(
         "coordinator_config",
         "the coordinator's configuration and relay map",

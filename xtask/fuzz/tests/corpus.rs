@@ -33,6 +33,7 @@ targets![
     paths,
     first_contact,
     policy,
+    policy_edit,
     coordinator_config,
     coordinator_requests,
     admin_socket,
