@@ -12,7 +12,7 @@ use crate::{
     hub::{Hub, check_policy, now},
     model::{Basis, VersionNumber},
     policy::{self, Policy, Report, UnknownUsers, WhyProbe},
-    state::{NewPolicy, NodeRef, State},
+    state::{NewPolicy, NodeRef},
 };
 
 /// A policy that is good.
