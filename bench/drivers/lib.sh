@@ -6,6 +6,12 @@ need() {
     done
 }
 
+# Making a device loads the module, where it is one that isn't loaded.
+has_wireguard() {
+    [ -d /sys/module/wireguard ] && return 0
+    ip link add "bprobe$$" type wireguard 2>/dev/null && ip link delete "bprobe$$"
+}
+
 # Key, peers, address and link of a device that exists.
 configure() {
     wg set "$BENCH_DEVICE" listen-port "$BENCH_PORT" private-key "$BENCH_KEY"

@@ -39,46 +39,49 @@ const PER_PEER: Duration = Duration::from_micros(10);
 const REGION: RegionId = RegionId(999);
 
 pub fn run(agent: &Agent, plan: &Plan) -> Result<Vec<Figure>> {
-    let mut resident = Figure::new("resident memory, idle", "MB", Better::Less);
-    let mut anonymous = Figure::new("of it anonymous", "MB", Better::Less);
-    let mut peak = Figure::new("resident memory, at most", "MB", Better::Less);
-    let mut up = Figure::new("`up`, until it returns", "ms", Better::Less);
-    let mut idle = Figure::new("CPU when idle", "ms per minute", Better::Less);
-    let mut adopted = Figure::new("adoption after `kill -9`", "ms", Better::Less);
-    for &peers in &agent.peers {
-        let label = format!("{peers} peers");
-        let seconds = plan.idle_seconds(agent.idle_seconds, agent.quick_idle_seconds);
-        match one(peers, seconds, plan.place) {
-            Ok(one) => {
-                eprintln!(
-                    "      {label}: {:.1} MB, up in {:.0} ms, {:.0} ms of CPU a minute, adopted in {:.0} ms",
-                    one.memory.resident, one.up, one.idle, one.adopted
-                );
-                resident.push(&label, vec![one.memory.resident]);
-                anonymous.push(&label, vec![one.memory.anonymous]);
-                peak.push(&label, vec![one.memory.peak]);
-                up.push(&label, vec![one.up]);
-                idle.push(&label, vec![one.idle]);
-                adopted.push(&label, vec![one.adopted]);
-            }
-            Err(error) => {
-                xtask::signals::check()?;
-                let why = format!("{error:#}");
-                eprintln!("      {label}: {why}");
-                for figure in [
-                    &mut resident,
-                    &mut anonymous,
-                    &mut peak,
-                    &mut up,
-                    &mut idle,
-                    &mut adopted,
-                ] {
-                    figure.push_missing(&label, &why);
+    let seconds = plan.idle_seconds(agent.idle_seconds, agent.quick_idle_seconds);
+    let idle = format!("CPU when idle, watched for {seconds:.0} s");
+    let mut figures = [
+        ("resident memory, idle", "MB"),
+        ("of it anonymous", "MB"),
+        ("resident memory, at most", "MB"),
+        ("`up`, until it returns", "ms"),
+        (idle.as_str(), "ms per minute"),
+        ("adoption after `kill -9`", "ms"),
+    ]
+    .map(|(name, unit)| Figure::new(name, unit, Better::Less));
+    let mut samples: Vec<Vec<One>> = agent.peers.iter().map(|_| Vec::new()).collect();
+    let mut failed: Vec<Option<String>> = agent.peers.iter().map(|_| None).collect();
+    for round in 0..plan.rounds(agent.rounds, agent.quick_rounds) {
+        for (number, peers) in agent.peers.iter().enumerate() {
+            let what = format!("{peers} peers, round {}", round + 1);
+            match one(*peers, seconds, plan.place) {
+                Ok(one) => {
+                    eprintln!(
+                        "      {what}: {:.1} MB, up in {:.0} ms, {:.0} ms of CPU a minute, adopted in {:.0} ms",
+                        one.memory.resident, one.up, one.idle, one.adopted
+                    );
+                    samples[number].push(one);
+                }
+                Err(error) => {
+                    xtask::signals::check()?;
+                    eprintln!("      {what}: {error:#}");
+                    failed[number] = Some(format!("{error:#}"));
                 }
             }
         }
     }
-    Ok(vec![resident, anonymous, peak, up, idle, adopted])
+    for ((peers, samples), failed) in agent.peers.iter().zip(samples).zip(failed) {
+        let label = format!("{peers} peers");
+        let values: Vec<[f64; 6]> = samples.iter().map(One::values).collect();
+        for (number, figure) in figures.iter_mut().enumerate() {
+            match &failed {
+                Some(why) if values.is_empty() => figure.push_missing(&label, why),
+                _ => figure.push(&label, values.iter().map(|one| one[number]).collect()),
+            }
+        }
+    }
+    Ok(figures.into())
 }
 
 struct One {
@@ -87,6 +90,21 @@ struct One {
     idle: f64,
     /// From the start of the next agent until the kernel holds what it should, in milliseconds.
     adopted: f64,
+}
+
+impl One {
+    /// In the order of the figures.
+    fn values(&self) -> [f64; 6] {
+        let memory = &self.memory;
+        [
+            memory.resident,
+            memory.anonymous,
+            memory.peak,
+            self.up,
+            self.idle,
+            self.adopted,
+        ]
+    }
 }
 
 fn one(peers: usize, idle_seconds: f64, place: Place) -> Result<One> {

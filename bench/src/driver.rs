@@ -25,7 +25,10 @@ use xtask::{
     wait,
 };
 
-use crate::scenario::{Topology, Tunnel};
+use crate::{
+    Plan,
+    scenario::{Topology, Tunnel},
+};
 
 pub use lowroad::Flavour;
 
@@ -49,9 +52,25 @@ pub struct World {
     pub ends: Vec<End>,
     /// Process groups whose CPU time is the tunnels'.
     pub groups: BTreeSet<u32>,
+    /// The one of them that only relays, if everything goes through it.
+    pub relay: Option<u32>,
     /// What holds it up; dropped before the network.
     _inside: Box<dyn Any>,
     _net: Box<Net>,
+}
+
+impl World {
+    /// CPU time of the relay and of the nodes, if everything goes through a relay.
+    pub fn shares(&self) -> Result<Option<(Duration, Duration)>> {
+        let Some(relay) = self.relay else {
+            return Ok(None);
+        };
+        let nodes = self.groups.iter().filter(|group| **group != relay);
+        let nodes: Vec<Duration> = nodes
+            .map(|group| process::cpu_time(*group))
+            .collect::<Result<_>>()?;
+        Ok(Some((process::cpu_time(relay)?, nodes.iter().sum())))
+    }
 }
 
 #[derive(Debug)]
@@ -66,14 +85,16 @@ pub struct Unusable(pub String);
 
 impl Driver {
     /// Finds it, and asks it whether it can work here.
-    pub fn find(name: &str, folder: &Path) -> Result<Self, Unusable> {
+    pub fn find(name: &str, plan: &Plan) -> Result<Self, Unusable> {
         if let Some(flavour) = Flavour::of_name(name) {
             return flavour.check().map(|()| Self::Lowroad(flavour));
         }
-        let path = folder.join(name);
-        if !path.is_file() {
-            return Err(Unusable(format!("there is no driver {}", path.display())));
-        }
+        let path = plan.driver(name).ok_or_else(|| {
+            Unusable(format!(
+                "there is no driver {name} in {}",
+                plan.folder.display()
+            ))
+        })?;
         let checked = process::run(Command::new(&path).arg("check"), "", CHECK_LIMIT)
             .map_err(|error| Unusable(format!("{error:#}")))?;
         if checked.status.success() {
@@ -182,6 +203,7 @@ fn programs(program: &Path, tunnel: &Tunnel, peers: usize) -> Result<World> {
     Ok(World {
         ends,
         groups: daemons.iter().map(Daemon::pid).collect(),
+        relay: None,
         _inside: Box::new(daemons),
         _net: net,
     })

@@ -106,10 +106,18 @@ impl Plan {
         self.idle.unwrap_or(chosen).max(1.0)
     }
 
-    /// Folder of the drivers' programs.
-    pub fn drivers(&self) -> PathBuf {
-        self.folder.join("drivers")
+    /// A driver's program: in the folder that the scenarios came from, or one that comes along.
+    pub fn driver(&self, name: &str) -> Option<PathBuf> {
+        [&self.folder, &own_folder()]
+            .map(|folder| folder.join("drivers").join(name))
+            .into_iter()
+            .find(|path| path.is_file())
     }
+}
+
+/// Scenarios and drivers of this repository.
+fn own_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 
 fn main() -> Result<ExitCode> {
@@ -125,10 +133,7 @@ fn main() -> Result<ExitCode> {
 }
 
 fn run(options: &Run) -> Result<ExitCode> {
-    let folder = env::var_os("LOWROAD_BENCH_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).to_owned(),
-        Into::into,
-    );
+    let folder = env::var_os("LOWROAD_BENCH_DIR").map_or_else(own_folder, Into::into);
     let all = scenario::all(&folder.join("scenarios"))?;
     if options.list {
         for scenario in &all {

@@ -136,6 +136,9 @@ pub struct Agent {
     pub peers: Vec<usize>,
     pub idle_seconds: f64,
     pub quick_idle_seconds: f64,
+    /// Each with an agent and a coordinator of its own.
+    pub rounds: usize,
+    pub quick_rounds: usize,
 }
 
 /// The eBPF filter's time per packet by test-run, beside an empty program and nftables.

@@ -1,6 +1,9 @@
 //! Throughput of tunnels and the CPU time that it costs, drivers taking turns.
 
-use std::{net::SocketAddr, path::Path, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use xtask::wait;
@@ -24,6 +27,9 @@ struct Samples {
     megabits: Vec<f64>,
     cpu: Vec<f64>,
     own_cpu: Vec<f64>,
+    /// Of those whose everything goes through a relay: its share, and that of the other processes but this.
+    relay_cpu: Vec<f64>,
+    node_cpu: Vec<f64>,
     failed: Option<String>,
 }
 
@@ -38,7 +44,7 @@ pub fn run(tunnel: &Tunnel, plan: &Plan) -> Result<Vec<Figure>> {
     let worlds: Vec<(&str, Result<World, Unusable>)> = tunnel
         .drivers
         .iter()
-        .map(|name| (name.as_str(), world(name, tunnel, peers, &plan.drivers())))
+        .map(|name| (name.as_str(), world(name, tunnel, peers, plan)))
         .collect();
     xtask::signals::check()?;
     let mut figures = Vec::new();
@@ -60,6 +66,10 @@ pub fn run(tunnel: &Tunnel, plan: &Plan) -> Result<Vec<Figure>> {
                         samples.megabits.push(one.megabits);
                         samples.cpu.push(one.cpu);
                         samples.own_cpu.push(one.own_cpu);
+                        if let Some((relay, nodes)) = one.shares {
+                            samples.relay_cpu.push(relay);
+                            samples.node_cpu.push(nodes);
+                        }
                     }
                     Err(error) => {
                         xtask::signals::check()?;
@@ -74,9 +84,9 @@ pub fn run(tunnel: &Tunnel, plan: &Plan) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-fn world(name: &str, tunnel: &Tunnel, peers: usize, drivers: &Path) -> Result<World, Unusable> {
+fn world(name: &str, tunnel: &Tunnel, peers: usize, plan: &Plan) -> Result<World, Unusable> {
     let start = Instant::now();
-    let world = Driver::find(name, drivers).and_then(|driver| {
+    let world = Driver::find(name, plan).and_then(|driver| {
         driver
             .up(tunnel, peers)
             .map_err(|error| Unusable(format!("{error:#}")))
@@ -95,6 +105,7 @@ struct One {
     megabits: f64,
     cpu: f64,
     own_cpu: f64,
+    shares: Option<(f64, f64)>,
 }
 
 fn measure(world: &World, tunnel: &Tunnel, case: Case, plan: &Plan) -> Result<One> {
@@ -111,21 +122,27 @@ fn measure(world: &World, tunnel: &Tunnel, case: Case, plan: &Plan) -> Result<On
         .collect();
     let streams = Streams::start(tunnel.protocol, &routes)?;
     let seconds = plan.seconds(tunnel.seconds, tunnel.quick_seconds);
-    wait::pass(std::time::Duration::from_secs_f64(WARM_UP_SECONDS))?;
-    let (start, bytes, cpu) = (
+    wait::pass(Duration::from_secs_f64(WARM_UP_SECONDS))?;
+    let (start, bytes, cpu, shares) = (
         Instant::now(),
         streams.received(),
         Sample::take(&world.groups)?,
+        world.shares()?,
     );
-    wait::pass(std::time::Duration::from_secs_f64(seconds))?;
+    wait::pass(Duration::from_secs_f64(seconds))?;
     let spent = Sample::take(&world.groups)?.since(&cpu);
     let (bytes, time) = (streams.received() - bytes, start.elapsed());
+    let shares_then = world.shares()?;
     let gigabytes = bytes as f64 / 1e9;
     anyhow::ensure!(bytes > 0, "nothing came through");
     Ok(One {
         megabits: gigabytes * 8e3 / time.as_secs_f64(),
         cpu: spent.machine.as_secs_f64() / gigabytes,
         own_cpu: spent.processes.as_secs_f64() / gigabytes,
+        shares: shares.zip(shares_then).map(|(before, then)| {
+            let each = |before: Duration, then: Duration| (then - before).as_secs_f64() / gigabytes;
+            (each(before.0, then.0), each(before.1, then.1))
+        }),
     })
 }
 
@@ -148,6 +165,9 @@ fn figures_of(
     let mut throughput = figure("throughput", "Mbit/s", Better::More);
     let mut cpu = figure("CPU of the machine", "CPU-s/GB", Better::Less);
     let mut own = figure("CPU of the processes", "CPU-s/GB", Better::Less);
+    let mut relay = figure("of it the relay's", "CPU-s/GB", Better::Less);
+    let mut nodes = figure("of it the nodes'", "CPU-s/GB", Better::Less);
+    let mut core = figure("what a core of the relay carries", "Mbit/s", Better::More);
     for ((name, world), samples) in worlds.iter().zip(samples) {
         let why = match (world, &samples.failed) {
             (Err(Unusable(why)), _) => Some(why),
@@ -162,10 +182,19 @@ fn figures_of(
         throughput.push(*name, samples.megabits);
         cpu.push(*name, samples.cpu);
         own.push(*name, samples.own_cpu);
+        if !samples.relay_cpu.is_empty() {
+            let per_core = samples.relay_cpu.iter().map(|cpu| 8e3 / cpu);
+            core.push(*name, per_core.collect());
+            relay.push(*name, samples.relay_cpu);
+            nodes.push(*name, samples.node_cpu);
+        }
     }
-    match plan.place {
-        // No userspace WireGuard's work is elsewhere: this is the figure that a busy machine does not spoil.
-        Place::Native => vec![throughput, cpu, own],
-        Place::Vm => vec![throughput, cpu],
+    let mut figures = vec![throughput, cpu];
+    // No userspace WireGuard's work is elsewhere: this is the figure that a busy machine does not spoil.
+    if plan.place == Place::Native {
+        figures.push(own);
     }
+    let shares = [relay, nodes, core].into_iter();
+    figures.extend(shares.filter(|figure| !figure.rows.is_empty()));
+    figures
 }

@@ -82,7 +82,7 @@ fn here(options: &[&str], out: &Path) -> Result<ExitCode> {
         .arg("--out")
         .arg(out)
         .env("LOWROAD_BIN_DIR", tailnet::binaries())
-        .env("LOWROAD_BENCH_DIR", root().join("bench"))
+        .env("LOWROAD_BENCH_DIR", folder())
         .env("LOWROAD_BENCH_COMMIT", commit());
     if let Ok(path) = peers::path() {
         command.env("PATH", path);
@@ -133,14 +133,33 @@ fn files() -> Result<Vec<(String, PathBuf)>> {
     for (program, path) in peers::found() {
         files.push((format!("/bin/{program}"), path));
     }
-    for folder in ["scenarios", "drivers"] {
-        for entry in fs::read_dir(root().join("bench").join(folder))? {
+    for (kind, base) in [
+        ("scenarios", folder()),
+        ("drivers", folder()),
+        ("drivers", own()),
+    ] {
+        let Ok(entries) = fs::read_dir(base.join(kind)) else {
+            continue;
+        };
+        for entry in entries {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            files.push((format!("/bench/{folder}/{name}"), path.clone()));
+            let inside = format!("/bench/{kind}/{name}");
+            if files.iter().all(|(known, _)| *known != inside) {
+                files.push((inside, path.clone()));
+            }
         }
     }
     Ok(files)
+}
+
+/// Where scenarios are, and drivers that don't come along: somebody else's folder, or ours.
+fn folder() -> PathBuf {
+    env::var_os("LOWROAD_BENCH_DIR").map_or_else(own, PathBuf::from)
+}
+
+fn own() -> PathBuf {
+    root().join("bench")
 }
 
 /// What was measured, by git.

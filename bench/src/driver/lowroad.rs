@@ -1,10 +1,11 @@
 //! lowroad's own drivers: a coordinator and agents.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::{
+    process,
     tailnet::{Client as _, Coordinator, Node, PathKind},
     topology::{Nat, Net},
     traffic::Pinger,
@@ -17,6 +18,7 @@ use crate::scenario::Topology;
 const ALLOW_ALL: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#;
 /// On an emulated CPU everything takes its time.
 const PATIENCE: Duration = Duration::from_secs(90);
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
 const PING: Duration = Duration::from_millis(100);
 const PINS: &str = "/sys/fs/bpf/lowroad";
 
@@ -55,8 +57,15 @@ impl Flavour {
     }
 }
 
+/// Making a device loads the module, where it is one that isn't loaded.
 fn kernel_has_wireguard() -> bool {
+    let name = format!("bprobe{}", std::process::id());
+    let ip = |arguments: &[&str]| {
+        let finished = process::run(Command::new("ip").args(arguments), "", PROBE_LIMIT);
+        finished.is_ok_and(|finished| finished.status.success())
+    };
     fs::metadata("/sys/module/wireguard").is_ok()
+        || ip(&["link", "add", &name, "type", "wireguard"]) && ip(&["link", "delete", &name])
 }
 
 /// Dropped in this order: agents leave before their coordinator.
@@ -102,9 +111,11 @@ pub fn up(flavour: Flavour, topology: Topology, peers: usize) -> Result<World> {
         .filter_map(Node::agent_pid)
         .chain([coordinator.pid()])
         .collect();
+    let relay = (topology == Topology::Relayed).then(|| coordinator.pid());
     Ok(World {
         ends,
         groups,
+        relay,
         _inside: Box::new(Inside {
             _nodes: nodes,
             _coordinator: coordinator,

@@ -57,7 +57,7 @@ fn put_figure(page: &mut String, figure: &Figure) {
     };
     let _ = writeln!(
         page,
-        "\n**{}** ({}, {better})\n\n| | median | spread | min | max | aim |\n|---|---:|---:|---:|---:|---|",
+        "\n**{}** ({}, {better})\n\n| | median | spread | min | max | samples | aim |\n|---|---:|---:|---:|---:|---:|---|",
         figure.name, figure.unit
     );
     for row in &figure.rows {
@@ -70,7 +70,7 @@ fn put_row(page: &mut String, row: &Row) {
         let why = row.not_measured.as_deref().unwrap_or_default();
         let _ = writeln!(
             page,
-            "| {} | not measured: {} | | | | |",
+            "| {} | not measured: {} | | | | | |",
             row.label,
             one_line(why)
         );
@@ -80,14 +80,19 @@ fn put_row(page: &mut String, row: &Row) {
         let reached = if aim.reached { "reached" } else { "missed" };
         format!("{reached}: {}", aim.text)
     });
+    // Of one sample nothing is known about the next.
+    let spread = match row.samples.len() {
+        1 => "-".to_owned(),
+        _ => number(summary.mad),
+    };
     let _ = writeln!(
         page,
-        "| {} | {} | {} | {} | {} | {aim} |",
+        "| {} | {} | {spread} | {} | {} | {} | {aim} |",
         row.label,
         number(summary.median),
-        number(summary.mad),
         number(summary.min),
-        number(summary.max)
+        number(summary.max),
+        row.samples.len()
     );
 }
 
