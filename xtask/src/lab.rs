@@ -175,6 +175,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         hostile::relay::a_hostile_relay_harms_no_path_but_its_own,
     ),
     (
+        "hostile-relay-changes",
+        hostile::relay::a_relay_that_changes_packets_has_none_of_them_delivered,
+    ),
+    (
         "hostile-control",
         hostile::control::a_hostile_control_server_stops_nothing_that_works,
     ),

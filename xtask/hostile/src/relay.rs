@@ -6,21 +6,26 @@ use std::{
     future::pending,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::{Result, bail};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use lowroad_wire::{
+    Kind, classify,
     derp::{self, Codec, Frame, ServerInfo},
     key::{NodePrivate, NodePublic},
+    stun,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     sync::mpsc,
     task::JoinSet,
     time::sleep,
@@ -32,8 +37,15 @@ use crate::{Args, member::head};
 
 const HEAD: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n";
+const STUN_PORT: u16 = 3478;
 /// For what never ends, but for the scenario.
 const BURST: usize = 64 << 20;
+
+/// Of the relay `changing`: each how many-th packet of WireGuard gets a bit changed (0: none), as the file `mode` says, how many came,
+/// and how many were changed, as it says in `changed`.
+static CHANGE_EACH: AtomicU64 = AtomicU64::new(0);
+static CARRIED: AtomicU64 = AtomicU64::new(0);
+static CHANGED: AtomicU64 = AtomicU64::new(0);
 
 type Clients = Arc<Mutex<HashMap<NodePublic, mpsc::Sender<Bytes>>>>;
 
@@ -58,6 +70,8 @@ pub async fn run(args: &Args) -> Result<()> {
         let counter = dir.join(format!("accepted-{mode}"));
         tasks.spawn(accept(listener, acceptor.clone(), mode.to_owned(), counter));
     }
+    tasks.spawn(follow(dir.clone()));
+    tasks.spawn(answer_stun(address));
     let digest = Sha256::digest(certificate.der());
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     write(&dir.join("pin"), &format!("sha256-raw:{digest}"))?;
@@ -65,6 +79,45 @@ pub async fn run(args: &Args) -> Result<()> {
         ended??;
     }
     Ok(())
+}
+
+/// Beside the relays, so that a node finds them near.
+async fn answer_stun(address: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind((address.ip(), STUN_PORT)).await?;
+    let mut buffer = [0; 512];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).await?;
+        if let Ok(number) = stun::parse_request(&buffer[..length]) {
+            let _ = socket.send_to(&stun::response(number, from), from).await;
+        }
+    }
+}
+
+async fn follow(dir: PathBuf) -> Result<()> {
+    loop {
+        let mode = fs::read_to_string(dir.join("mode"))?;
+        CHANGE_EACH.store(mode.parse().unwrap_or(0), Ordering::Relaxed);
+        write(
+            &dir.join("changed"),
+            &CHANGED.load(Ordering::Relaxed).to_string(),
+        )?;
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// One bit of a packet of WireGuard, any but those that say what kind of message it is.
+fn change(packet: Bytes) -> Bytes {
+    let each = CHANGE_EACH.load(Ordering::Relaxed);
+    let number = CARRIED.fetch_add(1, Ordering::Relaxed);
+    if each == 0 || number % each != 0 || classify(&packet) != Kind::WireGuard || packet.len() < 32
+    {
+        return packet;
+    }
+    CHANGED.fetch_add(1, Ordering::Relaxed);
+    let mut changed = packet.to_vec();
+    let at = rand::random_range(4..changed.len());
+    changed[at] ^= 1 << rand::random_range(0..8);
+    changed.into()
 }
 
 async fn accept(
@@ -175,11 +228,12 @@ async fn greeted(mut stream: TlsStream<TcpStream>, clients: &Clients, how: &str)
     let (sender, mut packets) = mpsc::channel(256);
     lock(clients).insert(key, sender);
     let (mut reading, mut writing) = tokio::io::split(stream);
-    let others = clients.clone();
+    let (others, changes) = (clients.clone(), how == "changing");
     let forward = async move {
         loop {
             if let Frame::SendPacket { to, packet } = frame(&mut reading, &mut buffer).await? {
                 let target = lock(&others).get(&to).cloned();
+                let packet = if changes { change(packet) } else { packet };
                 let mut out = BytesMut::new();
                 derp::put_recv_packet(&mut out, &key, &packet)?;
                 if let Some(target) = target {

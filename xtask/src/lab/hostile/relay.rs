@@ -1,6 +1,6 @@
 //! The home relay of a peer means harm: who wants to reach that peer has to connect to it.
 
-use std::fs;
+use std::{fs, net::SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 
@@ -10,9 +10,9 @@ use super::{ATTACK, EVIL, EVIL_ADDRESS, Memory, Siege, Standing, argument, direc
 use crate::{
     lab::{ALLOW_ALL, Lab, ms, secs},
     process::Daemon,
-    tailnet::{Client as _, Coordinator, binaries},
-    topology::Namespace,
-    traffic::Pinger,
+    tailnet::{Client as _, Coordinator, PathKind, binaries},
+    topology::{Namespace, Nat},
+    traffic::{self, Pinger},
     wait,
 };
 
@@ -34,6 +34,10 @@ const MODES: &[&str] = &[
     "large-frames",
     "good",
 ];
+/// Carries packets, and changes some of WireGuard's.
+const CHANGING: &str = "changing";
+/// Over the changing relay; hundreds of packets.
+const BYTES: usize = 300_000;
 /// Connections that one victim may make during one attack: the pauses double from 50 ms on.
 const MAX_CONNECTIONS: u64 = 10;
 
@@ -43,7 +47,7 @@ pub fn a_hostile_relay_harms_no_path_but_its_own(lab: &Lab) -> Result<()> {
     let modes = argument("modes", MODES.join(","));
     let relay = Standing::start(lab, &evil, "relay", &[listen, modes])?;
     let file = lab.net.folder().join("derp-map.json");
-    fs::write(&file, regions(&relay.pin()?).to_string())?;
+    fs::write(&file, regions(&relay.pin()?, MODES).to_string())?;
     let file = file.to_str().context("a path that is not UTF-8")?;
     let coordinator = Coordinator::start_with(lab.net, ALLOW_ALL, &["--derp-map", file])?;
     let key = coordinator.auth_key("ann", "")?;
@@ -86,10 +90,72 @@ pub fn a_hostile_relay_harms_no_path_but_its_own(lab: &Lab) -> Result<()> {
     siege.end()
 }
 
+pub fn a_relay_that_changes_packets_has_none_of_them_delivered(lab: &Lab) -> Result<()> {
+    let evil = lab.net.public("evil", EVIL)?;
+    let listen = argument("listen", format!("{EVIL_ADDRESS}:{PORT}"));
+    let relay = Standing::start(lab, &evil, "relay", &[listen, argument("modes", CHANGING)])?;
+    let file = lab.net.folder().join("derp-map.json");
+    let mut map = regions(&relay.pin()?, &[CHANGING]);
+    let region = &mut map["Regions"][REGION.to_string()];
+    region["NoMeasureNoHome"] = false.into();
+    region["Nodes"][0]["STUNPort"] = 3478.into();
+    fs::write(&file, map.to_string())?;
+    let file = file.to_str().context("a path that is not UTF-8")?;
+    let coordinator = Coordinator::start_with(lab.net, ALLOW_ALL, &["--derp-map", file])?;
+    // So that nobody takes the other relay for nearer.
+    coordinator.namespace.nft(
+        "table inet deaf { chain in { type filter hook input priority 0; udp dport 3478 drop; }; }",
+    )?;
+    let key = coordinator.auth_key("ann", "")?;
+    let alpha = lab.node_behind("alpha", 21, Nat::Hard)?;
+    let bravo = lab.node_behind("bravo", 22, Nat::Hard)?;
+    alpha.up(&key)?;
+    bravo.up(&key)?;
+    let ping = Pinger::start(&alpha.namespace, bravo.ip(4)?, ms(20))?;
+    ping.first_answer(secs(20))?;
+    for (from, to) in [(&alpha, &bravo), (&bravo, &alpha)] {
+        let by = PathKind::Relay(CHANGING.to_owned());
+        let what = format!("{} by the hostile relay", to.name);
+        wait::wait_for(&what, secs(20), || {
+            Ok((from.path_to(&to.name)? == by).then_some(()))
+        })?;
+    }
+    let changed = || -> Result<u64> { Ok(relay.read("changed")?.trim().parse()?) };
+    ensure!(changed()? == 0, "it changed packets already");
+    let _server = traffic::Server::start(&bravo.namespace, 80)?;
+    let server = SocketAddr::new(bravo.ip(4)?, 80);
+    let get = |bytes, limit| traffic::get(&alpha.namespace, server, bytes, limit);
+    get(BYTES, secs(20))?;
+    relay.set("8")?;
+    get(BYTES, secs(60)).context("with every 8th packet changed")?;
+    let of_stream = changed()?;
+    ensure!(of_stream > 10, "only {of_stream} packets were changed");
+    relay.set("1")?;
+    wait::wait_for("packets changed", secs(20), || {
+        Ok((changed()? > of_stream + 20).then_some(()))
+    })?;
+    let answered = ping.answered();
+    wait::wait_for("more of them", secs(20), || {
+        Ok((changed()? > of_stream + 120).then_some(()))
+    })?;
+    let let_through = ping.answered() - answered;
+    ensure!(let_through == 0, "{let_through} pings were answered");
+    lab.note(&format!(
+        "{of_stream} packets of a stream changed, then all {}",
+        changed()? - of_stream
+    ));
+    relay.set("good")?;
+    let answered = ping.answered();
+    wait::wait_for("answers again", secs(30), || {
+        Ok((ping.answered() > answered + 20).then_some(()))
+    })?;
+    super::no_errors(lab.net.folder())
+}
+
 /// One region for each mode, named after it.
-fn regions(pin: &str) -> Value {
+fn regions(pin: &str, modes: &[&str]) -> Value {
     let regions: serde_json::Map<_, _> = (0..)
-        .zip(MODES)
+        .zip(modes)
         .map(|(number, mode)| {
             let region = REGION + number;
             let node = json!({
