@@ -1,10 +1,9 @@
 //! One input through one target, judged.
 
 use std::{
-    cell::{Cell, RefCell},
-    fmt, panic,
+    fmt, mem, panic,
     panic::AssertUnwindSafe,
-    sync::Once,
+    sync::{Mutex, MutexGuard, Once, PoisonError},
     time::Duration,
 };
 
@@ -39,36 +38,49 @@ impl fmt::Display for Failure {
     }
 }
 
-thread_local! {
-    static CHECKING: Cell<bool> = const { Cell::new(false) };
-    /// The first panic of this thread, also of one that somebody caught on its way (as tokio's tasks do).
-    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+/// While a target runs: the first panic of any thread, also of one that somebody caught on its way, as tokio's tasks do.
+static PANIC: Mutex<Watch> = Mutex::new(Watch::Off);
+
+#[derive(Debug)]
+enum Watch {
+    Off,
+    Calm,
+    Panicked(String),
 }
 
-/// Runs `target` on `input`.
+fn watch() -> MutexGuard<'static, Watch> {
+    PANIC.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn hook() {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let mut watch = watch();
+        match *watch {
+            Watch::Off => {
+                drop(watch);
+                before(info);
+            }
+            Watch::Calm => *watch = Watch::Panicked(info.to_string()),
+            Watch::Panicked(_) => {}
+        }
+    }));
+}
+
+/// Runs `target` on `input`. One at a time: what other threads do meanwhile is counted as the target's.
 ///
 /// # Errors
 /// It panicked, or took more than its limits allow.
 pub fn check(target: &Target, input: &[u8]) -> Result<Spent, Failure> {
     static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if CHECKING.get() {
-                let text = info.to_string();
-                PANIC.with_borrow_mut(|panic| _ = panic.get_or_insert(text));
-            } else {
-                before(info);
-            }
-        }));
-    });
-    CHECKING.set(true);
-    PANIC.take();
+    static ONE: Mutex<()> = Mutex::new(());
+    HOOK.call_once(hook);
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    *watch() = Watch::Calm;
     let meter = Meter::start();
     let result = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
     let (memory, time) = meter.spent();
-    CHECKING.set(false);
-    if let Some(what) = PANIC.take() {
+    if let Watch::Panicked(what) = mem::replace(&mut *watch(), Watch::Off) {
         return Err(Failure::Panicked(what));
     }
     if result.is_err() {
@@ -100,7 +112,8 @@ mod tests {
             run,
             seeds: Vec::new,
             limits: Limits {
-                memory: 1000,
+                // The test's other threads are counted, too.
+                memory: 1 << 20,
                 memory_per_byte: 10,
                 time: Duration::from_millis(50),
                 time_per_kib: Duration::from_millis(50),
@@ -137,16 +150,39 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_of_another_thread_is_a_failure() {
+        let planted = target(|_| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .expect("a runtime");
+            let work = || panic!("beside the loop");
+            let _ = runtime.block_on(async { tokio::task::spawn_blocking(work).await });
+        });
+        assert!(
+            matches!(check(&planted, b""), Err(Failure::Panicked(what)) if what.contains("beside the loop"))
+        );
+    }
+
+    #[test]
     fn an_input_may_take_only_so_much_heap_for_its_length() {
-        let planted = target(|input| drop(Vec::<u8>::with_capacity(1200 * input.len())));
-        assert!(check(&planted, b"").is_ok());
-        assert!(matches!(
-            check(&planted, b"1"),
-            Err(Failure::Memory {
-                spent: 1200..,
-                limit: 1010
-            })
-        ));
+        let take = |input: &[u8]| drop(Vec::<u8>::with_capacity(input.len() << 21));
+        assert!(check(&target(take), b"").is_ok());
+        assert_eq!(over(check(&target(take), b"1")), (1 << 20) + 10);
+        let elsewhere = target(|input| {
+            let length = input.len() << 21;
+            let taken = std::thread::spawn(move || drop(Vec::<u8>::with_capacity(length)));
+            taken.join().expect("it only takes memory");
+        });
+        assert!(check(&elsewhere, b"").is_ok());
+        assert_eq!(over(check(&elsewhere, b"1")), (1 << 20) + 10);
+    }
+
+    /// The limit, of two megabytes that were taken.
+    fn over(result: Result<Spent, Failure>) -> usize {
+        match result {
+            Err(Failure::Memory { spent, limit }) if spent >= 2 << 20 => limit,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! What an input may cost: heap, counted per thread by the allocator, and time of the thread on a processor.
+//! What an input may cost: heap, counted by the allocator, and time on a processor, both of the whole process: a decoder may hand
+//! its work to other threads.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
+    sync::atomic::{AtomicIsize, Ordering},
     time::Duration,
 };
 
@@ -29,24 +30,21 @@ impl Limits {
     }
 }
 
-thread_local! {
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
+static HELD: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
 
-/// The system's allocator, counting what each thread holds.
+/// The system's allocator, counting what the process holds.
 #[derive(Debug)]
 pub struct Counting;
 
 fn count(change: isize) {
-    // A thread that is being torn down counts nothing.
-    let _ = HELD.try_with(|held| {
-        held.set(held.get() + change);
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
-    });
+    let held = HELD.fetch_add(change, Ordering::Relaxed) + change;
+    if change > 0 {
+        PEAK.fetch_max(held, Ordering::Relaxed);
+    }
 }
 
-// SAFETY: every call goes to `System` unchanged; counting neither allocates nor unwinds (const-initialised cells without destructors).
+// SAFETY: every call goes to `System` unchanged; counting neither allocates nor unwinds.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
@@ -73,7 +71,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Measures from its making on.
+/// Measures from its making on; one at a time.
 #[derive(Debug)]
 pub struct Meter {
     held: isize,
@@ -82,28 +80,28 @@ pub struct Meter {
 
 impl Meter {
     pub fn start() -> Self {
-        let held = HELD.get();
-        PEAK.set(held);
+        let held = HELD.load(Ordering::Relaxed);
+        PEAK.store(held, Ordering::Relaxed);
         Self {
             held,
-            cpu: thread_time(),
+            cpu: process_time(),
         }
     }
 
     /// Most heap held at once beyond what was held at the start, and processor time.
     pub fn spent(&self) -> (usize, Duration) {
-        let memory = usize::try_from(PEAK.get() - self.held).unwrap_or(0);
-        (memory, thread_time().saturating_sub(self.cpu))
+        let memory = usize::try_from(PEAK.load(Ordering::Relaxed) - self.held).unwrap_or(0);
+        (memory, process_time().saturating_sub(self.cpu))
     }
 }
 
-/// Time that this thread was on a processor: what others do on the machine doesn't count.
-fn thread_time() -> Duration {
+/// Time that our threads were on a processor: what others do on the machine doesn't count.
+fn process_time() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: the clock exists on Linux, and `time` is ours to write to.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

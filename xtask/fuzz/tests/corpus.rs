@@ -7,7 +7,7 @@ macro_rules! targets {
     ($($name:ident),* $(,)?) => {
         $(#[test]
         fn $name() {
-            support::run(stringify!($name));
+            support::run(stringify!($name), stringify!($name));
         })*
 
         const TESTED: &[&str] = &[$(stringify!($name)),*];

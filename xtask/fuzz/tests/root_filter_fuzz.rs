@@ -5,5 +5,8 @@ mod support;
 
 #[test]
 fn the_programs_and_the_reference_agree_on_every_packet() {
-    support::run("ebpf");
+    support::run(
+        "the_programs_and_the_reference_agree_on_every_packet",
+        "ebpf",
+    );
 }

@@ -1,13 +1,38 @@
 //! The short run: every input that is kept, and as many changed ones as the target says.
 
-use std::{fs, time::Instant};
+use std::{env, fs, process::Command, time::Instant};
 
 use lowroad_fuzz::{Corpus, Mutator, Target, check};
 
 /// The same inputs every time. `LOWROAD_SEED` says otherwise, and `LOWROAD_FUZZ_TIMES` how many times as many.
 const SEED: u64 = 0x10_3040;
 
-pub fn run(name: &str) {
+/// Set in the process that runs one test.
+const ALONE: &str = "LOWROAD_FUZZ_ALONE";
+
+/// The target in a process of its own, as nothing else may be counted as its doing: `test` once more, alone.
+pub fn run(test: &str, name: &str) {
+    if env::var_os(ALONE).is_some() {
+        return run_here(name);
+    }
+    let program = env::current_exe().expect("a test is a program");
+    let mut command = Command::new(program);
+    command
+        .args(["--exact", test, "--nocapture"])
+        .env(ALONE, "1");
+    let output = command.output().expect("it can be run again");
+    let said = String::from_utf8_lossy(&output.stdout);
+    for line in said.lines().filter(|line| line.starts_with("REPORT:")) {
+        println!("{line}");
+    }
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn run_here(name: &str) {
     let target = Target::find(name).expect("a target of this name");
     let corpus = Corpus::read(target).expect("its corpus is committed");
     assert!(!corpus.inputs.is_empty(), "no inputs for {name}");
@@ -42,6 +67,6 @@ fn judge(target: &Target, file: &str, input: &[u8]) {
 }
 
 fn from_env(name: &str, default: u64) -> u64 {
-    let text = std::env::var(name).ok();
+    let text = env::var(name).ok();
     text.and_then(|text| text.parse().ok()).unwrap_or(default)
 }
