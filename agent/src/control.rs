@@ -25,13 +25,13 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use self::error::ControlError;
 use self::{
     backoff::Backoff,
     channel::Channel,
     dial::Server,
     register::{Attempt, Registered},
 };
+pub use self::{error::ControlError, ping::c2n, register::retry_after};
 use crate::prefs::AuthKey;
 
 /// Events waiting for the engine; when it is behind, the poll stops reading.

@@ -3,7 +3,7 @@
 //! Decisions are taken in `lowroad_core`; here bytes are moved.
 
 pub mod endpoints;
-mod packet;
+pub mod packet;
 pub mod port;
 pub mod relay;
 pub mod shortcut;

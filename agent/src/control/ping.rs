@@ -67,7 +67,7 @@ async fn head(server: &Server, uri: &Uri, path: &str) -> Result<(), ControlError
 }
 
 /// Runs a serialised HTTP/1 request and returns the serialised response.
-fn c2n(request: &[u8]) -> Vec<u8> {
+pub fn c2n(request: &[u8]) -> Vec<u8> {
     let end = request.windows(4).position(|window| window == b"\r\n\r\n");
     let (head, body) = end.map_or((request, &[][..]), |end| {
         (&request[..end], &request[end + 4..])

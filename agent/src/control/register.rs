@@ -159,8 +159,8 @@ async fn post(
     })
 }
 
-/// Seconds or an HTTP date.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Duration {
+/// What a header of an answer says, in seconds or as an HTTP date; an hour at most.
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Duration {
     let value = headers
         .get("retry-after")
         .and_then(|value| value.to_str().ok())

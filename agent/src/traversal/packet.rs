@@ -155,7 +155,7 @@ impl InjectedHeader {
 }
 
 /// Source address, source port and UDP payload of what a raw IPv4 socket received.
-pub(super) fn parse_ipv4(packet: &[u8]) -> Option<(SocketAddr, &[u8])> {
+pub fn parse_ipv4(packet: &[u8]) -> Option<(SocketAddr, &[u8])> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
     let (port, payload) = parse_udp(packet.get(header.max(IPV4_HEADER)..)?)?;
@@ -163,7 +163,7 @@ pub(super) fn parse_ipv4(packet: &[u8]) -> Option<(SocketAddr, &[u8])> {
 }
 
 /// Source port and payload of a UDP datagram; bytes behind its length are left out.
-pub(super) fn parse_udp(datagram: &[u8]) -> Option<(u16, &[u8])> {
+pub fn parse_udp(datagram: &[u8]) -> Option<(u16, &[u8])> {
     let (header, _) = datagram.split_first_chunk::<UDP_HEADER>()?;
     let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
     let payload = datagram.get(UDP_HEADER..length)?;

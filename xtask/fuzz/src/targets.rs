@@ -9,8 +9,10 @@ mod netmaps;
 mod paths;
 mod policies;
 mod policy_edit;
+mod public;
 mod relay;
 mod segments;
+mod words;
 
 #[path = "../../../core/tests/support/generate.rs"]
 mod generate;
@@ -96,6 +98,13 @@ pub static TARGETS: &[Target] = &[
     )
     .limits(MIB, 256, 100, 100),
     target(
+        "control_words",
+        "c2n requests, Retry-After, pins of relays",
+        words::control_words,
+        words::control_words_seeds,
+    )
+    .max_len(512),
+    target(
         "netmap",
         "map messages, what they add up to, and the plan for the kernel",
         netmaps::netmap,
@@ -167,6 +176,22 @@ pub static TARGETS: &[Target] = &[
     .limits(2 * MIB, 256, 300, 100)
     .max_len(8 * KIB)
     .mutations(150),
+    target(
+        "derp_client",
+        "a relay, by the agent that connects to it",
+        relay::derp_client,
+        relay::derp_client_seeds,
+    )
+    .limits(4 * MIB, 256, 500, 100)
+    .max_len(12 * KIB)
+    .mutations(150),
+    target(
+        "raw_datagrams",
+        "what the raw sockets beside WireGuard's port see",
+        words::raw_datagrams,
+        words::raw_datagrams_seeds,
+    )
+    .max_len(256),
     target(
         "disco_message",
         "the inside of disco messages",
@@ -253,6 +278,23 @@ pub static TARGETS: &[Target] = &[
     .limits(4 * MIB, 1024, 500, 500)
     .max_len(8 * KIB)
     .mutations(300),
+    target(
+        "coordinator_http",
+        "strangers at the coordinator's public port",
+        public::coordinator_http,
+        public::coordinator_http_seeds,
+    )
+    .limits(8 * MIB, 1024, 1000, 500)
+    .mutations(150),
+    target(
+        "coordinator_channel",
+        "what a machine asks on its channel to the coordinator",
+        public::coordinator_channel,
+        public::coordinator_channel_seeds,
+    )
+    .limits(16 * MIB, 1024, 1000, 500)
+    .max_len(8 * KIB)
+    .mutations(100),
     target(
         "admin_socket",
         "requests on the coordinator's socket",

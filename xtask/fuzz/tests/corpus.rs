@@ -16,6 +16,7 @@ macro_rules! targets {
 
 targets![
     control_json,
+    control_words,
     netmap,
     netmap_cache,
     map_stream,
@@ -25,6 +26,8 @@ targets![
     noise_early,
     derp_frames,
     derp_relay,
+    derp_client,
+    raw_datagrams,
     disco_message,
     disco_box,
     stun,
@@ -36,6 +39,8 @@ targets![
     policy_edit,
     coordinator_config,
     coordinator_requests,
+    coordinator_http,
+    coordinator_channel,
     admin_socket,
     local_api,
     prefs,

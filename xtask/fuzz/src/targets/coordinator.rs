@@ -30,7 +30,7 @@ use time::OffsetDateTime;
 use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::UnixStream};
 
 /// A folder of this thread, on a file system without a disk; it goes when the thread does.
-fn folder(name: &str) -> PathBuf {
+pub fn folder(name: &str) -> PathBuf {
     thread_local!(static OWN: TempDir = tempfile::Builder::new()
         .prefix("lowroad-fuzz-")
         .tempdir_in("/dev/shm")

@@ -1,16 +1,29 @@
 //! DERP: frames of either side, and the relay with a client that has a key and no manners.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use lowroad_coordinator::derp::DerpServer;
+use lowroad_agent::{
+    derp::{DerpEvent, DerpPool},
+    tls::TlsConfig,
+};
+use lowroad_coordinator::{
+    derp::DerpServer,
+    tls::{Front, FrontStream},
+};
 use lowroad_wire::{
+    control::{DerpMap, RegionId},
     derp::{self, ClientInfo, Codec, Frame, GoneReason, ServerInfo},
     key::{NodePrivate, NodePublic},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    net::TcpListener,
+    runtime::Runtime,
+};
 use tokio_util::codec::{Decoder, Encoder};
 
+use super::coordinator::folder;
 use crate::script::Script;
 
 /// A stream of frames, cut anywhere: the same frames, and each can be written and read again.
@@ -174,6 +187,129 @@ pub fn derp_relay(input: &[u8]) {
         };
         tokio::join!(scene, server.serve(far_quiet, remote));
     });
+}
+
+/// What the agent's pool of relays makes of one that means harm: its answer to the upgrade if the first byte is even, else what
+/// comes after a right greeting. Then it hangs up.
+pub fn derp_client(input: &[u8]) {
+    SCENE.with_borrow_mut(|scene| {
+        let Scene {
+            runtime,
+            listener,
+            front,
+            tls,
+        } = scene;
+        let (greets, words) = match input.split_first() {
+            Some((first, words)) => (first & 1 == 1, words),
+            None => (false, &[][..]),
+        };
+        runtime.block_on(async {
+            let port = listener.local_addr().expect("it listens").port();
+            let node = NodePrivate::from_random([2; 32]);
+            let (pool, mut events) = DerpPool::start(node.clone(), tls.clone(), 0);
+            pool.set_map(&map(port, front.pin().expect("it is our own")));
+            pool.set_home(Some(REGION));
+            let relay = async {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                let mut stream = front.accept(stream).await.expect("TLS");
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.expect("a request"));
+                }
+                if greets {
+                    welcome(&mut stream, &node).await;
+                }
+                let _ = stream.write_all(words).await;
+                let _ = stream.shutdown().await;
+                let mut said = Vec::new();
+                let _ = stream.take(1 << 20).read_to_end(&mut said).await;
+                said.len()
+            };
+            let ended = async {
+                let mut known = 0;
+                loop {
+                    match events.recv().await.expect("the pool lives") {
+                        DerpEvent::Disconnected { .. } => return known,
+                        DerpEvent::Packet { bytes, .. } => known += bytes.len(),
+                        DerpEvent::Health { text, .. } => known += text.len(),
+                        _ => {}
+                    }
+                }
+            };
+            let both = async { tokio::join!(relay, ended) };
+            let both = tokio::time::timeout(Duration::from_secs(20), both).await;
+            let (said, known) = both.expect("a relay that hangs up is left");
+            assert!(
+                known <= 3 * input.len(),
+                "{known} bytes of events from {}",
+                input.len()
+            );
+            assert!(said <= 1000 + 8 * input.len(), "{said} bytes of answers");
+            drop(pool);
+        });
+    });
+}
+
+const REGION: RegionId = RegionId(901);
+
+struct Scene {
+    runtime: Runtime,
+    listener: TcpListener,
+    front: Front,
+    tls: TlsConfig,
+}
+
+thread_local!(static SCENE: RefCell<Scene> = RefCell::new(Scene::start()));
+
+impl Scene {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let names = ["127.0.0.1".to_owned()];
+        Self {
+            listener: runtime
+                .block_on(TcpListener::bind("127.0.0.1:0"))
+                .expect("a free port"),
+            front: Front::self_signed(&folder("relay"), &names).expect("a certificate"),
+            tls: TlsConfig::system().expect("TLS"),
+            runtime,
+        }
+    }
+}
+
+fn map(port: u16, pin: &str) -> DerpMap {
+    let map = serde_json::json!({"Regions": {"901": {"RegionID": 901, "RegionCode": "x", "Nodes": [{"Name": "901a", "RegionID": 901,
+        "HostName": "127.0.0.1", "IPv4": "127.0.0.1", "IPv6": "none", "CertName": pin, "DERPPort": port}]}}});
+    serde_json::from_value(map).expect("a relay map")
+}
+
+/// The upgrade, and a greeting that opens.
+async fn welcome(stream: &mut FrontStream, client: &NodePrivate) {
+    let own = NodePrivate::from_random([1; 32]);
+    let info = derp::server_info(&own, &client.public(), [4; 24], &ServerInfo::default());
+    let greeting = [
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec(),
+        encoded(Frame::ServerKey(own.public())),
+        encoded(info),
+    ];
+    let _ = stream.write_all(&greeting.concat()).await;
+}
+
+pub fn derp_client_seeds() -> Vec<Vec<u8>> {
+    let frames: Vec<Vec<u8>> = every_frame().into_iter().map(encoded).collect();
+    let mut seeds: Vec<Vec<u8>> = frames
+        .iter()
+        .map(|frame| [&[1][..], frame].concat())
+        .collect();
+    let upgraded = b"\0HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\n\r\n";
+    seeds.push([&[1][..], &frames.concat()].concat());
+    seeds.push([&upgraded[..], &frames[0], &frames[2]].concat());
+    seeds.push([&upgraded[..], &[1, 0xff, 0xff, 0xff, 0xff]].concat());
+    seeds.push(b"\0HTTP/1.1 403 Forbidden\r\n\r\n".to_vec());
+    seeds.push([&b"\0"[..], &[b'a'; 9000]].concat());
+    seeds
 }
 
 async fn greet(mut stream: DuplexStream, seed: u8) -> DuplexStream {
