@@ -23,9 +23,6 @@ pub struct Fmt {
     pub check: bool,
 }
 
-/// Changes FILE, or without --file the policy in force on the server.
-///
-/// A rule that is there already is not added again. Without --message, `policy log` shows the rule.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  policy add-rule --src group:dev,alice@ --dst tag:web:80,443,tag:db:5432 --proto tcp\n  policy add-rule --file policy.hujson --grant --src group:dev --dst 10.0.0.0/8 --ip tcp:443,icmp:* --via tag:router"
@@ -56,7 +53,6 @@ pub struct AddRule {
     pub via: Vec<String>,
 }
 
-/// Changes FILE, or without --file the policy in force on the server. What is as asked for already stays as it is.
 #[derive(Debug, Subcommand)]
 pub enum Tag {
     /// Make a tag known, and let owners assign it
@@ -77,7 +73,7 @@ pub struct TagOwners {
     pub place: Where,
 }
 
-/// What is changed. Without a message, the log of the policy shows the change itself.
+/// What is changed, and what the log of the policy says of it.
 #[derive(Debug, Args)]
 pub struct Where {
     /// Policy file to change [default: the policy in force on the server]
@@ -119,9 +115,7 @@ impl AddRule {
             destinations: join_ports(&self.dst),
         })
     }
-}
 
-impl AddRule {
     /// The change in few words, much as it is on the command line.
     pub fn words(&self) -> String {
         let mut words = "add-rule".to_owned();

@@ -85,8 +85,12 @@ pub enum Policy {
     /// Lay out a policy file, keeping all comments
     Fmt(Fmt),
     /// Add an acl or a grant, leaving the rest of the policy as it is
+    ///
+    /// A rule that is there already is not added again. `policy log` shows the rule if there is no message.
     AddRule(AddRule),
     /// Add or remove a tag or its owners, leaving the rest of the policy as it is
+    ///
+    /// What is as asked for already stays as it is. `policy log` shows the change if there is no message.
     #[command(subcommand)]
     Tag(Tag),
 }

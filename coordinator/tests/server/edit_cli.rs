@@ -182,7 +182,7 @@ fn an_edit_warns_as_set_does() {
     let daemon = Daemon::start(&state, &[]);
     let edit = ["policy", "tag", "add", "tag:lonely"];
     let in_file = ["--file", file.to_str().unwrap()];
-    for (more, shown) in [(&[][..], "policy:"), (&in_file, in_file[1])] {
+    for (more, shown) in [(&[][..], "policy:"), (&in_file[..], in_file[1])] {
         let output = run(&state, &[&edit[..], more].concat());
         let warned = String::from_utf8(output.stderr.clone()).unwrap();
         text(&output);

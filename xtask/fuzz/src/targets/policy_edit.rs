@@ -28,7 +28,8 @@ pub fn policy_edit(input: &[u8]) {
         destinations: vec!["*:22".to_owned()],
     });
     let owners = ["ann@example.com".to_owned(), "bob@".to_owned()];
-    let edits: [&dyn Fn(&str) -> Result<Edited, NotEdited>; 4] = [
+    type Edit<'a> = &'a dyn Fn(&str) -> Result<Edited, NotEdited>;
+    let edits: [Edit; 4] = [
         &|text| edit::add_rule(text, &rule),
         &|text| edit::add_tag_owners(text, TAG, &owners),
         &|text| edit::remove_tag_owners(text, TAG, &owners),
