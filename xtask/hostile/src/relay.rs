@@ -109,7 +109,10 @@ async fn follow(dir: PathBuf) -> Result<()> {
 fn change(packet: Bytes) -> Bytes {
     let each = CHANGE_EACH.load(Ordering::Relaxed);
     let number = CARRIED.fetch_add(1, Ordering::Relaxed);
-    if each == 0 || number % each != 0 || classify(&packet) != Kind::WireGuard || packet.len() < 32
+    if each == 0
+        || !number.is_multiple_of(each)
+        || classify(&packet) != Kind::WireGuard
+        || packet.len() < 32
     {
         return packet;
     }
