@@ -14,6 +14,7 @@ mod node;
 mod notice;
 mod parse;
 mod register;
+mod ssh;
 mod user;
 
 use std::{fmt, str::FromStr};
@@ -32,6 +33,7 @@ pub use notice::{
 pub use parse::Malformed;
 pub use register::{OverTlsPublicKey, RegisterAuth, RegisterRequest, RegisterResponse};
 use serde::{Deserialize, Deserializer, Serialize, de};
+pub use ssh::{SshAction, SshPolicy, SshPrincipal, SshRule};
 pub use user::{Login, User, UserProfile};
 
 /// The version that we claim wherever one is asked for: Noise header and prologue, `/key`, register and map requests.

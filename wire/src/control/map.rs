@@ -171,6 +171,7 @@ pub struct MapResponse {
     pub health: Option<Vec<String>>,
     #[serde(rename = "DisplayMessages", skip_serializing_if = "BTreeMap::is_empty")]
     pub display_messages: BTreeMap<String, Option<DisplayMessage>>,
+    /// An [`SshPolicy`](super::SshPolicy), as it was sent: who has no SSH server need not understand it.
     #[serde(rename = "SSHPolicy", skip_serializing_if = "Option::is_none")]
     pub ssh_policy: Option<Value>,
     #[serde(
