@@ -7,6 +7,7 @@ mod outlet;
 mod page;
 mod poll;
 mod register;
+mod ssh;
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use lowroad_wire::control::{
-    self as wire, FilterRule, MapResponse, NodeId, PeerChange, UserId, UserProfile,
+    self as wire, FilterRule, MapResponse, NodeId, PeerChange, SshPolicy, UserId, UserProfile,
 };
 use time::OffsetDateTime;
 
@@ -30,6 +30,7 @@ pub struct Sent {
     peers: BTreeMap<NodeId, SentPeer>,
     users: BTreeMap<UserId, UserProfile>,
     filter: Arc<Vec<FilterRule>>,
+    ssh: Arc<SshPolicy>,
     compiled: Arc<CompiledTailnet>,
 }
 
@@ -41,11 +42,16 @@ struct SentPeer {
 
 impl SentPeer {
     fn full(&self) -> wire::Node {
-        wire::Node {
+        let mut node = wire::Node {
             allowed_ips: Some(self.view.allowed_ips.to_vec()),
             primary_routes: self.view.primary_routes.to_vec(),
+            cap_map: self.view.cap_map(),
             ..wire::Node::clone(&self.shown)
-        }
+        };
+        // Addresses that the viewer is not to know of.
+        let allowed = &self.view.allowed_ips;
+        node.addresses.retain(|address| allowed.contains(address));
+        node
     }
 }
 
@@ -60,6 +66,7 @@ impl Sent {
         let own = snapshot.own(id)?;
         let peers = visible(snapshot, id, &own);
         let filter = filter(snapshot, id, &own);
+        let ssh = logins(snapshot, id, &own);
         let users = profiles(snapshot, &own, peers.values());
         let message = MapResponse {
             node: Some(own.clone()),
@@ -70,6 +77,7 @@ impl Sent {
             collect_services: Some(false),
             packet_filters: filters(&filter),
             user_profiles: users.values().cloned().collect(),
+            ssh_policy: Some(in_json(&ssh)),
             control_time: Some(now),
             debug: Some(wire::Debug {
                 disable_log_tail: true,
@@ -86,6 +94,7 @@ impl Sent {
                 peers,
                 users,
                 filter,
+                ssh,
                 compiled,
             },
             message,
@@ -150,6 +159,11 @@ impl Sent {
             message.packet_filters = filters(&filter);
             self.filter = filter;
         }
+        let ssh = logins(snapshot, self.id, &own);
+        if ssh != self.ssh {
+            message.ssh_policy = Some(in_json(&ssh));
+            self.ssh = ssh;
+        }
         let peers = visible(snapshot, self.id, &own);
         let removed = self.peers.keys().filter(|id| !peers.contains_key(id));
         message.peers_removed = removed.copied().collect();
@@ -209,6 +223,19 @@ fn filter(snapshot: &Snapshot, id: NodeId, own: &wire::Node) -> Arc<Vec<FilterRu
     } else {
         snapshot.compiled.filter_for(id)
     }
+}
+
+fn logins(snapshot: &Snapshot, id: NodeId, own: &wire::Node) -> Arc<SshPolicy> {
+    if own.expired {
+        Arc::default()
+    } else {
+        snapshot.compiled.ssh_for(id)
+    }
+}
+
+fn in_json(policy: &SshPolicy) -> serde_json::Value {
+    serde_json::to_value(policy)
+        .expect("its keys are strings, and the compiler's rules never expire")
 }
 
 /// An empty list blocks everything; that it is sent at all is what matters.

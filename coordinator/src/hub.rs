@@ -263,6 +263,9 @@ pub fn check_policy(
         |errors: policy::PolicyErrors| Error::from(RefusedPolicy::of_errors(text, &errors));
     policy::check_length(text).map_err(Error::bad_request)?;
     let policy = Policy::parse(text).map_err(refuse)?;
+    if let Some(pool) = policy.first_address_pool() {
+        return Err(refuse(pool.into()));
+    }
     for error in policy.unknown_users(world) {
         tracing::warn!("{error}");
     }

@@ -11,6 +11,7 @@ mod access;
 mod acl;
 mod addresses;
 mod alias;
+mod attributes;
 mod bits;
 mod capability;
 mod check;
@@ -27,6 +28,7 @@ mod people;
 mod report;
 mod routes;
 mod sight;
+mod ssh;
 mod suggest;
 mod syntax;
 mod view;
@@ -49,7 +51,7 @@ pub use report::{Diagnostic, Report};
 pub use view::{CompiledTailnet, PeerView};
 pub use warnings::{MAX_WARNINGS, PolicyWarning, PolicyWarningKind, PolicyWarnings};
 pub use why::{Why, WhyEnd, WhyProbe, WhyVerdict};
-pub use world::{NodeFacts, UserFacts, World};
+pub use world::{NodeFacts, TailnetFacts, UserFacts, World};
 
 /// Bytes of a policy file. The largest that we know of have some hundred KiB; parsed, a hostile one takes 84 times its size.
 pub const MAX_POLICY: usize = 512 << 10;
@@ -95,6 +97,18 @@ impl Policy {
         let people = people::People::new(&self.document, &world.users);
         people::unknown_users(&self.document, &people)
     }
+
+    /// Where the policy says out of which prefix nodes are to get their addresses (`ipPool`), which is for who gives
+    /// addresses to heed or to refuse.
+    pub fn first_address_pool(&self) -> Option<PolicyError> {
+        let place = self
+            .document
+            .attributes
+            .iter()
+            .find_map(|entry| entry.pool)?;
+        let message = "\"ipPool\" in nodeAttrs: this server gives addresses in turn, out of all of 100.64.0.0/10; take it out of the policy";
+        Some(PolicyError::unsupported_here(place, message))
+    }
 }
 
 /// What [`compile`] does about users that the policy names and the world doesn't have.
@@ -103,14 +117,15 @@ pub enum UnknownUsers {
     /// Refuse the policy.
     Refuse,
     /// Take them for users without nodes, as when a policy is loaded before the first user is
-    /// created. [`Policy::unknown_users`] lists them, for a warning.
+    /// created. [`Policy::unknown_users`] lists them, for a warning. Domains are taken likewise, and
+    /// `sshTests` may be about nodes that are yet to come.
     Accept,
 }
 
-/// Compiles a new policy for a tailnet and runs the policy's `tests`.
+/// Compiles a new policy for a tailnet and runs the policy's `tests` and `sshTests`.
 ///
 /// # Errors
-/// All unknown users and failing tests, with their places.
+/// All unknown users, domains and roles, and failing tests, with their places.
 pub fn compile(policy: &Policy, world: &World) -> Result<CompiledTailnet, PolicyErrors> {
     compile_with(policy, world, UnknownUsers::Refuse)
 }
@@ -118,7 +133,7 @@ pub fn compile(policy: &Policy, world: &World) -> Result<CompiledTailnet, Policy
 /// [`compile`], with a choice about unknown users.
 ///
 /// # Errors
-/// All unknown users, if they are refused, and failing tests, with their places.
+/// All unknown users and domains, if they are refused, unknown roles, and failing tests, with their places.
 pub fn compile_with(
     policy: &Policy,
     world: &World,
@@ -127,10 +142,17 @@ pub fn compile_with(
     let mut errors = Errors::default();
     if unknown == UnknownUsers::Refuse {
         let unknown = policy.unknown_users(world);
-        unknown.into_iter().for_each(|error| errors.push(error));
+        let domain = people::unknown_domain(&policy.document, &world.tailnet);
+        unknown
+            .into_iter()
+            .chain(domain)
+            .for_each(|error| errors.push(error));
     }
+    let role = attributes::unknown_role(&policy.document.attributes, &world.tailnet);
+    role.into_iter().for_each(|error| errors.push(error));
     let compiled = recompile(policy, world);
     check::run_tests(policy, world, &compiled, &mut errors);
+    errors.keep(check::run_ssh_tests(policy, world, unknown, &compiled));
     let people = people::People::new(&policy.document, &world.users);
     errors.finish(|unknown| match unknown.contains('@') {
         true => people.nearest(unknown),

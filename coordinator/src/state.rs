@@ -35,7 +35,7 @@ pub use seed::SetPolicy;
 use crate::{
     Error, address,
     model::{AuthKey, KeyId, Node, Owner, User},
-    policy::{NodeFacts, Policy, PolicyErrors, UserFacts, World},
+    policy::{NodeFacts, Policy, PolicyErrors, TailnetFacts, UserFacts, World},
     store::{Dirty, Loaded, Rows, Setting, Store},
     view::Published,
 };
@@ -287,6 +287,18 @@ impl State {
                 })
                 .collect(),
             nodes: self.nodes().map(|node| facts(node)).collect(),
+            tailnet: self.tailnet(),
+        }
+    }
+
+    /// Users are created by administrators only, so that the domains of their addresses are the tailnet's own. Nobody has a role.
+    fn tailnet(&self) -> TailnetFacts {
+        let names = self.users.values().map(|user| user.name.as_str());
+        let domains = names.filter_map(|name| Some(name.split_once('@')?.1));
+        let domains: BTreeSet<&str> = domains.filter(|domain| !domain.is_empty()).collect();
+        TailnetFacts {
+            domains: domains.into_iter().map(str::to_owned).collect(),
+            ..TailnetFacts::default()
         }
     }
 

@@ -83,12 +83,15 @@ impl Snapshot {
     pub fn own(&self, id: NodeId) -> Option<wire::Node> {
         let published = self.nodes.get(&id)?;
         let mut node = wire::Node::clone(&published.shown);
+        let allowed = self.compiled.own_allowed_ips(id);
+        node.addresses.retain(|address| allowed.contains(address));
         node.allowed_ips = Some(if node.expired {
             node.addresses.clone()
         } else {
-            self.compiled.own_allowed_ips(id)
+            allowed
         });
-        node.cap_map = own_capabilities();
+        node.cap_map = CapMap::clone(&self.compiled.attributes_of(id));
+        node.cap_map.extend(own_capabilities());
         node.online = Some(true);
         node.last_seen = None;
         Some(node)
@@ -117,13 +120,15 @@ pub fn tagged_devices() -> UserProfile {
     }
 }
 
-/// What every node may do at itself, as Headscale grants it (protocol.md 10.3).
+/// What every node may do at itself, as Headscale grants it (protocol.md 10.3), and what the hosted service gives nodes so
+/// that their SSH servers do what `ssh` rules say (10.4): sessions as users expect them, and `acceptEnv`.
 fn own_capabilities() -> CapMap {
     const CAPABILITY: &str = "https://tailscale.com/cap/";
-    let plain =
+    let granted =
         ["is-admin", "ssh", "file-sharing"].map(|name| (format!("{CAPABILITY}{name}"), Vec::new()));
+    let ssh = ["ssh-behavior-v1", "ssh-env-vars"].map(|name| (name.to_owned(), Vec::new()));
     let update = ("default-auto-update".to_owned(), vec![json!(false)]);
-    plain.into_iter().chain([update]).collect()
+    granted.into_iter().chain(ssh).chain([update]).collect()
 }
 
 /// The two forms in which the answer to a registration names the owner.

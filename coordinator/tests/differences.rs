@@ -190,6 +190,7 @@ impl Tailnet {
             let world = World {
                 users: self.users.values().map(user).collect(),
                 nodes: facts.clone(),
+                ..World::default()
             };
             self.compiled = Arc::new(recompile(&self.policy, &world));
             self.facts = facts;

@@ -43,6 +43,7 @@ fn small_world() -> World {
             node(3, Some(2), &[]),
             node(4, Some(2), &["tag:server"]),
         ],
+        ..World::default()
     }
 }
 
@@ -76,9 +77,9 @@ fn errors_say_line_and_column_and_what_to_do() {
             "policy.hujson:2:3: the policy has no field \"acl\"; it may have groups, ",
         ),
         (
-            "{\n  \"ssh\": []}",
+            "{\n  \"ipsets\": {}}",
             Unsupported,
-            "policy.hujson:2:3: \"ssh\": not supported yet",
+            "policy.hujson:2:3: \"ipsets\": not supported yet",
         ),
         (
             "{\"acls\": [], \"ACLs\": []}",
@@ -356,6 +357,7 @@ fn large_world() -> World {
             .map(|id| user(id, &format!("u{id}@example.com")))
             .collect(),
         nodes: nodes.collect(),
+        ..World::default()
     }
 }
 

@@ -40,6 +40,7 @@ fn world() -> World {
             node(2, None, &["tag:server"], &[]),
             node(3, None, &["tag:router"], &["10.1.0.0/16", "10.2.0.0/16"]),
         ],
+        ..World::default()
     }
 }
 
@@ -107,7 +108,7 @@ fn all_that_is_wrong_is_shown_at_once_in_the_order_of_the_file() {
     {"src": ["*"], "dst": ["autogroup:self"], "ip": ["tcp"], "app": {"tailscale.com/cap/drives": []}},
   ],
   "autoApprovers": {"routes": {"10.0.0.0": ["tag:routr"]}, "exitNode": "tag:router"},
-  "nodeAttrs": [],
+  "ipsets": {},
 }
 "##,
         r##"p.hujson:3:40: error: "bob" is no user; write an e-mail address or `name@`
@@ -125,7 +126,7 @@ p.hujson:7:32: error: tag owner "group:engg": group not found; define it in grou
 p.hujson:7:47: error: "tag:1" is no tag; write `tag:name`, the name beginning with a letter
     7 |   "tagOwners": {"tag:server": ["group:engg"], "tag:1": []},
       |                                               ^^^^^^^
-p.hujson:8:3: error: the policy has no field "acl"; it may have groups, hosts, tagOwners, acls, grants, autoApprovers, tests
+p.hujson:8:3: error: the policy has no field "acl"; it may have groups, hosts, tagOwners, acls, grants, autoApprovers, tests, ssh, sshTests, nodeAttrs, randomizeClientPort
     8 |   "acl": [],
       |   ^^^^^ did you mean "acls"?
 p.hujson:10:16: error: action "deny" is not supported; write "accept" (what no rule accepts is refused)
@@ -173,9 +174,9 @@ p.hujson:16:45: error: approver "tag:routr": tag not found; define it in tagOwne
 p.hujson:16:72: error: approvers must be a list: […]
    16 |   "autoApprovers": {"routes": {"10.0.0.0": ["tag:routr"]}, "exitNode": "tag:router"},
       |                                                                        ^^^^^^^^^^^^
-p.hujson:17:3: error: "nodeAttrs": not supported yet; take it out of the policy
-   17 |   "nodeAttrs": [],
-      |   ^^^^^^^^^^^
+p.hujson:17:3: error: "ipsets": not supported yet; take it out of the policy
+   17 |   "ipsets": {},
+      |   ^^^^^^^^
 "##,
     );
 }

@@ -78,6 +78,7 @@ fn world() -> World {
             ),
             waiting,
         ],
+        ..World::default()
     }
 }
 

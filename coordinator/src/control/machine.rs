@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Body, Site,
     body::{self, OfChannel, Sender, json, text},
-    poll, register,
+    poll, register, ssh,
 };
 use crate::Error;
 
@@ -41,6 +41,7 @@ impl Peer {
         let answer = match path.as_str() {
             "/machine/register" if method == Method::POST => self.register(request).await,
             "/machine/map" if method == Method::POST => self.map(request).await,
+            path if path.starts_with(ssh::CHECKS) && method == Method::GET => Ok(ssh::refuse()),
             _ => {
                 return Ok(text(
                     StatusCode::NOT_IMPLEMENTED,

@@ -46,6 +46,9 @@ pub(crate) fn read(text: &Text, value: &Value, names: &Names) -> Result<Rule, Po
             .unwrap_or_default()
     };
     let sources = sources(text, list("src", "users"), names);
+    for source in &sources {
+        text.keep(refuse_domain(source));
+    }
     let destinations = list("dst", "ports")
         .into_iter()
         .filter_map(|destination| text.keep(read_destination(destination, &protocols, names)))
@@ -96,6 +99,7 @@ fn read_destination(
     let place = text.place;
     let (who, ports) = split_destination(text)?;
     let alias = destination(who, names)?;
+    refuse_domain(&alias)?;
     let ports = parse_ports(At {
         place,
         value: ports,
@@ -105,6 +109,15 @@ fn read_destination(
         return Err(PolicyError::invalid(place, message));
     }
     Ok((alias, ports))
+}
+
+/// Only grants and ssh rules know the users of a domain.
+fn refuse_domain(alias: &At<Alias>) -> Result<(), PolicyError> {
+    if let Alias::Domain(domain) = &alias.value {
+        let message = format!("\"user:*@{domain}\" can't stand in acls; write the rule as a grant");
+        return Err(PolicyError::invalid(alias.place, message));
+    }
+    Ok(())
 }
 
 /// Reads a list of sources.
@@ -147,7 +160,7 @@ pub(crate) fn check_own_devices(rule: &Rule, any_allowed: bool) -> Result<(), Po
     }
     for source in &rule.sources {
         let fits = match source.value {
-            Alias::User(_) | Alias::Group(_) | Alias::Member => true,
+            Alias::User(_) | Alias::Domain(_) | Alias::Group(_) | Alias::Member => true,
             Alias::Any => any_allowed,
             _ => false,
         };

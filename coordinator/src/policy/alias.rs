@@ -26,6 +26,8 @@ pub(crate) enum Alias {
     Internet,
     /// `name@` or an e-mail address.
     User(String),
+    /// `user:*@domain`: nodes of the users whose e-mail address is in the domain.
+    Domain(String),
     /// `group:…`, with the prefix.
     Group(String),
     /// `tag:…`, with the prefix.
@@ -87,8 +89,8 @@ impl Alias {
                 ))
             };
         }
-        if value.starts_with("user:*@") {
-            return Err(PolicyError::unsupported(place, format!("{role} {value:?}")));
+        if let Some(domain) = value.strip_prefix("user:*@") {
+            return Ok(Self::Domain(domain.to_owned()));
         }
         for kind in ["ipset:", "posture:", "svc:"] {
             if value.starts_with(kind) {

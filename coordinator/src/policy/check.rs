@@ -3,6 +3,7 @@
 //! Users and tags that no node has yet are tried with a node that stands in for them, so that a
 //! policy can be checked before anybody has joined.
 
+mod logins;
 mod reach;
 mod stand_in;
 
@@ -13,6 +14,7 @@ use super::view::CompiledTailnet;
 use super::world::World;
 use super::{Policy, recompile};
 
+pub(crate) use logins::run_ssh_tests;
 use reach::Ways;
 
 const TCP: u8 = 6;

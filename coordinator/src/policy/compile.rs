@@ -12,10 +12,12 @@ use lowroad_wire::control::{CapMap, PortRange, UserId};
 
 use super::addresses::{AddressSet, Collector};
 use super::alias::Alias;
+use super::attributes::attributes;
 use super::bits::Bits;
 use super::origin::Origin;
 use super::people::People;
 use super::routes::{Routes, is_exit};
+use super::ssh::SshAccess;
 use super::syntax::{Document, Rule};
 use super::view::CompiledTailnet;
 use super::world::{NodeFacts, World};
@@ -116,6 +118,8 @@ pub(crate) fn compile(document: &Document, world: &World) -> CompiledTailnet {
     facts.sort_by_key(|node| node.id);
     let routes = Routes::new(document, &people, &facts);
     let nodes = prepare(facts, &routes);
+    let attributes = attributes(&document.attributes, &people, &world.tailnet, &nodes);
+    let ssh = SshAccess::new(&document.ssh, &people, &nodes);
     let everything_allowed = [allow_everything()];
     let rules = document.rules.as_deref().unwrap_or(&everything_allowed);
     let mut builder = Builder::new(&people, &nodes, &routes);
@@ -142,6 +146,8 @@ pub(crate) fn compile(document: &Document, world: &World) -> CompiledTailnet {
         routes: routes.primaries.into_iter().collect(),
         people,
         nodes,
+        attributes,
+        ssh,
         sources,
         targets,
         rules,

@@ -241,6 +241,13 @@ impl<'a> Text<'a> {
         }
     }
 
+    pub(crate) fn flag(&self, value: &Value, what: &str) -> Result<bool, PolicyError> {
+        match value {
+            Value::BooleanLit(flag) => Ok(flag.value),
+            _ => Err(self.invalid(value, format!("{what} must be true or false"))),
+        }
+    }
+
     pub(crate) fn string<'v>(
         &self,
         value: &'v Value<'a>,

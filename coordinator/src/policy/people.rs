@@ -5,16 +5,19 @@ use std::collections::HashMap;
 use lowroad_wire::control::UserId;
 
 use super::alias::Alias;
+use super::attributes::Target;
 use super::error::{At, PolicyError};
 use super::suggest::nearest;
 use super::syntax::Document;
-use super::world::{NodeFacts, UserFacts};
+use super::world::{NodeFacts, TailnetFacts, UserFacts};
 
 /// Users and groups by the names that policies use.
 #[derive(Clone, Debug)]
 pub(crate) struct People {
     by_name: HashMap<String, UserId>,
     groups: HashMap<String, Vec<UserId>>,
+    /// E-mail addresses as local part and domain, the latter in lower case.
+    addresses: HashMap<UserId, (String, String)>,
 }
 
 impl People {
@@ -33,7 +36,15 @@ impl People {
                 (name.clone(), members.collect())
             })
             .collect();
-        Self { by_name, groups }
+        let addresses = users.iter().filter_map(|user| {
+            let (local, domain) = user.login_name.split_once('@')?;
+            Some((user.id, (local.to_owned(), domain.to_ascii_lowercase())))
+        });
+        Self {
+            addresses: addresses.collect(),
+            by_name,
+            groups,
+        }
     }
 
     pub(crate) fn user(&self, name: &str) -> Option<UserId> {
@@ -57,12 +68,19 @@ impl People {
         self.groups.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// What stands before the `@` of a user's e-mail address, if it is in the domain.
+    pub(crate) fn local_part(&self, user: UserId, domain: &str) -> Option<&str> {
+        let (local, own) = self.addresses.get(&user)?;
+        own.eq_ignore_ascii_case(domain).then_some(local)
+    }
+
     /// Whether the alias names this user, not regarding any node.
     pub(crate) fn names_user(&self, alias: &Alias, user: UserId) -> bool {
         match alias {
             Alias::Member => true,
             Alias::User(name) => self.user(name) == Some(user),
             Alias::Group(name) => self.group(name).contains(&user),
+            Alias::Domain(domain) => self.local_part(user, domain).is_some(),
             _ => false,
         }
     }
@@ -91,23 +109,10 @@ fn policy_name(login_name: &str) -> String {
 
 /// Users that the policy names and the tailnet doesn't have, as errors, in the order of the file.
 pub(crate) fn unknown_users(document: &Document, people: &People) -> Vec<PolicyError> {
-    let rules = document.rules.iter().flatten().flat_map(|rule| {
-        let destinations = rule.destinations.iter().map(|(alias, _)| alias);
-        rule.sources.iter().chain(destinations)
+    let named = aliases(document).filter_map(|alias| match alias.value {
+        Alias::User(name) => Some(alias.map(|_| name)),
+        _ => None,
     });
-    let owners = document.tag_owners.values().flatten();
-    let routes = document.route_approvers.iter().flat_map(|(_, who)| who);
-    let named = rules
-        .chain(owners)
-        .chain(routes)
-        .chain(&document.exit_approvers)
-        .filter_map(|alias| match &alias.value {
-            Alias::User(name) => Some(At {
-                place: alias.place,
-                value: name,
-            }),
-            _ => None,
-        });
     let members = document.groups.values().flatten().map(|member| At {
         place: member.place,
         value: &member.value,
@@ -129,4 +134,50 @@ pub(crate) fn unknown_users(document: &Document, people: &People) -> Vec<PolicyE
             PolicyError::unknown(name, message)
         })
         .collect()
+}
+
+/// All aliases of a policy but those of its tests.
+fn aliases(document: &Document) -> impl Iterator<Item = At<&Alias>> {
+    let rules = document.rules.iter().flatten().flat_map(|rule| {
+        let destinations = rule.destinations.iter().map(|(alias, _)| alias);
+        rule.sources.iter().chain(destinations)
+    });
+    let logins = document.ssh.iter();
+    let logins = logins.flat_map(|rule| rule.sources.iter().chain(&rule.destinations));
+    let approvers = document.route_approvers.iter().flat_map(|(_, who)| who);
+    let targets = document.attributes.iter().flat_map(|entry| &entry.targets);
+    let targets = targets.filter_map(|target| match &target.value {
+        Target::Alias(alias) => Some(At {
+            place: target.place,
+            value: alias,
+        }),
+        Target::Owner | Target::Admin => None,
+    });
+    rules
+        .chain(logins)
+        .chain(document.tag_owners.values().flatten())
+        .chain(approvers)
+        .chain(&document.exit_approvers)
+        .map(|alias| At {
+            place: alias.place,
+            value: &alias.value,
+        })
+        .chain(targets)
+}
+
+/// The first use of a domain that isn't the tailnet's, in `user:*@domain` or `localpart:*@domain`.
+pub(crate) fn unknown_domain(document: &Document, tailnet: &TailnetFacts) -> Option<PolicyError> {
+    let users = aliases(document).filter_map(|alias| match alias.value {
+        Alias::Domain(domain) => Some((alias.place, domain)),
+        _ => None,
+    });
+    let locals = document.ssh.iter().flat_map(|rule| &rule.logins.domains);
+    let (place, domain) = users
+        .chain(locals.map(|domain| (domain.place, &domain.value)))
+        .filter(|(_, domain)| !tailnet.domains.contains(domain))
+        .min()?;
+    let message = format!(
+        "{domain:?} is no domain of this tailnet's users; correct it, or create a user with an e-mail address there"
+    );
+    Some(PolicyError::invalid(place, message))
 }

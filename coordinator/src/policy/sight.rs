@@ -16,6 +16,8 @@ pub(super) struct Sight {
     pub(super) nodes: Bits,
     routes: Bits,
     exits: bool,
+    /// Whether no peer's IPv4 address is shown; routes are.
+    v6_only: bool,
     /// Routes that grants lead through another node than the one that carries them: node, route.
     steered: Vec<(usize, usize)>,
 }
@@ -24,9 +26,11 @@ impl CompiledTailnet {
     pub(super) fn view(&self, sight: &Sight, peer: usize) -> PeerView {
         let node = &self.parts.nodes[peer];
         let plain = &self.plain[peer];
-        if node.approved.is_empty() {
+        if node.approved.is_empty() && !sight.v6_only {
             return plain.clone();
         }
+        let addresses = plain.allowed_ips.iter();
+        let addresses = addresses.filter(|net| !sight.v6_only || matches!(net, IpNet::V6(_)));
         let carried = self.carries[peer].iter().copied();
         let steered = sight.steered.iter().filter(|(at, _)| *at == peer);
         let mut shown: Vec<usize> = carried
@@ -42,14 +46,13 @@ impl CompiledTailnet {
             .iter()
             .filter(|route| sight.exits && is_exit(route));
         PeerView {
-            allowed_ips: plain
-                .allowed_ips
-                .iter()
+            allowed_ips: addresses
                 .chain(primary.iter())
                 .chain(exits)
                 .copied()
                 .collect(),
             primary_routes: primary,
+            suggested_exit: plain.suggested_exit,
         }
     }
 
@@ -62,6 +65,7 @@ impl CompiledTailnet {
             nodes: Bits::new(self.parts.nodes.len()),
             routes: Bits::new(self.parts.routes.len()),
             exits: false,
+            v6_only: self.parts.attributes[viewer].without_v4,
             steered: Vec::new(),
         };
         let mut steering: BTreeMap<usize, Bits> = BTreeMap::new();

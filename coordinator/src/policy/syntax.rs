@@ -10,14 +10,16 @@ use jsonc_parser::common::Ranged;
 use lowroad_wire::control::{CapMap, PortRange};
 
 use super::alias::{Alias, parse_net, user_name};
+use super::attributes::Attributes;
 use super::error::{At, Place, PolicyError, PolicyErrors};
 use super::hujson::{Fields, Text};
 use super::origin::Origin;
+use super::ssh::{self, SshRule};
 use super::suggest::nearest;
 use super::{acl, grant};
 
 /// Top-level fields that lowroad can enforce.
-const SUPPORTED: [&str; 7] = [
+const SUPPORTED: [&str; 11] = [
     "groups",
     "hosts",
     "tagOwners",
@@ -25,14 +27,14 @@ const SUPPORTED: [&str; 7] = [
     "grants",
     "autoApprovers",
     "tests",
-];
-
-/// Top-level fields of the language that lowroad knows of but cannot enforce yet.
-const UNSUPPORTED: [&str; 15] = [
     "ssh",
     "sshTests",
     "nodeAttrs",
     "randomizeClientPort",
+];
+
+/// Top-level fields of the language that lowroad knows of but cannot enforce yet.
+const UNSUPPORTED: [&str; 11] = [
     "postures",
     "srcPosture",
     "defaultSrcPosture",
@@ -89,6 +91,9 @@ pub(crate) struct Document {
     pub(crate) route_approvers: Vec<(IpNet, Vec<At<Alias>>)>,
     pub(crate) exit_approvers: Vec<At<Alias>>,
     pub(crate) tests: Vec<Test>,
+    pub(crate) ssh: Vec<SshRule>,
+    pub(crate) ssh_tests: Vec<SshTest>,
+    pub(crate) attributes: Vec<Attributes>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -124,8 +129,22 @@ pub(crate) struct Test {
     pub(crate) deny: Vec<At<String>>,
 }
 
+/// One entry of `sshTests`, as written: whatever is wrong with it makes it fail when it is run.
+#[derive(Clone, Debug)]
+pub(crate) struct SshTest {
+    pub(crate) source: At<String>,
+    pub(crate) destinations: Vec<At<String>>,
+    /// Login names.
+    pub(crate) accept: Vec<At<String>>,
+    pub(crate) deny: Vec<At<String>>,
+    pub(crate) check: Vec<At<String>>,
+}
+
 /// A grant stands for each of its destinations at each of its ports: so many in all grants. Nodes take half a million in all.
 const MAX_RULE_PARTS: usize = 1 << 18;
+
+/// Nodes are sent ssh rules whole, once for each user even: so many rules, login names and variables there may be in all.
+const MAX_SSH_PARTS: usize = 1 << 12;
 
 impl Document {
     /// Reads everything, whatever is wrong on the way, so that all errors are found at once.
@@ -154,6 +173,8 @@ impl Document {
         text.keep(self.read_hosts(text, fields));
         text.keep(self.read_tag_owners(text, fields));
         text.keep(self.read_rules(text, fields));
+        text.keep(self.read_ssh(text, fields));
+        text.keep(self.read_attributes(text, fields));
         if let Some(approvers) = fields.get("autoApprovers") {
             text.keep(self.read_approvers(text, approvers));
         }
@@ -194,6 +215,38 @@ impl Document {
             }
             _ => {}
         }
+    }
+
+    fn read_ssh(&mut self, text: &Text, fields: &Fields) -> Result<(), PolicyError> {
+        if let Some(rules) = fields.get("ssh") {
+            let mut room = MAX_SSH_PARTS;
+            for rule in text.list(rules, "ssh")? {
+                let rule = text.keep(ssh::read(text, rule, &self.names, &mut room));
+                self.ssh.extend(rule);
+            }
+        }
+        if let Some(tests) = fields.get("sshTests") {
+            for test in text.list(tests, "sshTests")? {
+                self.ssh_tests.extend(text.keep(read_ssh_test(text, test)));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_attributes(&mut self, text: &Text, fields: &Fields) -> Result<(), PolicyError> {
+        if let Some(entries) = fields.get("nodeAttrs") {
+            for entry in text.list(entries, "nodeAttrs")? {
+                let entry = text.keep(Attributes::read(text, entry, &self.names));
+                self.attributes.extend(entry);
+            }
+        }
+        if let Some(value) = fields.get("randomizeClientPort")
+            && text.flag(value, "randomizeClientPort")?
+        {
+            let place = text.at(value.range());
+            self.attributes.push(Attributes::randomized_ports(place));
+        }
+        Ok(())
     }
 
     /// A group with something wrong in it is defined all the same: its name isn't wrong where it is used. So are hosts and tags.
@@ -391,32 +444,60 @@ fn check_name(name: At<&str>, prefix: &str, what: &str) -> Result<(), PolicyErro
     Err(PolicyError::invalid(name.place, message))
 }
 
-fn read_test(text: &Text, value: &Value) -> Result<Test, PolicyError> {
+fn read_test<'a>(text: &Text<'a>, value: &Value<'a>) -> Result<Test, PolicyError> {
     let known = ["src", "proto", "accept", "deny", "srcPostureAttrs"];
-    let fields = text.fields(value, "a test", &known)?;
+    let fields = test_fields(text, value, "a test", &known)?;
+    Ok(Test {
+        source: test_source(text, &fields)?,
+        protocol: match fields.get("proto") {
+            Some(protocol) => Some(text.string(protocol, "proto")?.map(str::to_owned)),
+            None => None,
+        },
+        accept: owned_strings(text, &fields, "accept"),
+        deny: owned_strings(text, &fields, "deny"),
+    })
+}
+
+fn read_ssh_test<'a>(text: &Text<'a>, value: &Value<'a>) -> Result<SshTest, PolicyError> {
+    let known = ["src", "dst", "accept", "deny", "check", "srcPostureAttrs"];
+    let fields = test_fields(text, value, "an ssh test", &known)?;
+    Ok(SshTest {
+        source: test_source(text, &fields)?,
+        destinations: owned_strings(text, &fields, "dst"),
+        accept: owned_strings(text, &fields, "accept"),
+        deny: owned_strings(text, &fields, "deny"),
+        check: owned_strings(text, &fields, "check"),
+    })
+}
+
+fn test_fields<'v, 'a>(
+    text: &Text<'a>,
+    value: &'v Value<'a>,
+    what: &str,
+    known: &[&'static str],
+) -> Result<Fields<'v, 'a>, PolicyError> {
+    let fields = text.fields(value, what, known)?;
     if let Some(attributes) = fields.get("srcPostureAttrs") {
         let place = text.at(attributes.range());
         text.report(PolicyError::unsupported(place, "srcPostureAttrs"));
     }
-    let owned = |value: At<&str>| value.map(str::to_owned);
-    let list = |name: &str| {
-        let list = fields.get(name).map(|value| text.strings(value, name));
-        let list = list.and_then(|list| text.keep(list)).unwrap_or_default();
-        list.into_iter().map(owned).collect()
-    };
-    Ok(Test {
-        source: match fields.get("src") {
-            Some(source) => owned(text.string(source, "src")?),
-            None => At {
-                place: fields.place,
-                value: String::new(),
-            },
-        },
-        protocol: match fields.get("proto") {
-            Some(protocol) => Some(owned(text.string(protocol, "proto")?)),
-            None => None,
-        },
-        accept: list("accept"),
-        deny: list("deny"),
-    })
+    Ok(fields)
+}
+
+/// Empty if there is none.
+fn test_source(text: &Text, fields: &Fields) -> Result<At<String>, PolicyError> {
+    match fields.get("src") {
+        Some(source) => Ok(text.string(source, "src")?.map(str::to_owned)),
+        None => Ok(At {
+            place: fields.place,
+            value: String::new(),
+        }),
+    }
+}
+
+fn owned_strings(text: &Text, fields: &Fields, name: &str) -> Vec<At<String>> {
+    let list = fields.get(name).map(|value| text.strings(value, name));
+    let list = list.and_then(|list| text.keep(list)).unwrap_or_default();
+    let owned = list.into_iter().map(|string| string.map(str::to_owned));
+    owned.collect()
 }

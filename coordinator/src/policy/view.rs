@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ipnet::IpNet;
-use lowroad_wire::control::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
+use lowroad_wire::control::{CapMap, FilterRule, NetPortRange, NodeId, PortRange, UserId};
 
 use super::addresses::net_text;
 use super::alias::Alias;
+use super::attributes::{NodeAttributes, shown_to_peers};
 use super::bits::Bits;
 use super::capability::own_in;
 use super::compile::{
@@ -16,6 +17,7 @@ use super::compile::{
 };
 use super::people::People;
 use super::sight::Sight;
+use super::ssh::SshAccess;
 
 /// A peer as one node may see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,15 @@ pub struct PeerView {
     pub allowed_ips: Arc<[IpNet]>,
     /// Those of its subnet routes among them.
     pub primary_routes: Arc<[IpNet]>,
+    /// Whether it is shown the attribute that suggests it as an exit node; no other attribute is shown to peers.
+    pub suggested_exit: bool,
+}
+
+impl PeerView {
+    /// What the peer's CapMap shows.
+    pub fn cap_map(&self) -> CapMap {
+        shown_to_peers(self.suggested_exit)
+    }
 }
 
 /// A policy applied to a tailnet. Answers are computed when first asked for, and kept.
@@ -54,6 +65,9 @@ pub(crate) struct Parts {
     pub(crate) tag_owners: BTreeMap<String, Vec<Alias>>,
     /// Sorted by ID.
     pub(crate) nodes: Vec<Node>,
+    /// Per node.
+    pub(crate) attributes: Vec<NodeAttributes>,
+    pub(crate) ssh: SshAccess,
     /// Every approved subnet route, and the position of the node that carries it.
     pub(crate) routes: Vec<(IpNet, usize)>,
     pub(crate) sources: Vec<Source>,
@@ -69,9 +83,11 @@ impl CompiledTailnet {
         for (at, (_, primary)) in parts.routes.iter().enumerate() {
             carries[*primary].push(at);
         }
-        let plain = nodes.iter().map(|node| PeerView {
-            allowed_ips: host_prefixes(&node.addresses).collect(),
+        let plain = nodes.iter().zip(&parts.attributes);
+        let plain = plain.map(|(node, attributes)| PeerView {
+            allowed_ips: shown_addresses(node, attributes).collect(),
             primary_routes: Arc::default(),
+            suggested_exit: attributes.suggested_exit,
         });
         Self {
             by_id: by_id.map(|(at, node)| (node.facts.id, at)).collect(),
@@ -131,13 +147,20 @@ impl CompiledTailnet {
 
     /// AllowedIPs of a node as it sees itself: its addresses and all its approved routes.
     pub fn own_allowed_ips(&self, node: NodeId) -> Vec<IpNet> {
-        let Some(&at) = self.by_id.get(&node) else {
+        let Some(at) = self.position(node) else {
             return Vec::new();
         };
         let node = &self.parts.nodes[at];
-        host_prefixes(&node.addresses)
+        shown_addresses(node, &self.parts.attributes[at])
             .chain(node.approved.iter().copied())
             .collect()
+    }
+
+    /// The attributes that the policy gives a node, as keys of its own CapMap.
+    pub fn attributes_of(&self, node: NodeId) -> Arc<CapMap> {
+        let at = self.position(node);
+        at.map(|at| self.parts.attributes[at].all.clone())
+            .unwrap_or_default()
     }
 
     /// The subnet routes that a node carries, sorted: nobody else is sent packets for them.
@@ -168,6 +191,10 @@ impl CompiledTailnet {
     /// Whether the policy defines this tag.
     pub fn knows_tag(&self, tag: &str) -> bool {
         self.parts.tag_owners.contains_key(tag)
+    }
+
+    pub(super) fn position(&self, node: NodeId) -> Option<usize> {
+        self.by_id.get(&node).copied()
     }
 
     fn owners(&self, tag: &str) -> impl Iterator<Item = &Alias> {
@@ -336,10 +363,6 @@ impl CompiledTailnet {
         addresses
     }
 
-    pub(super) fn position(&self, node: NodeId) -> Option<usize> {
-        self.by_id.get(&node).copied()
-    }
-
     pub(crate) fn parts(&self) -> &Parts {
         &self.parts
     }
@@ -373,6 +396,9 @@ fn ports_of(ip: String, ports: &[PortRange]) -> impl Iterator<Item = NetPortRang
     })
 }
 
-pub(super) fn host_prefixes(addresses: &[IpAddr]) -> impl Iterator<Item = IpNet> {
-    addresses.iter().map(|&address| IpNet::from(address))
+/// A node's addresses as far as anybody is to know of them.
+fn shown_addresses(node: &Node, attributes: &NodeAttributes) -> impl Iterator<Item = IpNet> {
+    let v6_only = attributes.without_v4;
+    let addresses = node.addresses.iter().map(|&address| IpNet::from(address));
+    addresses.filter(move |address| !v6_only || matches!(address, IpNet::V6(_)))
 }

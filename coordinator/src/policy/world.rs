@@ -62,4 +62,18 @@ pub struct World {
     pub users: Vec<UserFacts>,
     /// All nodes, in any order.
     pub nodes: Vec<NodeFacts>,
+    /// What holds for the tailnet as a whole.
+    pub tailnet: TailnetFacts,
+}
+
+/// What a policy can tell of a tailnet beside its users and nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TailnetFacts {
+    /// Domains of e-mail addresses that are the tailnet's own, in the case that policies write them: `user:*@domain`
+    /// means their users.
+    pub domains: Vec<String>,
+    /// Who owns the tailnet (`autogroup:owner`). `None`: users have no roles here, and a policy that needs them is refused.
+    pub owner: Option<UserId>,
+    /// Who administers it beside the owner (`autogroup:admin` is both).
+    pub admins: Vec<UserId>,
 }

@@ -52,6 +52,7 @@ fn small_world() -> World {
             node(5, None, &["tag:db"]),
             router,
         ],
+        ..World::default()
     }
 }
 
@@ -256,6 +257,7 @@ fn a_thousand_nodes_and_a_thousand_rules_take_seconds() {
             })
             .collect(),
         nodes: nodes.collect(),
+        ..World::default()
     };
     let policy = |shift: i64| {
         let rule = |at: i64| {

@@ -96,6 +96,7 @@ pub fn world() -> impl Strategy<Value = World> {
         World {
             users: users(),
             nodes: made.collect(),
+            ..World::default()
         }
     })
 }

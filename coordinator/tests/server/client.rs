@@ -160,6 +160,20 @@ impl Client {
         )
     }
 
+    /// A request through the channel that asks for something.
+    pub async fn get(&mut self, path: &str) -> (StatusCode, Bytes) {
+        self.http.ready().await.unwrap();
+        let request = Request::get(format!("https://control{path}"));
+        let body = Either::Left(Full::new(Bytes::new()));
+        let sent = self.http.send_request(request.body(body).unwrap());
+        let response = timeout(SOON, sent).await.unwrap().unwrap();
+        let status = response.status();
+        (
+            status,
+            response.into_body().collect().await.unwrap().to_bytes(),
+        )
+    }
+
     /// The request is sent when this returns; the answer is waited for by what it returns.
     pub async fn post_later(
         &mut self,

@@ -16,6 +16,7 @@ mod grants;
 mod hostile;
 mod join;
 mod lab;
+mod logins;
 mod policy_insight;
 mod policy_log;
 mod relay;

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use lowroad_coordinator::policy::{
-    MAX_ERRORS, MAX_WARNINGS, NodeFacts, Policy, PolicyErrors, Report, UnknownUsers, UserFacts,
-    World, compile, compile_with, warnings,
+    MAX_ERRORS, MAX_WARNINGS, NodeFacts, Policy, PolicyErrors, Report, TailnetFacts, UnknownUsers,
+    UserFacts, World, compile, compile_with, warnings,
 };
 use lowroad_coordinator::text::is_steering;
 use lowroad_core::filter;
@@ -47,6 +47,11 @@ fn world() -> World {
             ),
             node(5, Some(UserId(1)), &[], &[]),
         ],
+        tailnet: TailnetFacts {
+            domains: vec!["example.com".to_owned()],
+            owner: Some(UserId(1)),
+            admins: vec![UserId(3)],
+        },
     }
 }
 
@@ -95,6 +100,10 @@ pub fn policy(input: &[u8]) {
             assert!(compiled.sees(node.id, peer) && !view.allowed_ips.is_empty());
         }
         compiled.own_allowed_ips(node.id);
+        compiled.attributes_of(node.id);
+        for rule in &compiled.ssh_for(node.id).rules {
+            assert!(!rule.principals.is_empty() && !rule.ssh_users.is_empty());
+        }
     }
 }
 
@@ -156,6 +165,10 @@ pub fn policy_seeds() -> Vec<Vec<u8>> {
             "acls": [{"action": "accept", "src": ["group:e", "10.9.9.9"], "dst": ["tag:t:0", "n:*"]}, {"action": "accept", "src": ["10.9.9.9"], "dst": ["n:22"]}],
             "grants": [{"src": ["*"], "dst": ["10.0.0.0/8"], "ip": ["*"], "via": ["tag:t"]}]}"#,
         r#"{"ssh": [], "nodeAttrs": [{"target": ["*"], "attr": ["funnel"]}]}"#,
+        r#"{"tagOwners": {"tag:server": []}, "ssh": [{"action": "check", "src": ["autogroup:member", "user:*@example.com"], "dst": ["tag:server", "autogroup:self"],
+            "users": ["localpart:*@example.com", "root", "autogroup:nonroot", "x"], "checkPeriod": "1h30m", "acceptEnv": ["LC_*"]}],
+            "sshTests": [{"src": "ann@example.com", "dst": ["tag:server", "100.64.0.3"], "check": ["root"], "accept": ["x"], "deny": ["y"]}],
+            "nodeAttrs": [{"target": ["autogroup:admin", "100.64.0.0/28"], "attr": ["disable-ipv4", "suggest-exit-node"], "ipPool": ["100.81.0.0/16"]}], "randomizeClientPort": true}"#,
         r#"{"acls": [{"action": "accept", "src": ["\u0061nn@example.com", "\ud83d\ude00"], "dst": ["*:1e3"]}]}"#,
     ];
     let mut seeds: Vec<Vec<u8>> = texts.map(|text| text.as_bytes().to_vec()).to_vec();

@@ -1,0 +1,240 @@
+//! `nodeAttrs`: attributes of nodes, which tell clients how to behave.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net};
+use jsonc_parser::ast::Value;
+use jsonc_parser::common::Ranged;
+use lowroad_wire::control::CapMap;
+
+use super::alias::{Alias, parse_net};
+use super::compile::Node;
+use super::error::{At, Place, PolicyError};
+use super::hujson::Text;
+use super::people::People;
+use super::routes::is_exit;
+use super::syntax::Names;
+use super::world::{NodeFacts, TailnetFacts};
+
+const FIELDS: [&str; 4] = ["target", "attr", "ipPool", "app"];
+
+/// A node with it is offered to others as an exit node.
+const SUGGEST_EXIT_NODE: &str = "suggest-exit-node";
+/// A node with it is not to know that there is IPv4 in the tailnet, nor is anybody to know of its IPv4 address.
+const DISABLE_IPV4: &str = "disable-ipv4";
+const RANDOMIZE_CLIENT_PORT: &str = "randomize-client-port";
+
+/// Attributes that the hosted service gives along with others.
+const ALONG: [(&str, &str); 2] = [
+    (
+        "funnel",
+        "https://tailscale.com/cap/funnel-ports?ports=443,8443,10000",
+    ),
+    ("funnel", "https://tailscale.com/cap/warn-funnel-no-https"),
+];
+
+/// Where nodes can have addresses, and what of it is not to be given (protocol.md 9).
+const ADDRESSES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
+const RESERVED: [Ipv4Net; 2] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 100, 100, 0), 24),
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 115, 92, 0), 23),
+];
+
+/// One entry of `nodeAttrs`.
+#[derive(Clone, Debug)]
+pub(crate) struct Attributes {
+    pub(crate) targets: Vec<At<Target>>,
+    pub(crate) names: Vec<String>,
+    /// Where the nodes are to get their IPv4 addresses from, if that is said.
+    pub(crate) pool: Option<Place>,
+}
+
+/// Which nodes get attributes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Alias(Alias),
+    /// `autogroup:owner`: devices of the user who owns the tailnet.
+    Owner,
+    /// `autogroup:admin`: devices of users who administer the tailnet, the owner among them.
+    Admin,
+}
+
+impl Attributes {
+    /// What `randomizeClientPort` stands for.
+    pub(crate) fn randomized_ports(place: Place) -> Self {
+        Self {
+            targets: vec![At {
+                place,
+                value: Target::Alias(Alias::Any),
+            }],
+            names: vec![RANDOMIZE_CLIENT_PORT.to_owned()],
+            pool: None,
+        }
+    }
+
+    /// Reads one entry of `nodeAttrs`.
+    pub(crate) fn read(text: &Text, value: &Value, names: &Names) -> Result<Self, PolicyError> {
+        let fields = text.fields(value, "an entry of nodeAttrs", &FIELDS)?;
+        if let Some(app) = fields.get("app") {
+            let place = text.at(app.range());
+            return Err(PolicyError::unsupported(place, "\"app\" in nodeAttrs"));
+        }
+        let strings = |name: &str| match fields.get(name) {
+            Some(value) => text.strings(value, name),
+            None => Ok(Vec::new()),
+        };
+        let targets = strings("target")?.into_iter();
+        let attributes = strings("attr")?.into_iter();
+        for pool in strings("ipPool")? {
+            check_pool(pool)?;
+        }
+        Ok(Self {
+            targets: targets
+                .map(|target| read_target(target, names))
+                .collect::<Result<_, _>>()?,
+            names: attributes
+                .map(|name| {
+                    if name.value.is_empty() {
+                        let message = "an attribute without a name; take it out of attr";
+                        return Err(PolicyError::invalid(name.place, message));
+                    }
+                    Ok(name.value.to_owned())
+                })
+                .collect::<Result<_, _>>()?,
+            pool: fields.get("ipPool").map(|pool| text.at(pool.range())),
+        })
+    }
+}
+
+fn read_target(text: At<&str>, names: &Names) -> Result<At<Target>, PolicyError> {
+    let place = text.place;
+    let value = match text.value {
+        "autogroup:owner" => Target::Owner,
+        "autogroup:admin" => Target::Admin,
+        _ => Target::Alias(Alias::parse(text, "target", names)?),
+    };
+    let fits = !matches!(
+        value,
+        Target::Alias(Alias::DangerAll | Alias::OwnDevices | Alias::Internet | Alias::Domain(_))
+    );
+    if !fits {
+        let message = "nodeAttrs take `*`, users, groups, tags, hosts, addresses, prefixes, autogroup:member and autogroup:tagged as target";
+        return Err(PolicyError::invalid(place, message));
+    }
+    Ok(At { place, value })
+}
+
+fn check_pool(pool: At<&str>) -> Result<(), PolicyError> {
+    let (place, shown) = (pool.place, pool.value);
+    let fits = match parse_net(pool, "ipPool")? {
+        Some(IpNet::V4(net)) => {
+            let meets = |other: &Ipv4Net| other.contains(&net) || net.contains(other);
+            ADDRESSES.contains(&net) && !RESERVED.iter().any(meets)
+        }
+        _ => false,
+    };
+    if !fits {
+        let reserved = RESERVED.map(|net| net.to_string()).join(" and ");
+        let message = format!(
+            "ipPool {shown:?}: write a prefix inside {ADDRESSES} that leaves {reserved} alone"
+        );
+        return Err(PolicyError::invalid(place, message));
+    }
+    Ok(())
+}
+
+/// The first target that needs to know users' roles where nobody has one.
+pub(crate) fn unknown_role(entries: &[Attributes], tailnet: &TailnetFacts) -> Option<PolicyError> {
+    if tailnet.owner.is_some() {
+        return None;
+    }
+    let mut targets = entries.iter().flat_map(|entry| &entry.targets);
+    let target = targets.find(|target| matches!(target.value, Target::Owner | Target::Admin))?;
+    let what = match target.value {
+        Target::Owner => "autogroup:owner",
+        _ => "autogroup:admin",
+    };
+    let message = format!(
+        "target {what:?}: users have no roles on this server; name users or a group instead"
+    );
+    Some(PolicyError::unsupported_here(target.place, message))
+}
+
+/// The attributes of one node.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeAttributes {
+    /// Shared by nodes that have the same.
+    pub(crate) all: Arc<CapMap>,
+    pub(crate) without_v4: bool,
+    /// Whether others are told of it as an exit node.
+    pub(crate) suggested_exit: bool,
+}
+
+/// The attributes of every node.
+pub(crate) fn attributes(
+    entries: &[Attributes],
+    people: &People,
+    tailnet: &TailnetFacts,
+    nodes: &[Node],
+) -> Vec<NodeAttributes> {
+    let mut shared: HashMap<Vec<usize>, Arc<CapMap>> = HashMap::new();
+    let of_node = |node: &Node| {
+        let is_meant = |entry: &Attributes| {
+            let mut targets = entry.targets.iter();
+            targets.any(|target| means(&target.value, people, tailnet, node))
+        };
+        let given = entries.iter().enumerate();
+        let given: Vec<usize> = given
+            .filter(|(_, entry)| is_meant(entry))
+            .map(|(at, _)| at)
+            .collect();
+        let names = given.iter().flat_map(|&at| &entries[at].names);
+        let all = capabilities(names);
+        let all = shared.entry(given).or_insert_with(|| Arc::new(all)).clone();
+        let exits = node.approved.iter().any(is_exit);
+        NodeAttributes {
+            without_v4: all.contains_key(DISABLE_IPV4),
+            suggested_exit: exits && all.contains_key(SUGGEST_EXIT_NODE),
+            all,
+        }
+    };
+    nodes.iter().map(of_node).collect()
+}
+
+fn means(target: &Target, people: &People, tailnet: &TailnetFacts, node: &Node) -> bool {
+    let belongs_to = |user| node.facts.owner() == Some(user);
+    match target {
+        Target::Alias(Alias::Any) => true,
+        Target::Alias(Alias::Net(net)) => has_address_in(&node.facts, net),
+        Target::Alias(alias) => people.names_node(alias, &node.facts),
+        Target::Owner => tailnet.owner.is_some_and(belongs_to),
+        Target::Admin => {
+            let mut admins = tailnet.admins.iter().chain(&tailnet.owner);
+            admins.any(|admin| belongs_to(*admin))
+        }
+    }
+}
+
+fn has_address_in(node: &NodeFacts, net: &IpNet) -> bool {
+    node.addresses().any(|address| net.contains(&address))
+}
+
+fn capabilities<'a>(names: impl Iterator<Item = &'a String>) -> CapMap {
+    let mut all = CapMap::new();
+    for name in names {
+        let along = ALONG.iter().filter(|(other, _)| other == name);
+        for also in along {
+            all.insert(also.1.to_owned(), Vec::new());
+        }
+        all.insert(name.clone(), Vec::new());
+    }
+    all
+}
+
+/// What a peer's CapMap shows of it to others.
+pub(crate) fn shown_to_peers(suggested_exit: bool) -> CapMap {
+    let shown = suggested_exit.then(|| (SUGGEST_EXIT_NODE.to_owned(), Vec::new()));
+    shown.into_iter().collect()
+}

@@ -1,0 +1,227 @@
+//! `ssh`: who may log in where, as whom, on the SSH servers that stock clients bring.
+
+mod compile;
+mod duration;
+
+use jsonc_parser::ast::Value;
+use jsonc_parser::common::Ranged;
+
+use super::alias::Alias;
+use super::error::{At, PolicyError};
+use super::hujson::{Fields, Text};
+use super::syntax::Names;
+
+pub(crate) use compile::SshAccess;
+
+const FIELDS: [&str; 8] = [
+    "action",
+    "src",
+    "dst",
+    "users",
+    "checkPeriod",
+    "acceptEnv",
+    "srcPosture",
+    "enforceRecorder",
+];
+
+/// One entry of `ssh`.
+#[derive(Clone, Debug)]
+pub(crate) struct SshRule {
+    /// Whether users have to prove again who they are, instead of being accepted.
+    pub(crate) check: bool,
+    pub(crate) sources: Vec<At<Alias>>,
+    /// Tags, users, and `autogroup:self`.
+    pub(crate) destinations: Vec<At<Alias>>,
+    pub(crate) logins: Logins,
+    /// Names of environment variables that are taken over, with wildcards.
+    pub(crate) accept_env: Vec<String>,
+}
+
+/// The login names that a rule is about.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Logins {
+    pub(crate) root: bool,
+    /// `autogroup:nonroot`
+    pub(crate) others: bool,
+    pub(crate) names: Vec<String>,
+    /// `localpart:*@domain`: whoever has an e-mail address there may log in as what stands before its `@`.
+    pub(crate) domains: Vec<At<String>>,
+}
+
+/// Reads one entry of `ssh`. `room` is how many rules, login names and variables all of them may still have.
+pub(crate) fn read<'a>(
+    text: &Text<'a>,
+    value: &Value<'a>,
+    names: &Names,
+    room: &mut usize,
+) -> Result<SshRule, PolicyError> {
+    let fields = text.fields(value, "an ssh rule", &FIELDS)?;
+    for name in ["srcPosture", "enforceRecorder"] {
+        if let Some(value) = fields.get(name) {
+            let place = text.at(value.range());
+            return Err(PolicyError::unsupported(
+                place,
+                format!("{name:?} in ssh rules"),
+            ));
+        }
+    }
+    let check = read_check(text, &fields)?;
+    if let Some(period) = fields.get("checkPeriod") {
+        duration::check(text.string(period, "checkPeriod")?)?;
+    }
+    let rule = SshRule {
+        check,
+        sources: aliases(text, &fields, "src", names)?,
+        destinations: aliases(text, &fields, "dst", names)?,
+        logins: read_logins(text, &fields)?,
+        accept_env: read_accept_env(text, &fields)?,
+    };
+    rule.sources.iter().try_for_each(check_source)?;
+    for destination in &rule.destinations {
+        check_destination(destination, &rule.sources)?;
+    }
+    let logins = rule.logins.names.len() + rule.logins.domains.len();
+    let parts = 1 + logins + rule.accept_env.len();
+    *room = room.checked_sub(parts).ok_or_else(|| {
+        let message = "too many ssh rules, login names and variables; use groups and tags, \"autogroup:nonroot\" and wildcards";
+        PolicyError::invalid(fields.place, message)
+    })?;
+    Ok(rule)
+}
+
+fn read_check<'a>(text: &Text<'a>, fields: &Fields<'_, 'a>) -> Result<bool, PolicyError> {
+    const CHOICE: &str = "write \"accept\" or \"check\"";
+    let Some(action) = fields.get("action") else {
+        let message = format!("this ssh rule has no \"action\"; {CHOICE}");
+        return Err(PolicyError::invalid(fields.place, message));
+    };
+    let action = text.string(action, "action")?;
+    match action.value.trim() {
+        "accept" => Ok(false),
+        "check" => Ok(true),
+        other => {
+            let message = format!("{other:?} is no action of ssh rules; {CHOICE}");
+            Err(PolicyError::invalid(action.place, message))
+        }
+    }
+}
+
+/// A list of strings without the blanks around them.
+fn trimmed<'v, 'a>(
+    text: &Text<'a>,
+    fields: &Fields<'v, 'a>,
+    name: &str,
+) -> Result<Vec<At<&'v str>>, PolicyError> {
+    match fields.get(name) {
+        Some(value) => {
+            let strings = text.strings(value, name)?.into_iter();
+            Ok(strings.map(|string| string.map(str::trim)).collect())
+        }
+        None => Ok(Vec::new()),
+    }
+}
+
+fn aliases<'a>(
+    text: &Text<'a>,
+    fields: &Fields<'_, 'a>,
+    name: &str,
+    names: &Names,
+) -> Result<Vec<At<Alias>>, PolicyError> {
+    let written = trimmed(text, fields, name)?.into_iter();
+    written
+        .map(|written| {
+            let place = written.place;
+            let value = Alias::parse(written, &format!("ssh {name}"), names)?;
+            Ok(At { place, value })
+        })
+        .collect()
+}
+
+fn read_logins<'a>(text: &Text<'a>, fields: &Fields<'_, 'a>) -> Result<Logins, PolicyError> {
+    const HOW: &str =
+        "write login names, \"root\", \"autogroup:nonroot\" or \"localpart:*@domain\"";
+    let written = trimmed(text, fields, "users")?;
+    if written.is_empty() {
+        let message = format!("this ssh rule names no \"users\"; {HOW}");
+        return Err(PolicyError::invalid(fields.place, message));
+    }
+    let mut logins = Logins::default();
+    for login in written {
+        match login.value {
+            "" | "*" => {
+                let message = format!("{:?} is no login name; {HOW}", login.value);
+                return Err(PolicyError::invalid(login.place, message));
+            }
+            "root" => logins.root = true,
+            "autogroup:nonroot" => logins.others = true,
+            name => match name.strip_prefix("localpart:*@") {
+                Some(domain) => logins.domains.push(login.map(|_| domain.to_owned())),
+                None => logins.names.push(name.to_owned()),
+            },
+        }
+    }
+    Ok(logins)
+}
+
+fn read_accept_env<'a>(
+    text: &Text<'a>,
+    fields: &Fields<'_, 'a>,
+) -> Result<Vec<String>, PolicyError> {
+    let written = trimmed(text, fields, "acceptEnv")?.into_iter();
+    written
+        .map(|name| {
+            if name.value.is_empty() {
+                let message = "acceptEnv can't name nothing; write a variable's name, or `LC_*`";
+                return Err(PolicyError::invalid(name.place, message));
+            }
+            Ok(name.value.to_owned())
+        })
+        .collect()
+}
+
+fn check_source(source: &At<Alias>) -> Result<(), PolicyError> {
+    let fits = matches!(
+        source.value,
+        Alias::User(_)
+            | Alias::Domain(_)
+            | Alias::Group(_)
+            | Alias::Tag(_)
+            | Alias::Member
+            | Alias::Tagged
+    );
+    if !fits {
+        let message = "ssh src takes users, groups, tags, autogroup:member, autogroup:tagged and \"user:*@domain\" only";
+        return Err(PolicyError::invalid(source.place, message));
+    }
+    Ok(())
+}
+
+/// Users' own devices are for themselves: nobody else logs in there.
+fn check_destination(destination: &At<Alias>, sources: &[At<Alias>]) -> Result<(), PolicyError> {
+    let invalid = |message: String| Err(PolicyError::invalid(destination.place, message));
+    match &destination.value {
+        Alias::Tag(_) => Ok(()),
+        Alias::OwnDevices => {
+            let tags = |alias: &&At<Alias>| matches!(alias.value, Alias::Tag(_) | Alias::Tagged);
+            match sources.iter().find(tags) {
+                Some(source) => {
+                    let message = "tagged nodes have no user whose devices autogroup:self could be; put this source into a rule of its own";
+                    Err(PolicyError::invalid(source.place, message))
+                }
+                None => Ok(()),
+            }
+        }
+        Alias::User(user) => {
+            let same = |source: &At<Alias>| matches!(&source.value, Alias::User(other) if other.eq_ignore_ascii_case(user));
+            if sources.iter().all(same) {
+                return Ok(());
+            }
+            invalid(format!(
+                "ssh dst {user:?}: only the same user may log in there; write \"autogroup:self\", or give the devices a tag"
+            ))
+        }
+        _ => invalid(
+            "ssh dst takes tags, autogroup:self, and a user who is the only source".to_owned(),
+        ),
+    }
+}

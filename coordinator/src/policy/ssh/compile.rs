@@ -1,0 +1,212 @@
+//! What of the `ssh` rules a node is sent.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use lowroad_wire::control::{self as wire, NodeId, SshAction, SshPolicy, SshPrincipal, UserId};
+
+use super::super::alias::Alias;
+use super::super::bits::Bits;
+use super::super::compile::Node;
+use super::super::error::At;
+use super::super::people::People;
+use super::super::view::CompiledTailnet;
+use super::SshRule;
+
+/// Where nodes ask what is to become of a connection that has to be checked. They ask through the control channel, whatever
+/// host stands here; the hosted service writes the same.
+const CHECK_URL: &str =
+    "https://unused/machine/ssh/action/$SRC_NODE_ID/to/$DST_NODE_ID?local_user=$LOCAL_USER";
+
+/// The `ssh` rules over nodes, and the policies that were asked for so far.
+#[derive(Debug)]
+pub(crate) struct SshAccess {
+    /// In the order in which nodes are sent them.
+    rules: Vec<Access>,
+    /// Per node.
+    policies: Vec<OnceLock<Arc<SshPolicy>>>,
+    /// Policies of nodes that are sent rules whole and nothing of their own, by the positions of these rules.
+    shared: Mutex<HashMap<Vec<usize>, Arc<SshPolicy>>>,
+}
+
+#[derive(Debug)]
+struct Access {
+    sources: Bits,
+    destinations: Bits,
+    /// Whether it is about the devices of the same user (`autogroup:self`), and whether about anything else.
+    to_own: bool,
+    to_others: bool,
+    /// Login name to local user.
+    users: BTreeMap<String, String>,
+    domains: Vec<String>,
+    action: SshAction,
+    accept_env: Vec<String>,
+}
+
+impl SshAccess {
+    pub(crate) fn new(rules: &[SshRule], people: &People, nodes: &[Node]) -> Self {
+        let (checks, accepts): (Vec<&SshRule>, Vec<_>) = rules.iter().partition(|rule| rule.check);
+        let rules = checks.into_iter().chain(accepts);
+        Self {
+            rules: rules.map(|rule| access(rule, people, nodes)).collect(),
+            policies: nodes.iter().map(|_| OnceLock::new()).collect(),
+            shared: Mutex::default(),
+        }
+    }
+}
+
+fn access(rule: &SshRule, people: &People, nodes: &[Node]) -> Access {
+    let named = |aliases: &[At<Alias>]| {
+        let is_named = |node: &Node| {
+            let mut aliases = aliases.iter();
+            aliases.any(|alias| people.names_node(&alias.value, &node.facts))
+        };
+        let named = nodes.iter().enumerate().filter(|(_, node)| is_named(node));
+        Bits::collect(nodes.len(), named.map(|(at, _)| at))
+    };
+    let is_own = |alias: &At<Alias>| alias.value == Alias::OwnDevices;
+    let logins = &rule.logins;
+    let same = |name: &String| (name.clone(), name.clone());
+    let mut users: BTreeMap<String, String> = logins.names.iter().map(same).collect();
+    // Said of root in any case: `*` would include it.
+    let root = if logins.root { "root" } else { "" };
+    users.insert("root".to_owned(), root.to_owned());
+    if logins.others {
+        users.insert("*".to_owned(), "=".to_owned());
+    }
+    let domains = logins.domains.iter().map(|domain| domain.value.clone());
+    Access {
+        sources: named(&rule.sources),
+        destinations: named(&rule.destinations),
+        to_own: rule.destinations.iter().any(is_own),
+        to_others: !rule.destinations.iter().all(is_own),
+        users,
+        domains: domains.collect(),
+        action: action(rule.check),
+        accept_env: rule.accept_env.clone(),
+    }
+}
+
+fn action(check: bool) -> SshAction {
+    if check {
+        return SshAction {
+            hold_and_delegate: CHECK_URL.to_owned(),
+            ..SshAction::default()
+        };
+    }
+    SshAction {
+        accept: true,
+        allow_agent_forwarding: true,
+        allow_local_port_forwarding: true,
+        allow_remote_port_forwarding: true,
+        ..SshAction::default()
+    }
+}
+
+impl CompiledTailnet {
+    /// Who may log in to a node over SSH; nobody, on a node that isn't in the world.
+    pub fn ssh_for(&self, node: NodeId) -> Arc<SshPolicy> {
+        let Some(at) = self.position(node) else {
+            return Arc::default();
+        };
+        self.parts().ssh.policies[at]
+            .get_or_init(|| self.logins(at))
+            .clone()
+    }
+
+    fn logins(&self, at: usize) -> Arc<SshPolicy> {
+        let rules = self.parts().ssh.rules.iter().enumerate();
+        let rules: Vec<_> = rules
+            .filter_map(|(position, access)| {
+                Some((position, access, self.sources_of_logins(access, at)?))
+            })
+            .collect();
+        let sent = || {
+            let rules = rules.iter();
+            Arc::new(SshPolicy {
+                rules: rules
+                    .flat_map(|(_, access, from)| self.ssh_rules(access, from))
+                    .collect(),
+            })
+        };
+        if rules
+            .iter()
+            .any(|(_, _, from)| matches!(from, Cow::Owned(_)))
+        {
+            return sent();
+        }
+        let key = rules.iter().map(|(position, _, _)| *position).collect();
+        let shared = self.parts().ssh.shared.lock();
+        let mut shared = shared.unwrap_or_else(PoisonError::into_inner);
+        shared.entry(key).or_insert_with(sent).clone()
+    }
+
+    /// From which nodes a rule lets users log in to a node: from all sources if it is a destination, else perhaps from some.
+    fn sources_of_logins<'a>(&self, access: &'a Access, at: usize) -> Option<Cow<'a, Bits>> {
+        if access.destinations.contains(at) {
+            return Some(Cow::Borrowed(&access.sources));
+        }
+        // The hosted service sends rules with `localpart:` to their sources as well, for logins among a user's own devices.
+        let as_source =
+            !access.domains.is_empty() && access.to_others && access.sources.contains(at);
+        let mut from = match self.devices_with(at) {
+            Some(own) if access.to_own || as_source => own.clone(),
+            None if as_source => Bits::collect(self.parts().nodes.len(), [at]),
+            _ => return None,
+        };
+        from.intersect(&access.sources);
+        Some(Cow::Owned(from))
+    }
+
+    /// A rule for some of its sources; with `localpart:`, rules for each user among them.
+    fn ssh_rules(&self, access: &Access, from: &Bits) -> Vec<wire::SshRule> {
+        let mut rules = Vec::new();
+        let mut add = |users: BTreeMap<String, String>, from: &[usize]| {
+            if !from.is_empty() {
+                rules.push(wire::SshRule {
+                    principals: self.principals(from),
+                    ssh_users: users,
+                    action: access.action.clone(),
+                    accept_env: access.accept_env.clone(),
+                    ..wire::SshRule::default()
+                });
+            }
+        };
+        if access.domains.is_empty() {
+            add(access.users.clone(), &from.iter().collect::<Vec<_>>());
+            return rules;
+        }
+        let parts = self.parts();
+        let mut by_user: BTreeMap<UserId, Vec<usize>> = BTreeMap::new();
+        let mut tagged = Vec::new();
+        for at in from.iter() {
+            match parts.nodes[at].facts.owner() {
+                Some(user) => by_user.entry(user).or_default().push(at),
+                None => tagged.push(at),
+            }
+        }
+        for (user, devices) in by_user {
+            add(access.users.clone(), &devices);
+            let mut domains = access.domains.iter();
+            let local = domains.find_map(|domain| parts.people.local_part(user, domain));
+            if let Some(local) = local {
+                let login = (local.to_owned(), local.to_owned());
+                add(BTreeMap::from([login]), &devices);
+            }
+        }
+        add(access.users.clone(), &tagged);
+        rules
+    }
+
+    fn principals(&self, nodes: &[usize]) -> Vec<SshPrincipal> {
+        let addresses = nodes
+            .iter()
+            .flat_map(|&at| &self.parts().nodes[at].addresses);
+        let principals = addresses.map(|address| SshPrincipal {
+            node_ip: address.to_string(),
+            ..SshPrincipal::default()
+        });
+        principals.collect()
+    }
+}

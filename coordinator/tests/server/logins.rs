@@ -1,0 +1,212 @@
+//! What `ssh` and `nodeAttrs` come to at connected nodes.
+
+use hyper::StatusCode;
+use ipnet::IpNet;
+use lowroad_coordinator::admin::api::{Ask, Signature};
+use lowroad_wire::{
+    control::{Node, SshAction, SshPolicy},
+    netmap::NetMap,
+};
+
+use crate::{
+    client::{Client, peer},
+    lab::Lab,
+};
+
+fn ssh(netmap: &NetMap) -> Option<SshPolicy> {
+    let policy = netmap.ssh_policy.clone()?;
+    Some(serde_json::from_value(policy).unwrap())
+}
+
+fn has(netmap: &NetMap, name: &str) -> bool {
+    let own = netmap.self_node.as_ref();
+    own.is_some_and(|node| node.cap_map.contains_key(name))
+}
+
+fn logins(action: &str, attributes: &str) -> String {
+    format!(
+        r#"{{"ssh": [{{"action": "{action}", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["root"], "acceptEnv": ["LC_*"]}}],
+            "sshTests": [{{"src": "lab@", "dst": ["autogroup:self"], "{action}": ["root"], "deny": ["x"]}}],
+            "nodeAttrs": [{{"target": ["lab@"], "attr": [{attributes}]}}]}}"#
+    )
+}
+
+#[tokio::test]
+async fn ssh_rules_and_attributes_reach_a_connected_node_and_follow_the_policy() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut node = Client::joined(lab.address(), "node", &key).await;
+    let mut poll = node.poll().await;
+    poll.until("that nobody may log in", |netmap| {
+        ssh(netmap) == Some(SshPolicy::default()) && has(netmap, "https://tailscale.com/cap/ssh")
+    })
+    .await;
+
+    lab.set_policy(&logins("accept", r#""magicdns-aaaa""#))
+        .await;
+    poll.until("who may log in, and the attribute", |netmap| {
+        let rules = ssh(netmap).unwrap_or_default().rules;
+        rules.len() == 1 && rules[0].action.accept && has(netmap, "magicdns-aaaa")
+    })
+    .await;
+    let last = poll.log.last().unwrap();
+    assert!(
+        last.derp_map.is_none() && last.dns_config.is_none() && last.packet_filters.is_empty(),
+        "only what changed is sent: {last:?}"
+    );
+    let rule = ssh(&poll.netmap).unwrap().rules.remove(0);
+    let own: Vec<String> = poll
+        .netmap
+        .self_node
+        .as_ref()
+        .unwrap()
+        .ips()
+        .map(|ip| ip.to_string())
+        .collect();
+    let from: Vec<String> = rule
+        .principals
+        .into_iter()
+        .map(|from| from.node_ip)
+        .collect();
+    assert_eq!(from, own);
+    assert_eq!(
+        (rule.ssh_users["root"].as_str(), &*rule.accept_env),
+        ("root", &["LC_*".to_owned()][..])
+    );
+
+    lab.set_policy("{}").await;
+    poll.until("that it is over", |netmap| {
+        ssh(netmap) == Some(SshPolicy::default()) && !has(netmap, "magicdns-aaaa")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_login_that_is_to_be_checked_is_refused_with_the_reason() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut node = Client::joined(lab.address(), "node", &key).await;
+    lab.set_policy(&logins("check", "")).await;
+    let mut poll = node.poll().await;
+    poll.until("the rule", |netmap| {
+        !ssh(netmap).unwrap_or_default().rules.is_empty()
+    })
+    .await;
+    let action = ssh(&poll.netmap).unwrap().rules.remove(0).action;
+    assert!(!action.accept);
+    let url = action.hold_and_delegate;
+    let url = url
+        .replace("$SRC_NODE_ID", "1")
+        .replace("$DST_NODE_ID", "2");
+    let path = url.strip_prefix("https://unused").unwrap();
+    let (status, answer) = node.get(path).await;
+    assert_eq!(status, StatusCode::OK);
+    let answer: SshAction = serde_json::from_slice(&answer).unwrap();
+    assert!(answer.reject && !answer.accept && answer.hold_and_delegate.is_empty());
+    assert!(answer.message.contains("checked"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn nodes_without_ipv4_neither_show_theirs_nor_see_others() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let policy = |attributes: &str| {
+        format!(
+            r#"{{"tagOwners": {{"tag:six": []}}, "nodeAttrs": [{{"target": ["tag:six"], "attr": [{attributes}]}}]}}"#
+        )
+    };
+    lab.set_policy(&policy("")).await;
+    let tagged = lab
+        .key_with(|key| key.tags = vec!["tag:six".to_owned()])
+        .await;
+    let mut six = Client::joined(lab.address(), "six", &tagged).await;
+    let mut other = Client::joined(lab.address(), "other", &key).await;
+    let (mut six, mut other) = (six.poll().await, other.poll().await);
+    let v4 = |node: &Node| {
+        let nets = node.addresses.iter().chain(node.allowed_ips());
+        nets.filter(|net| matches!(net, IpNet::V4(_))).count()
+    };
+    let sees = |name: &'static str, expected: usize| {
+        move |netmap: &NetMap| peer(netmap, name).is_some_and(|node| v4(node) == expected)
+    };
+    for (attributes, expected) in [("", 2), (r#""disable-ipv4""#, 0), ("", 2)] {
+        lab.set_policy(&policy(attributes)).await;
+        six.until("the other's addresses", sees("other", expected))
+            .await;
+        six.until("its own", |netmap| {
+            netmap
+                .self_node
+                .as_ref()
+                .is_some_and(|own| v4(own) == expected)
+        })
+        .await;
+        other
+            .until("the node's addresses", sees("six", expected))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn an_exit_node_is_suggested_to_its_peers_when_it_is_approved() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let policy = |approvers: &str| {
+        format!(
+            r#"{{"autoApprovers": {{"exitNode": [{approvers}]}}, "nodeAttrs": [{{"target": ["*"], "attr": ["suggest-exit-node"]}}]}}"#
+        )
+    };
+    lab.set_policy(&policy("")).await;
+    let mut exit = Client::new(lab.address(), "exit").await;
+    exit.hostinfo.routable_ips = ["0.0.0.0/0", "::/0"]
+        .map(|net| net.parse().unwrap())
+        .to_vec();
+    exit.register(Some(&key)).await.unwrap();
+    let _exit = exit.poll().await;
+    let mut viewer = Client::joined(lab.address(), "viewer", &key).await;
+    let mut poll = viewer.poll().await;
+    let suggested = |netmap: &NetMap| {
+        let shown = &peer(netmap, "exit")?.cap_map;
+        assert!(shown.keys().all(|name| name == "suggest-exit-node"));
+        Some(!shown.is_empty())
+    };
+    poll.until("a node like others", |netmap| {
+        suggested(netmap) == Some(false)
+    })
+    .await;
+    lab.set_policy(&policy(r#""lab@""#)).await;
+    poll.until("the suggestion", |netmap| suggested(netmap) == Some(true))
+        .await;
+    lab.set_policy(&policy("")).await;
+    poll.until("that it is taken back", |netmap| {
+        suggested(netmap) == Some(false)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_coordinator_cannot_do_is_refused_by_name() {
+    let lab = Lab::new().await;
+    lab.key().await;
+    for (policy, expected) in [
+        (
+            r#"{"nodeAttrs": [{"target": ["lab@"], "ipPool": ["100.81.0.0/16"]}]}"#,
+            "ipPool",
+        ),
+        (
+            r#"{"nodeAttrs": [{"target": ["autogroup:admin"], "attr": ["funnel"]}]}"#,
+            "users have no roles",
+        ),
+        (
+            r#"{"grants": [{"src": ["user:*@example.com"], "dst": ["*"], "ip": ["*"]}]}"#,
+            "no domain of this tailnet",
+        ),
+    ] {
+        let set = Ask::PolicySet {
+            text: policy.to_owned(),
+            signature: Signature::default(),
+            based_on: None,
+        };
+        let error = lab.ask(set).await.unwrap_err();
+        assert!(error.to_string().contains(expected), "{policy}: {error}");
+    }
+}
