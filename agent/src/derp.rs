@@ -5,6 +5,7 @@
 
 mod connection;
 mod dial;
+mod inbox;
 mod queue;
 mod region;
 #[cfg(test)]
@@ -12,17 +13,13 @@ mod tests;
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 use lowroad_wire::{
     control::{DerpMap, RegionId},
-    derp::GoneReason,
     key::{NodePrivate, NodePublic},
 };
 use tokio::{
@@ -30,14 +27,18 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
+pub use self::inbox::{FromRelay, Packets};
 use self::{
+    inbox::Inbox,
     queue::Queue,
     region::{Task, Wanted},
 };
 use crate::tls::TlsConfig;
 
-/// Events that may wait for their reader; packets beyond it are dropped, as a full socket would.
-const EVENTS: usize = 4096;
+/// Events that may wait for their reader. What makes one waits for its place, and no region makes more than a few a second.
+const EVENTS: usize = 256;
+/// Between two events of what a relay has to say to people.
+const HEALTH_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DerpEvent {
@@ -48,18 +49,7 @@ pub enum DerpEvent {
         region: RegionId,
         why: Why,
     },
-    Packet {
-        region: RegionId,
-        from: NodePublic,
-        bytes: Bytes,
-    },
-    /// The region does not reach this peer, or not any more.
-    PeerGone {
-        region: RegionId,
-        key: NodePublic,
-        reason: GoneReason,
-    },
-    /// What the relay has to say to people; empty: healthy again.
+    /// What the relay has to say to people, the latest of it; empty: healthy again.
     Health {
         region: RegionId,
         text: String,
@@ -121,8 +111,7 @@ struct Shared {
     fwmark: u32,
     timings: Timings,
     events: mpsc::Sender<DerpEvent>,
-    /// Packets that came and found [`EVENTS`] waiting.
-    unread: AtomicU64,
+    inbox: Arc<Inbox>,
 }
 
 /// The handle; when its last clone is dropped, all connections close.
@@ -150,7 +139,7 @@ struct Region {
 }
 
 impl DerpPool {
-    /// Connects to nothing until there is a map. `fwmark` marks the sockets, if we may.
+    /// Connects to nothing until there is a map. Packets come apart from events: who reads the one need not keep up with the other. `fwmark` marks the sockets, if we may.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -158,7 +147,7 @@ impl DerpPool {
         node: NodePrivate,
         tls: TlsConfig,
         fwmark: u32,
-    ) -> (Self, mpsc::Receiver<DerpEvent>) {
+    ) -> (Self, Packets, mpsc::Receiver<DerpEvent>) {
         Self::start_with(node, tls, fwmark, Timings::default())
     }
 
@@ -167,22 +156,23 @@ impl DerpPool {
         tls: TlsConfig,
         fwmark: u32,
         timings: Timings,
-    ) -> (Self, mpsc::Receiver<DerpEvent>) {
+    ) -> (Self, Packets, mpsc::Receiver<DerpEvent>) {
         let (events, receiver) = mpsc::channel(EVENTS);
+        let inbox = Arc::new(Inbox::default());
         let shared = Arc::new(Shared {
             node,
             tls,
             fwmark,
             timings,
             events,
-            unread: AtomicU64::new(0),
+            inbox: inbox.clone(),
         });
         let inner = Inner {
             shared,
             runtime: Handle::current(),
             state: Mutex::default(),
         };
-        (Self(Arc::new(inner)), receiver)
+        (Self(Arc::new(inner)), Packets(inbox), receiver)
     }
 
     /// Regions that are gone close, those whose nodes changed connect anew, the others notice nothing.
@@ -251,7 +241,7 @@ impl DerpPool {
             .is_some_and(|region| region.queue.is_connected())
     }
 
-    /// How many packets were dropped: a region did not take them, or nobody read them in time.
+    /// How many packets were dropped: a region did not take them, or they came faster than they were read.
     pub fn dropped(&self) -> u64 {
         let unsent: u64 = self
             .state()
@@ -259,7 +249,7 @@ impl DerpPool {
             .values()
             .map(|region| region.queue.dropped())
             .sum();
-        unsent + self.0.shared.unread.load(Ordering::Relaxed)
+        unsent + self.0.shared.inbox.dropped()
     }
 
     fn spawn(&self, id: RegionId, wanted: Wanted) -> Region {

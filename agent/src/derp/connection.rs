@@ -18,12 +18,13 @@ use lowroad_wire::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{Notify, watch},
-    time::{Instant, interval_at, sleep_until, timeout},
+    time::{Instant, interval_at, sleep, sleep_until, timeout},
 };
 use tokio_util::codec::Decoder as _;
+use tracing::debug;
 
 use super::{
-    DerpEvent, Shared,
+    DerpEvent, FromRelay, HEALTH_PAUSE, Shared,
     dial::Greeted,
     queue::{Queue, TokenBucket},
     region::Wanted,
@@ -76,6 +77,8 @@ pub struct Connection<'a> {
     pong: AtomicU64,
     pong_arrived: Notify,
     restart: Mutex<Option<Duration>>,
+    /// What the relay has to say to people, the latest of it.
+    health: watch::Sender<String>,
 }
 
 impl<'a> Connection<'a> {
@@ -88,6 +91,7 @@ impl<'a> Connection<'a> {
             pong: AtomicU64::new(0),
             pong_arrived: Notify::new(),
             restart: Mutex::new(None),
+            health: watch::Sender::default(),
         }
     }
 
@@ -97,10 +101,12 @@ impl<'a> Connection<'a> {
         let own = greeted.stream.get_ref().0.local_addr();
         let own = own.ok().map(|address| address.ip());
         let (reader, writer) = tokio::io::split(greeted.stream);
+        let health = self.health.subscribe();
         let end = tokio::select! {
             end = self.receive(reader, greeted.leftover) => end,
             end = self.transmit(writer, bucket) => end,
             end = self.supervise(own, wanted) => end,
+            end = self.tell(health) => end,
         };
         let end = match end {
             Ok(never) => match never {},
@@ -121,7 +127,7 @@ impl<'a> Connection<'a> {
         let silence = self.shared.timings.silence;
         loop {
             while let Some(frame) = codec.decode(&mut buffer)? {
-                self.take(frame).await?;
+                self.take(frame);
             }
             buffer.reserve(CHUNK);
             let read = timeout(silence, reader.read_buf(&mut buffer)).await;
@@ -131,47 +137,42 @@ impl<'a> Connection<'a> {
         }
     }
 
-    async fn take(&self, frame: Frame) -> Result<(), End> {
+    /// Waits for nobody: a relay that floods us must not make us late for its packets, nor others for theirs.
+    fn take(&self, frame: Frame) {
         let region = self.id;
-        let event = match frame {
-            Frame::RecvPacket { from, packet } => {
-                // Nobody waits for a reader that does not keep up: a packet lost here is a packet lost on the way.
-                let packet = DerpEvent::Packet {
-                    region,
-                    from,
-                    bytes: packet,
-                };
-                if self.shared.events.try_send(packet).is_err() {
-                    self.shared.unread.fetch_add(1, Ordering::Relaxed);
-                }
-                return Ok(());
-            }
-            Frame::PeerGone { key, reason } => DerpEvent::PeerGone {
+        match frame {
+            Frame::RecvPacket { from, packet } => self.shared.inbox.push(FromRelay {
                 region,
-                key,
-                reason,
-            },
-            Frame::Health(text) => DerpEvent::Health { region, text },
-            Frame::Ping(data) => {
-                self.queue.push_frame(Frame::Pong(data));
-                return Ok(());
+                from,
+                bytes: packet,
+            }),
+            Frame::PeerGone { key, reason } => {
+                debug!(%region, peer = %key.short(), ?reason, "a relay does not reach a peer");
             }
+            Frame::Health(text) => drop(self.health.send_replace(text)),
+            Frame::Ping(data) => self.queue.push_frame(Frame::Pong(data)),
             Frame::Pong(data) => {
                 self.pong.store(u64::from_be_bytes(data), Ordering::Relaxed);
                 self.pong_arrived.notify_one();
-                return Ok(());
             }
             Frame::Restarting { reconnect_in, .. } => {
                 *self.restart.lock().unwrap_or_else(PoisonError::into_inner) = Some(reconnect_in);
-                return Ok(());
             }
-            _ => return Ok(()),
-        };
-        self.shared
-            .events
-            .send(event)
-            .await
-            .map_err(|_| End::Unwanted)
+            _ => {}
+        }
+    }
+
+    /// Passes on the latest that the relay has to say to people.
+    async fn tell(&self, mut health: watch::Receiver<String>) -> Result<Never, End> {
+        loop {
+            health.changed().await.map_err(|_| End::Unwanted)?;
+            let text = health.borrow_and_update().clone();
+            let region = self.id;
+            let event = DerpEvent::Health { region, text };
+            let told = self.shared.events.send(event).await;
+            told.map_err(|_| End::Unwanted)?;
+            sleep(HEALTH_PAUSE).await;
+        }
     }
 
     async fn transmit(

@@ -8,13 +8,12 @@ use bytes::Bytes;
 use lowroad_wire::{
     control::{DerpMap, DerpNode, DerpRegion, RegionId},
     derp::{Frame, GoneReason},
-    disco,
     key::{NodePrivate, NodePublic},
 };
 use tokio::{sync::mpsc, time::timeout};
 
 use self::relay::Relay;
-use super::{DerpEvent, DerpPool, Timings, Why};
+use super::{DerpEvent, DerpPool, Packets, Timings, Why};
 use crate::tls::TlsConfig;
 
 const HOME: RegionId = RegionId(901);
@@ -185,29 +184,63 @@ async fn pings_are_answered() {
 }
 
 #[tokio::test]
-async fn what_the_relay_says_of_peers_and_itself_is_passed_on() {
+async fn what_the_relay_says_of_itself_is_passed_on_the_latest_of_it() {
     let home = Relay::start().await;
     let mut client = Client::start(1, &[(HOME, &home)], Some(HOME)).await;
-    let stranger = NodePublic::from_bytes([9; 32]);
-    let mut packet = disco::MAGIC.to_vec();
-    packet.resize(80, 0);
-    client.pool.send(HOME, stranger, packet.into());
-    let gone = DerpEvent::PeerGone {
+    let health = |text: &str| DerpEvent::Health {
         region: HOME,
-        key: stranger,
-        reason: GoneReason::NotHere,
+        text: text.to_owned(),
     };
-    client.event(|event| *event == gone).await;
     home.say(Frame::Health("two of you".to_owned()));
+    client.event(|event| *event == health("two of you")).await;
+    for number in 0..20_000 {
+        home.say(Frame::Health(format!("{number}")));
+    }
+    home.say(Frame::Health("done".to_owned()));
+    let mut told = 0;
+    let done = client.event(|event| {
+        told += 1;
+        *event == health("done")
+    });
+    done.await;
+    assert!(told < 30, "{told} events");
+}
+
+/// Nobody reads events meanwhile, as while the engine is busy.
+#[tokio::test]
+async fn a_relay_that_floods_keeps_no_packet_of_another_from_arriving() {
+    let (home, other) = (Relay::start().await, Relay::start().await);
+    let regions = [(HOME, &home), (OTHER, &other)];
+    let mut client = Client::start(1, &regions, Some(HOME)).await;
     client
-        .event(|event| {
-            *event
-                == DerpEvent::Health {
-                    region: HOME,
-                    text: "two of you".to_owned(),
-                }
-        })
-        .await;
+        .pool
+        .send(OTHER, client.key, Bytes::from_static(b"open"));
+    client.packet().await;
+    let stranger = NodePublic::from_bytes([9; 32]);
+    for _ in 0..10_000 {
+        other.say(Frame::PeerGone {
+            key: stranger,
+            reason: GoneReason::NotHere,
+        });
+        other.say(Frame::Health("hear me".to_owned()));
+        other.say(Frame::RecvPacket {
+            from: stranger,
+            packet: Bytes::from_static(b"noise"),
+        });
+    }
+    other.say(Frame::Ping(*b"read all"));
+    other.saw(|frame| *frame == Frame::Pong(*b"read all")).await;
+    home.say(Frame::RecvPacket {
+        from: stranger,
+        packet: Bytes::from_static(b"good"),
+    });
+    home.say(Frame::Ping(*b"carried?"));
+    home.saw(|frame| *frame == Frame::Pong(*b"carried?")).await;
+    // Far behind what the other one has sent, were there one queue.
+    let mut packets = Vec::new();
+    client.packets.recv_many(&mut packets, 64).await;
+    let good = packets.iter().find(|packet| packet.region == HOME);
+    assert_eq!(good.expect("it has its turn").bytes, "good");
 }
 
 #[tokio::test]
@@ -358,6 +391,7 @@ async fn a_stream_of_packets_arrives_in_order_and_whole() {
 
 struct Client {
     pool: DerpPool,
+    packets: Packets,
     events: mpsc::Receiver<DerpEvent>,
     key: NodePublic,
 }
@@ -366,8 +400,13 @@ impl Client {
     fn new(seed: u8, tls: TlsConfig, timings: Timings) -> Self {
         let node = NodePrivate::from_random([seed; 32]);
         let key = node.public();
-        let (pool, events) = DerpPool::start_with(node, tls, 0, timings);
-        Self { pool, events, key }
+        let (pool, packets, events) = DerpPool::start_with(node, tls, 0, timings);
+        Self {
+            pool,
+            packets,
+            events,
+            key,
+        }
     }
 
     /// With a map, but no home.
@@ -400,7 +439,7 @@ impl Client {
     }
 
     /// The next event that fits.
-    async fn event(&mut self, fits: impl Fn(&DerpEvent) -> bool) -> DerpEvent {
+    async fn event(&mut self, mut fits: impl FnMut(&DerpEvent) -> bool) -> DerpEvent {
         let next = async {
             loop {
                 let event = self.events.recv().await.expect("the pool lives");
@@ -413,17 +452,11 @@ impl Client {
     }
 
     async fn packet(&mut self) -> (RegionId, NodePublic, Bytes) {
-        match self
-            .event(|event| matches!(event, DerpEvent::Packet { .. }))
-            .await
-        {
-            DerpEvent::Packet {
-                region,
-                from,
-                bytes,
-            } => (region, from, bytes),
-            other => panic!("{other:?} is no packet"),
-        }
+        let mut packets = Vec::new();
+        let next = self.packets.recv_many(&mut packets, 1);
+        timeout(PATIENCE, next).await.expect("the packet comes");
+        let packet = packets.remove(0);
+        (packet.region, packet.from, packet.bytes)
     }
 }
 

@@ -18,20 +18,18 @@ use tracing::{debug, info, warn};
 
 use super::{Sources, node::Relays};
 use crate::{
-    derp::{DerpEvent, DerpPool, Why},
+    derp::{DerpEvent, DerpPool, Packets, Why},
     kernel::{KernelError, KernelOptions},
     tls::TlsConfig,
     traversal::{
         port::{Datagram, Port},
-        relay::{FromRelay, Inlet, RelayDoor, RelayEvent, Relayed},
+        relay::{Inlet, RelayDoor, RelayEvent, Relayed},
         stun::{Probed, Prober},
     },
 };
 
 /// Relayed packets that are injected together.
 const BATCH: usize = 64;
-/// Relay events waiting for the engine.
-const QUEUE: usize = 256;
 /// How long the port of the relay door may stay taken.
 const DOOR_PATIENCE: Duration = Duration::from_secs(1);
 const DOOR_RETRY: Duration = Duration::from_millis(10);
@@ -82,17 +80,16 @@ impl Net {
             seed,
             stable: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
         };
-        let (derp, packets) = DerpPool::start(node, tls, options.mark.value);
+        let (derp, packets, events) = DerpPool::start(node, tls, options.mark.value);
         let (door, relay) = open_door(options.port, options.mark.value, &derp).await?;
         if let Some(shortcut) = port.shortcut() {
             door.take(shortcut);
         }
         let (prober, probed) = Prober::start(port, config, options.device.clone());
-        let (events, derp_events) = mpsc::channel(QUEUE);
-        let pump = tokio::spawn(pump(packets, door.inlet(), events)).abort_handle();
+        let pump = tokio::spawn(pump(packets, door.inlet())).abort_handle();
         sources.relay = Some(relay);
         sources.probed = Some(probed);
-        sources.derp = Some(derp_events);
+        sources.derp = Some(events);
         Ok(Self {
             derp,
             door,
@@ -188,10 +185,6 @@ impl Net {
                 drop(self.notices.remove(&region))
             }
             DerpEvent::Health { region, text } => drop(self.notices.insert(region, text)),
-            DerpEvent::PeerGone { region, key, .. } => {
-                debug!(region = region.0, peer = %key.short(), "a relay does not reach a peer")
-            }
-            DerpEvent::Packet { .. } => {}
         }
     }
 
@@ -349,36 +342,12 @@ fn relay_error(source: io::Error, port: u16) -> KernelError {
     }
 }
 
-/// Packets go straight to WireGuard, in the batches they come in; everything else to the engine.
-async fn pump(
-    mut packets: mpsc::Receiver<DerpEvent>,
-    inlet: Inlet,
-    events: mpsc::Sender<DerpEvent>,
-) {
-    let mut received = Vec::with_capacity(BATCH);
+/// Packets go straight to WireGuard, in the batches they come in, and wait for nothing that the engine does.
+async fn pump(mut packets: Packets, inlet: Inlet) {
     let mut batch = Vec::with_capacity(BATCH);
-    while packets.recv_many(&mut received, BATCH).await > 0 {
-        for event in received.drain(..) {
-            match event {
-                DerpEvent::Packet {
-                    region,
-                    from,
-                    bytes,
-                } => batch.push(FromRelay {
-                    region,
-                    from,
-                    bytes,
-                }),
-                other => {
-                    if events.send(other).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-        if !batch.is_empty() {
-            inlet.deliver(&batch);
-            batch.clear();
-        }
+    loop {
+        packets.recv_many(&mut batch, BATCH).await;
+        inlet.deliver(&batch);
+        batch.clear();
     }
 }

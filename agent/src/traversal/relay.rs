@@ -31,6 +31,8 @@ use super::{
 
 mod injector;
 
+pub use crate::derp::FromRelay;
+
 /// How many events wait for the engine before new ones are dropped.
 const QUEUE: usize = 1024;
 /// Receive buffer of the door: WireGuard can send faster than a relay takes.
@@ -80,14 +82,6 @@ pub enum RelayEvent {
         from: NodePublic,
         bytes: Bytes,
     },
-}
-
-/// A packet that a relay brought.
-#[derive(Clone, Debug)]
-pub struct FromRelay {
-    pub region: RegionId,
-    pub from: NodePublic,
-    pub bytes: Bytes,
 }
 
 /// The door; it closes when dropped.
