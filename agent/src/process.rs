@@ -19,14 +19,17 @@ pub fn keep_memory_private() -> Result<()> {
         rlim_max: 0,
     };
     // SAFETY: the limit lives through the call, which only reads it.
-    let limited = unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
+    done(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) })?;
     // A core pattern with a pipe is asked for a dump whatever the limit is; only this keeps it from getting one.
     // SAFETY: no pointers.
-    let private = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
-    if limited != 0 && private != 0 {
-        return Err(io::Error::last_os_error()).context("cannot switch core dumps off");
+    done(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })
+}
+
+fn done(status: libc::c_int) -> Result<()> {
+    match status {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()).context("cannot switch core dumps off"),
     }
-    Ok(())
 }
 
 /// Returns to the system what was freed: glibc keeps it, and a netmap of ten thousand peers leaves more behind than it takes.

@@ -12,7 +12,7 @@ pub fn keep_memory_private() {
     // A core pattern with a pipe is asked for a dump whatever the limit is; only this keeps it from getting one.
     // SAFETY: no pointers.
     let private = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
-    if limited != 0 && private != 0 {
+    if limited != 0 || private != 0 {
         tracing::warn!("cannot switch core dumps off");
     }
 }
