@@ -51,9 +51,7 @@ async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
     dir.stay_locked();
     let options = kernel_options(&args, &state.id);
     if args.cleanup {
-        kernel::cleanup(&options).await?;
-        info!("removed what an earlier agent left in the kernel");
-        return Ok(());
+        return clean_up(&options).await;
     }
     let listener = localapi::bind(socket)?;
     let operator = Arc::new(ArcSwapOption::empty());
@@ -79,6 +77,19 @@ async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
     Engine::new(engine, dir, state, asks, stop).run().await;
     if let Err(error) = fs::remove_file(socket) {
         warn!(%error, "cannot remove the socket");
+    }
+    Ok(())
+}
+
+async fn clean_up(options: &KernelOptions) -> Result<()> {
+    let removed = kernel::cleanup(options).await?;
+    if removed.is_empty() {
+        info!("no agent has left anything in this network namespace");
+    } else {
+        info!(
+            removed = removed.join(", "),
+            "removed what an earlier agent left in the kernel"
+        );
     }
     Ok(())
 }

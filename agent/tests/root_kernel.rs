@@ -1,6 +1,8 @@
 //! The kernel seam against real kernels, in network namespaces of its own; each test once per data plane.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+#[path = "root_kernel/leaving.rs"]
+mod leaving;
 #[path = "root_kernel/netns.rs"]
 mod netns;
 #[path = "root_kernel/node.rs"]
@@ -20,6 +22,13 @@ use lowroad_core::plan::{AllowedIps, Step, plan};
 use lowroad_wire::key::NodePublic;
 use tokio::net::UdpSocket;
 
+use crate::leaving::{
+    a_device_of_another_namespace_keeps_its_filter,
+    a_device_under_another_name_is_adopted_with_another_port,
+    a_device_whose_pins_are_out_of_reach_is_made_anew,
+    a_renamed_device_gets_its_name_back_and_keeps_its_peers,
+    cleaning_up_finds_the_device_by_no_name,
+};
 use crate::netns::Netns;
 use crate::node::{
     PORT, assert_settled, desired, options, own_addresses, peer, private, reconcile, route, up,
@@ -30,39 +39,52 @@ use crate::traffic::{
     two_nodes_talk_over_both_families_and_a_new_endpoint_keeps_the_session,
 };
 
-/// Makes a test of each function for each data plane.
-macro_rules! on_both {
-    ($($name:ident)*) => {
+/// Makes a test of each function for each data plane that can have what it is about.
+macro_rules! tests {
+    (both { $($name:ident)* } kernel { $($outlives:ident)* }) => {
         mod userspace {
             $(#[test] fn $name() { super::$name(super::DataplaneChoice::Userspace) })*
         }
         mod kernel {
-            $(#[test] fn $name() {
-                match super::why_no_kernel_wireguard() {
-                    Some(why) => println!("SKIPPED: {why}\nskipped 1"),
-                    None => super::$name(super::DataplaneChoice::Kernel),
-                }
-            })*
+            tests!(@kernel $($name)* $($outlives)*);
         }
+    };
+    (@kernel $($name:ident)*) => {
+        $(#[test] fn $name() {
+            match super::why_no_kernel_wireguard() {
+                Some(why) => println!("SKIPPED: {why}\nskipped 1"),
+                None => super::$name(super::DataplaneChoice::Kernel),
+            }
+        })*
     };
 }
 
-on_both! {
-    the_device_comes_up_as_desired_and_the_next_plan_is_empty
-    one_of_a_thousand_peers_changes_alone
-    a_prefix_moves_from_one_peer_to_another
-    a_peer_may_have_five_hundred_prefixes
-    foreign_rules_routes_and_addresses_stay
-    teardown_leaves_the_namespace_as_it_was
-    a_foreign_device_of_that_name_is_refused_and_left_alone
-    a_taken_port_is_refused_by_name
-    a_device_does_not_come_up_without_its_filter
-    a_device_that_was_deleted_comes_back_with_the_next_plan
-    two_nodes_talk_over_both_families_and_a_new_endpoint_keeps_the_session
-    disco_and_stun_come_out_before_and_while_wireguard_runs
-    a_peer_behind_a_loopback_address_is_reached_through_the_relay_door
-    a_second_agent_on_the_device_adopts_it_or_is_told_why_not
-    a_machine_without_ipv6_settles_without_it
+tests! {
+    both {
+        the_device_comes_up_as_desired_and_the_next_plan_is_empty
+        one_of_a_thousand_peers_changes_alone
+        a_prefix_moves_from_one_peer_to_another
+        a_peer_may_have_five_hundred_prefixes
+        foreign_rules_routes_and_addresses_stay
+        teardown_leaves_the_namespace_as_it_was
+        a_foreign_device_of_that_name_is_refused_and_left_alone
+        a_taken_port_is_refused_by_name
+        a_device_does_not_come_up_without_its_filter
+        a_device_that_was_deleted_comes_back_with_the_next_plan
+        two_nodes_talk_over_both_families_and_a_new_endpoint_keeps_the_session
+        disco_and_stun_come_out_before_and_while_wireguard_runs
+        a_peer_behind_a_loopback_address_is_reached_through_the_relay_door
+        a_second_agent_on_the_device_adopts_it_or_is_told_why_not
+        a_machine_without_ipv6_settles_without_it
+        a_renamed_device_gets_its_name_back_and_keeps_its_peers
+    }
+    // The device outlives its agent.
+    kernel {
+        a_device_under_another_name_is_adopted_with_another_port
+        cleaning_up_finds_the_device_by_no_name
+        a_device_of_another_namespace_keeps_its_filter
+        a_device_whose_pins_are_out_of_reach_is_made_anew
+    }
 }
 
 fn the_device_comes_up_as_desired_and_the_next_plan_is_empty(dataplane: DataplaneChoice) {

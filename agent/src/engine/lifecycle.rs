@@ -145,7 +145,7 @@ impl Engine {
         self.sources = Sources::default();
         match kept {
             Some(mut plane) => plane.kernel.teardown().await,
-            None => crate::kernel::cleanup(&self.options.kernel).await,
+            None => crate::kernel::cleanup(&self.options.kernel).await.map(drop),
         }
     }
 

@@ -37,6 +37,8 @@ pub struct FilterOptions {
     pub bpffs: PathBuf,
     /// Never TCX, as on kernels before 6.6.
     pub clsact_only: bool,
+    /// This process has just made the device: what hangs on it is others'.
+    pub device_is_new: bool,
     /// Let the programs log what they do with each packet, at debug level. Costs 100 ns a packet.
     pub traces: bool,
 }
@@ -48,6 +50,7 @@ impl FilterOptions {
             mark,
             bpffs: PathBuf::from("/sys/fs/bpf"),
             clsact_only: false,
+            device_is_new: false,
             traces: false,
         }
     }
@@ -69,6 +72,14 @@ pub enum FilterError {
     },
     #[error("the device {device} is gone, or another one has its name")]
     NoDevice { device: String },
+    #[error(
+        "the packet filter still guards {device}: run `lowroad agent --cleanup` in that device's network namespace, or delete the device"
+    )]
+    StillOn { device: String },
+    #[error(
+        "the device {device} has the packet filter of an earlier agent, whose pins are out of reach: the device is to be made anew"
+    )]
+    OutOfReach { device: String },
     #[error(
         "the kernel's copy of the packet filter's rules differs from what was written ({what})"
     )]
@@ -204,18 +215,28 @@ impl Filter {
         source.start(Arc::clone(&self.answers), ended)
     }
 
-    /// Removes the programs from the device, and all pins.
-    pub fn detach(mut self) -> Result<(), FilterError> {
-        self.attachments.remove();
-        match self.pins {
-            Some(pins) => pins.remove(),
-            None => Ok(()),
-        }
+    /// Removes all pins, once the device is gone.
+    ///
+    /// # Errors
+    /// [`FilterError::StillOn`] if it isn't: then nothing is removed.
+    pub fn detach(self) -> Result<bool, FilterError> {
+        self.pins.as_ref().map_or(Ok(false), remove_pins)
     }
 
-    /// Removes what an agent with this state id left pinned, without a device at hand. Nothing there is success.
-    pub fn cleanup(options: &FilterOptions) -> Result<(), FilterError> {
-        PinDir::existing(&options.bpffs, &options.state_id).remove()
+    /// Removes what an agent with this state id left pinned, without a device at hand; says whether there was anything.
+    ///
+    /// # Errors
+    /// [`FilterError::StillOn`] if its device is still there, in whatever network namespace: then nothing is removed.
+    pub fn cleanup(options: &FilterOptions) -> Result<bool, FilterError> {
+        remove_pins(&PinDir::existing(&options.bpffs, &options.state_id))
+    }
+
+    /// Whether an earlier agent's programs are on this device by links whose pins are not to be had: another agent's rules would be judged beside theirs.
+    pub fn is_out_of_reach(ifindex: u32, options: &FilterOptions) -> Result<bool, FilterError> {
+        attach::is_out_of_reach(
+            ifindex,
+            &PinDir::existing(&options.bpffs, &options.state_id),
+        )
     }
 
     /// Runs an IP packet (14 bytes or more) through a program without any device (`BPF_PROG_TEST_RUN`), for tests and
@@ -240,6 +261,12 @@ impl Filter {
         let program = object::nothing(&mut self.programs)?;
         test_run(program, packet, 0, repeat)
     }
+}
+
+/// A pinned link is all that keeps a device's programs there: its pin goes after the device.
+fn remove_pins(pins: &PinDir) -> Result<bool, FilterError> {
+    attach::check_unused(pins)?;
+    pins.remove()
 }
 
 fn test_run(

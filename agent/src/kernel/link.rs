@@ -24,6 +24,7 @@ const NAME_LENGTH: usize = 15;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     pub index: u32,
+    pub name: String,
     pub kind: Kind,
     pub alias: String,
     pub mtu: u32,
@@ -72,7 +73,23 @@ pub(super) async fn find(handle: &Handle, device: &str) -> Result<Option<Link>, 
     }
 }
 
-/// The device if it is ours and of this data plane.
+/// All devices with this alias, whatever their names: anybody may rename one, and an agent may have been given another name since.
+pub(super) async fn ours(handle: &Handle, alias: &str) -> Result<Vec<Link>, KernelError> {
+    let mut links = handle.link().get().execute();
+    let mut ours = Vec::new();
+    loop {
+        let message = links.try_next().await;
+        let Some(message) = message.map_err(failed("listing the network devices"))? else {
+            return Ok(ours);
+        };
+        let link = parse(&message);
+        if link.alias == alias {
+            ours.push(link);
+        }
+    }
+}
+
+/// Our device, under whatever name it has, if it is of this data plane.
 ///
 /// # Errors
 /// [`KernelError::NameTaken`] if somebody else has the name.
@@ -82,8 +99,12 @@ pub(super) async fn find_own(
     alias: &str,
     dataplane: Dataplane,
 ) -> Result<Option<Link>, KernelError> {
-    let Some(link) = find(handle, device).await? else {
-        return Ok(None);
+    let link = match find(handle, device).await? {
+        Some(named) => named,
+        None => match ours(handle, alias).await?.into_iter().next() {
+            Some(renamed) => renamed,
+            None => return Ok(None),
+        },
     };
     let ours = link.alias == alias;
     let expected = match dataplane {
@@ -99,14 +120,41 @@ pub(super) async fn find_own(
         (Kind::Other(kind), _) => format!("a {kind} device"),
     };
     Err(KernelError::NameTaken {
-        device: device.into(),
+        device: link.name,
         what,
     })
+}
+
+/// Gives our device its name back. Linux before 6.2 renames only what is down: there it is taken down for it, and the next plan brings it up.
+pub(super) async fn rename(
+    handle: &Handle,
+    link: &mut Link,
+    name: &str,
+) -> Result<(), KernelError> {
+    let set = || {
+        let message = LinkUnspec::new_with_index(link.index).name(name).build();
+        handle.link().set(message).execute()
+    };
+    let mut result = set().await.map_err(io_error);
+    if matches!(&result, Err(error) if link.up && error.raw_os_error() == Some(libc::EBUSY)) {
+        set_down(handle, link.index).await?;
+        link.up = false;
+        result = set().await.map_err(io_error);
+    }
+    result.map_err(|error| described(format!("renaming {} to {name}", link.name), error))?;
+    tracing::warn!(
+        was = link.name,
+        device = name,
+        "our device had another name, and has its own again"
+    );
+    name.clone_into(&mut link.name);
+    Ok(())
 }
 
 fn parse(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
+        name: String::new(),
         kind: Kind::Other("plain".into()),
         alias: String::new(),
         mtu: 0,
@@ -114,6 +162,7 @@ fn parse(message: &LinkMessage) -> Link {
     };
     for attribute in &message.attributes {
         match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::LinkInfo(infos) => {
@@ -153,11 +202,14 @@ pub(super) fn unfinished_name(state_id: &str) -> String {
     format!("{PREFIX}{}", rest.collect::<String>())
 }
 
-/// Removes a device that was never finished.
-pub(super) async fn remove_unfinished(handle: &Handle, state_id: &str) -> Result<(), KernelError> {
+/// Removes a device that was never finished; says whether there was one.
+pub(super) async fn remove_unfinished(
+    handle: &Handle,
+    state_id: &str,
+) -> Result<bool, KernelError> {
     match find(handle, &unfinished_name(state_id)).await? {
-        Some(link) if is_unfinished(&link) => delete(handle, link.index).await,
-        _ => Ok(()),
+        Some(link) if is_unfinished(&link) => delete(handle, link.index).await.map(|()| true),
+        _ => Ok(false),
     }
 }
 
@@ -319,6 +371,7 @@ mod tests {
         assert!(check_name(&name).is_ok());
         let link = Link {
             index: 1,
+            name: name.clone(),
             kind: Kind::WireGuard,
             alias: String::new(),
             mtu: 1420,

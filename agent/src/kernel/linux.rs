@@ -45,6 +45,7 @@ pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
         why_userspace,
         adopted,
     } = probe::probe(&netlink.handle, &options, &alias).await?;
+    let adopted = adopted && !give_up(&netlink, &options, &alias).await?;
     let own = OwnIndex::new(AtomicU32::new(0));
     let changes = monitor::watch(options.device.clone(), own.clone())?;
     let (wireguard, port, datagrams) = match dataplane {
@@ -73,6 +74,7 @@ pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
         wireguard,
         filter: None,
         events,
+        new: 0,
         pretended: Observed::default(),
     };
     Ok(Started {
@@ -97,6 +99,8 @@ pub struct LinuxKernel {
     wireguard: Backend,
     filter: Option<Filter>,
     events: mpsc::Sender<FilterEvent>,
+    /// Index of a device that we have made, until it has our filter.
+    new: u32,
     /// IPv6 objects that this machine can't have: observed as if they were there, or each plan would try again.
     pretended: Observed,
 }
@@ -256,29 +260,28 @@ impl LinuxKernel {
         Ok(observed)
     }
 
-    /// Our device, if it is there and, with userspace, driven by us.
+    /// Our device, if it is there and, with userspace, driven by us. One with another name gets its own: WireGuard is asked by name.
     async fn find(&self) -> Result<Option<Link>, KernelError> {
+        let (handle, device) = (&self.netlink.handle, &self.options.device);
         let dataplane = self.wireguard.dataplane();
-        let found = link::find_own(
-            &self.netlink.handle,
-            &self.options.device,
-            &self.alias,
-            dataplane,
-        )
-        .await?;
+        let mut found = link::find_own(handle, device, &self.alias, dataplane).await?;
         self.own.store(
             found.as_ref().map_or(0, |link| link.index),
             Ordering::Relaxed,
         );
         match (&self.wireguard, &found) {
             (Backend::Userspace(userspace), Some(_)) if !userspace.is_running() => {
-                Err(KernelError::NameTaken {
-                    device: self.options.device.clone(),
+                return Err(KernelError::NameTaken {
+                    device: device.clone(),
                     what: link::OTHER_AGENT.into(),
-                })
+                });
             }
-            _ => Ok(found),
+            _ => {}
         }
+        if let Some(renamed) = found.as_mut().filter(|link| link.name != *device) {
+            link::rename(handle, renamed, device).await?;
+        }
+        Ok(found)
     }
 
     /// As last found: an index isn't used again soon, so if the device went since, what is written to it fails.
@@ -321,12 +324,11 @@ impl LinuxKernel {
     }
 
     async fn create(&mut self, mtu: u32) -> Result<(), KernelError> {
+        if self.find().await?.is_some() {
+            return Ok(());
+        }
         let handle = &self.netlink.handle;
         let device = &self.options.device;
-        if link::find(handle, device).await?.is_some() {
-            // Ours, or an error that says whose.
-            return self.find().await.map(drop);
-        }
         self.filter = None;
         self.pretended = Observed::default();
         let born_as = match &mut self.wireguard {
@@ -354,9 +356,12 @@ impl LinuxKernel {
         };
         let created = link::find(handle, &born_as).await?.ok_or_else(gone)?;
         if let Err(error) = link::make_own(handle, created.index, device, &self.alias, mtu).await {
-            link::delete(handle, created.index).await?;
-            return Err(error);
+            return Err(match link::delete(handle, created.index).await {
+                Ok(()) => error,
+                Err(too) => remove::remains(&[error, too]),
+            });
         }
+        self.new = created.index;
         self.own.store(created.index, Ordering::Relaxed);
         tracing::info!(device, dataplane = %self.wireguard.dataplane(), "device created");
         Ok(())
@@ -367,12 +372,22 @@ impl LinuxKernel {
             return Ok(());
         }
         let index = self.index()?;
-        let options = filter_options(&self.options);
+        let options = FilterOptions {
+            device_is_new: index == self.new,
+            ..filter_options(&self.options)
+        };
         let device = &self.options.device;
         self.filter = None;
         let what = "attaching the packet filter";
         let attached = without_stalling(|| Filter::attach_or_adopt(device, index, &options));
-        let mut filter = attached.map_err(filter_failed(what))?;
+        let is_out_of_reach = matches!(&attached, Err(FilterError::OutOfReach { .. }));
+        let attached = attached.map_err(filter_failed(what));
+        if is_out_of_reach {
+            // The next plan makes another one.
+            link::delete(&self.netlink.handle, index).await?;
+        }
+        let mut filter = attached?;
+        self.new = 0;
         forward(
             filter
                 .events()
@@ -460,6 +475,27 @@ impl LinuxKernel {
             observed.routes.extend(&self.pretended.routes);
         }
     }
+}
+
+/// Deletes a device that has an earlier agent's filter where we cannot get at it: its old policy would be in force beside ours. Says whether it was so.
+async fn give_up(
+    netlink: &Netlink,
+    options: &KernelOptions,
+    alias: &str,
+) -> Result<bool, KernelError> {
+    let filter = filter_options(options);
+    for link in link::ours(&netlink.handle, alias).await? {
+        let what = "looking for the filter of an earlier agent";
+        if Filter::is_out_of_reach(link.index, &filter).map_err(filter_failed(what))? {
+            tracing::warn!(
+                device = link.name,
+                "an earlier agent's filter is on the device, and its pins are out of reach: the device is made anew"
+            );
+            link::delete(&netlink.handle, link.index).await?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn filter_options(options: &KernelOptions) -> FilterOptions {

@@ -132,7 +132,10 @@ fn classify(
         _ => return None,
     };
     Some(match message {
-        Message::NewLink(link) | Message::DelLink(link) if is_named(link, device) => {
+        // By its number, too: somebody may have renamed it.
+        Message::NewLink(link) | Message::DelLink(link)
+            if link.header.index == own || is_named(link, device) =>
+        {
             KernelChange::Device
         }
         Message::NewLink(_) | Message::DelLink(_) => KernelChange::Links,
@@ -201,11 +204,13 @@ mod tests {
         let of = |payload| classify(&payload, "lowroad0", 7);
         assert_eq!(of(route(Some(TABLE))), Some(KernelChange::Table));
         assert_eq!(of(route(None)), Some(KernelChange::Routes));
-        for (name, expected) in [
-            ("lowroad0", KernelChange::Device),
-            ("eth0", KernelChange::Links),
+        for (name, index, expected) in [
+            ("lowroad0", 8, KernelChange::Device),
+            ("renamed0", 7, KernelChange::Device),
+            ("eth0", 9, KernelChange::Links),
         ] {
             let mut link = LinkMessage::default();
+            link.header.index = index;
             link.attributes.push(LinkAttribute::IfName(name.into()));
             let message = RouteNetlinkMessage::NewLink(link);
             assert_eq!(of(NetlinkPayload::InnerMessage(message)), Some(expected));

@@ -33,8 +33,8 @@ pub(super) async fn probe(
     link::check_name(&options.device)?;
     check_release()?;
     check_privileges(format!("creating the network device {}", &options.device))?;
-    let found = link::find(handle, &options.device).await?;
-    let own = found.is_some_and(|link| link.alias == alias && link.kind == Kind::WireGuard);
+    let ours = link::ours(handle, alias).await?;
+    let own = ours.iter().any(|link| link.kind == Kind::WireGuard);
     let chosen = |dataplane| Probed {
         dataplane,
         why_userspace: None,
@@ -84,7 +84,7 @@ async fn try_wireguard(handle: &Handle, state_id: &str) -> Result<(), KernelErro
             _ => KernelError::NoWireGuard { source },
         });
     }
-    link::remove_unfinished(handle, state_id).await
+    link::remove_unfinished(handle, state_id).await.map(drop)
 }
 
 /// The kernel's WireGuard binds its port only when the link goes up: better to know before.

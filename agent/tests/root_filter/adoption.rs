@@ -10,10 +10,10 @@ use lowroad_core::filter::{DropReason, Pass, compile};
 
 use crate::{
     device::{
-        Door, FOE, FRIEND, all_of_the_friend_and_none_of_the_foe, attach, dropped, nobody_gets_in,
-        options, passed, rules, to, under_load,
+        Door, FOE, FRIEND, all_of_the_friend_and_none_of_the_foe, attach, dropped, end,
+        nobody_gets_in, options, passed, rules, to, under_load,
     },
-    tun::{Tun, eventually, fresh_namespace},
+    tun::{Tun, eventually, fresh_mounts, fresh_namespace, sh},
 };
 
 /// Asks the test below to be an agent: device, index, state id, and `clsact` or `tcx`.
@@ -90,7 +90,7 @@ fn survives(first: &FilterOptions, options: &FilterOptions) {
         counters.rules[1].count.packets, 3,
         "the rule's own counter too"
     );
-    filter.detach().expect("detach");
+    end(filter, tun);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn clsact_only(name: &str) -> FilterOptions {
 /// As after an upgrade: the pinned maps have a layout that this agent does not know. Says where they are.
 fn die_with_another_layout(tun: &Tun, options: &FilterOptions) -> PathBuf {
     die_after_installing(tun, options);
-    let pins = options.bpffs.join("lowroad").join(&options.state_id);
+    let pins = pins(options);
     let ours = pins.join(format!("v{}", lowroad_abi::VERSION));
     let theirs = pins.join("v0");
     std::fs::rename(&ours, &theirs).expect("another version");
@@ -152,7 +152,7 @@ fn survives_another_layout(options: &FilterOptions) {
     door.only_the_friend_gets_in();
     assert_eq!(judged(&filter), 1, "ours judge by ours");
     assert!(!theirs.exists(), "nothing of the other layout is left");
-    filter.detach().expect("detach");
+    end(filter, tun);
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn closes_another_layout(options: &FilterOptions) {
         .install(&compile(&rules(&[(FRIEND, 1000)])))
         .expect("install");
     door.only_the_friend_gets_in();
-    filter.detach().expect("detach");
+    end(filter, tun);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn adopting_loses_no_packet_and_lets_none_in() {
     });
     let filter = last.expect("ten of them");
     all_of_the_friend_and_none_of_the_foe(&filter, sent);
-    filter.detach().expect("detach");
+    end(filter, tun);
 }
 
 #[test]
@@ -236,25 +236,112 @@ fn pins_of_a_device_that_is_gone_are_discarded_with_their_rules() {
     eventually("and then its own", || {
         passed(&filter.counters().expect("counters"), Pass::Rule) == 1
     });
-    filter.detach().expect("detach");
+    end(filter, tun);
 }
 
 #[test]
-fn cleaning_up_without_a_filter_removes_pins_and_succeeds_twice() {
+fn cleaning_up_without_a_device_removes_pins_and_succeeds_twice() {
     fresh_namespace();
     let options = options("cleanup");
     let tun = Tun::new("lr0");
     die_after_installing(&tun, &options);
-    for _ in 0..2 {
-        Filter::cleanup(&options).expect("cleanup");
+    drop(tun);
+    for there in [true, false] {
+        assert_eq!(Filter::cleanup(&options).expect("cleanup"), there);
     }
-    assert!(
-        !options
-            .bpffs
-            .join("lowroad")
-            .join(&options.state_id)
-            .exists()
-    );
+    assert!(!pins(&options).exists());
+}
+
+/// A pinned link is all that holds its program there.
+#[test]
+fn cleaning_up_leaves_a_device_that_is_still_there_its_filter_and_names_it() {
+    fresh_namespace();
+    let options = options("cleanup-device");
+    let tun = Tun::new("lr7");
+    die_after_installing(&tun, &options);
+    tun.up("10.7.0.1/24");
+    let door = Door::new(&tun);
+    let refused = Filter::cleanup(&options)
+        .expect_err("it is there")
+        .to_string();
+    assert!(refused.contains("the device lr7:"), "{refused}");
+    door.only_the_friend_gets_in();
+    let filter = attach(&tun, &options);
+    let refused = filter.detach().expect_err("it is there").to_string();
+    assert!(refused.contains("the device lr7:"), "{refused}");
+    door.only_the_friend_gets_in();
+    end(attach(&tun, &options), tun);
+}
+
+#[test]
+fn cleaning_up_leaves_a_device_that_is_still_there_its_filter_with_clsact() {
+    fresh_namespace();
+    let options = clsact_only("cleanup-clsact");
+    let tun = Tun::new("lr0");
+    die_after_installing(&tun, &options);
+    tun.up("10.7.0.1/24");
+    let door = Door::new(&tun);
+    assert!(Filter::cleanup(&options).expect("cleanup"));
+    assert!(!pins(&options).exists());
+    door.only_the_friend_gets_in();
+}
+
+/// All network namespaces share the bpffs, and number their devices alike.
+#[test]
+fn a_link_on_a_device_of_another_namespace_is_left_alone_and_told_of() {
+    fresh_namespace();
+    let options = options("elsewhere");
+    let tun = Tun::new("lr0");
+    die_after_installing(&tun, &options);
+    tun.up("10.7.0.1/24");
+    let door = Door::new(&tun);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            fresh_namespace();
+            let here = Tun::new("lr0");
+            for refused in [
+                Filter::attach_or_adopt(&here.name, here.index, &options).map(drop),
+                Filter::cleanup(&options).map(drop),
+            ] {
+                let refused = refused.expect_err("it is there").to_string();
+                let device = format!("device number {} of another network namespace", tun.index);
+                assert!(refused.contains(&device), "{refused}");
+            }
+        });
+    });
+    door.only_the_friend_gets_in();
+    end(attach(&tun, &options), tun);
+}
+
+/// Else what the policy before refuses would be refused for ever, and nobody could tell why.
+#[test]
+fn a_device_whose_pins_are_out_of_reach_gets_no_second_policy() {
+    fresh_namespace();
+    let options = options("hidden");
+    let tun = Tun::new("lr0");
+    die_after_installing(&tun, &options);
+    let out_of_reach = |options| Filter::is_out_of_reach(tun.index, options).expect("asking");
+    assert!(!out_of_reach(&options));
+
+    fresh_mounts();
+    let dir = tempfile::tempdir().expect("a directory");
+    let private = FilterOptions {
+        bpffs: dir.path().to_owned(),
+        ..options.clone()
+    };
+    sh(&format!("mount -t bpf bpf {}", private.bpffs.display()));
+    assert!(out_of_reach(&private));
+    let refused = Filter::attach_or_adopt(&tun.name, tun.index, &private);
+    let refused = refused.expect_err("two policies").to_string();
+    assert!(refused.contains("out of reach"), "{refused}");
+    tun.up("10.7.0.1/24");
+    Door::new(&tun).only_the_friend_gets_in();
+    sh(&format!("umount {}", private.bpffs.display()));
+    end(attach(&tun, &options), tun);
+}
+
+fn pins(options: &FilterOptions) -> PathBuf {
+    options.bpffs.join("lowroad").join(&options.state_id)
 }
 
 #[test]

@@ -7,7 +7,7 @@ use lowroad_core::filter::{Direction, DropReason, FilterEvent, Input, Pass, Punt
 
 use crate::{
     device::{
-        Door, FOE, FRIEND, OWN, all_of_the_friend_and_none_of_the_foe, attach, dropped,
+        Door, FOE, FRIEND, OWN, all_of_the_friend_and_none_of_the_foe, attach, dropped, end,
         nobody_gets_in, options, passed, rules, to, under_load,
     },
     packets::{Ip, SYN, tcp, udp},
@@ -42,9 +42,9 @@ fn closed_then_open(options: &FilterOptions) {
     assert_eq!(counters.rules[0].count.packets, 1);
     assert_eq!(counters.rules[0].count.bytes, to(FRIEND, 1000).len() as u64);
 
-    let (name, index) = (tun.name.clone(), tun.index);
-    filter.detach().expect("detach");
-    let mut again = Filter::attach_or_adopt(&name, index, options).expect("attach again");
+    end(filter, tun);
+    let tun = Tun::new("lr0");
+    let mut again = attach(&tun, options);
     assert_eq!(
         again.counters().expect("counters").passed(Pass::Rule),
         0,
@@ -52,7 +52,7 @@ fn closed_then_open(options: &FilterOptions) {
     );
     assert!(again.is_attached().expect("asking"));
     again.install(&compile(&rules(&[]))).expect("install");
-    again.detach().expect("detach");
+    end(again, tun);
     let left = options.bpffs.join("lowroad").join(&options.state_id);
     assert!(!left.exists(), "no pin is left");
 }
@@ -174,7 +174,7 @@ fn no_packet_sees_a_mixture_while_rule_sets_are_switched() {
     });
     println!("switched 60 times under {} packets", 2 * sent);
     all_of_the_friend_and_none_of_the_foe(&filter, sent);
-    filter.detach().expect("detach");
+    end(filter, tun);
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn a_closed_filter_drops_everything_until_the_next_policy() {
             passed(&filter.counters().expect("counters"), Pass::Rule) == times
         });
     }
-    filter.detach().expect("detach");
+    end(filter, tun);
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn drops_and_punts_arrive_as_events() {
         assert_eq!(rejected[0].0.source.to_string(), "10.7.0.1:4000");
         assert_eq!(rejected[0].0.destination.to_string(), "10.7.0.2:80");
         assert_eq!(rejected[0].1, 'A');
-        filter.detach().expect("detach");
+        end(filter, tun);
     });
 }
 

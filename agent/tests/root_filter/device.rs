@@ -75,6 +75,12 @@ pub fn attach(tun: &Tun, options: &FilterOptions) -> Filter {
     Filter::attach_or_adopt(&tun.name, tun.index, options).expect("attach")
 }
 
+/// The device goes, and then the pins.
+pub fn end(filter: Filter, tun: Tun) {
+    drop(tun);
+    filter.detach().expect("detach");
+}
+
 /// Inbound packets with this outcome.
 pub fn passed(counters: &FilterCounters, pass: Pass) -> u64 {
     let found = counters

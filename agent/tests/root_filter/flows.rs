@@ -6,7 +6,7 @@ use lowroad_agent::kernel::bpf::Filter;
 use lowroad_core::filter::{Direction, Input, compile};
 
 use crate::{
-    device::{attach, options},
+    device::{attach, end, options},
     packets::{Ip, udp},
     tun::{Tun, fresh_namespace},
 };
@@ -114,5 +114,5 @@ fn flows_outlive_their_agent_and_a_closed_filter() {
     assert!(!is_answered(&mut filter, 0, 1000, 53), "closed");
     filter.install(&compile(&no_rules())).expect("install");
     all_answered(&mut filter, "after it was closed");
-    filter.detach().expect("detach");
+    end(filter, tun);
 }

@@ -18,7 +18,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 
 use crate::{
     counted,
-    device::{FRIEND, OWN, attach, options, passed, rules},
+    device::{FRIEND, OWN, attach, end, options, passed, rules},
     generate, named,
     packets::Ip,
     tun::{SOON, Tun, eventually, fresh_namespace, sh},
@@ -97,7 +97,7 @@ fn named_packets_in_pieces_have_the_outcome_of_whole_ones() {
         }
     }
     println!("named packets in pieces, by outcome: {:?}", path.outcomes);
-    path.filter.detach().expect("detach");
+    end(path.filter, path.tun);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn random_packets_in_pieces_have_the_outcome_of_whole_ones() {
         for (outcome, count) in path.outcomes {
             *outcomes.entry(outcome).or_default() += count;
         }
-        path.filter.detach().expect("detach");
+        end(path.filter, path.tun);
     }
     println!("random packets in pieces, by outcome: {outcomes:?}");
 }
@@ -155,7 +155,6 @@ fn a_file_passes_both_programs_by_tcp() {
             let counters = side.filter.counters().expect("counters");
             assert_eq!(passed(&counters, Pass::Rule), 1, "the first SYN");
             assert!(passed(&counters, Pass::TcpEstablished) > 50);
-            side.filter.detach().expect("detach");
             got
         });
         let theirs = told.recv_timeout(SOON).expect("the receiver's device");
@@ -182,7 +181,7 @@ fn a_file_passes_both_programs_by_tcp() {
     let out = out.find(|(d, p, _)| (*d, *p) == (Direction::Out, Pass::Outbound));
     let (_, _, count) = out.expect("a counter");
     assert!(count.bytes > SIZE as u64, "{count:?}");
-    sender.filter.detach().expect("detach");
+    end(sender.filter, sender.tun);
 }
 
 const SIZE: usize = 1 << 18;

@@ -5,6 +5,7 @@ use lowroad_core::filter::{Direction, Evaluator, FilterCounters, Verdict, compil
 
 use crate::{
     counted,
+    device::end,
     tun::{Tun, eventually, fresh_namespace},
     vectors::{self, Case, Packet},
 };
@@ -92,8 +93,8 @@ fn run_case(number: usize, case: &Case, tally: &mut Tally) {
             ));
         }
     }
-    if tun.is_some() {
-        filter.detach().expect("detach");
+    if let Some(tun) = tun {
+        end(filter, tun);
     }
 }
 

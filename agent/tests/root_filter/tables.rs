@@ -12,7 +12,7 @@ use lowroad_core::filter::{Compiled, Direction, Input, Layout, compile};
 use lowroad_wire::control::{FilterRule, NetPortRange, PortRange};
 
 use crate::{
-    device::{attach, options},
+    device::{attach, end, options},
     packets::{Ip, SYN, tcp},
     tun::{Tun, fresh_namespace},
 };
@@ -140,5 +140,5 @@ fn tables_that_are_not_in_force_are_freed() {
     filter.close().expect("close");
     filter.install(&small).expect("install");
     assert_eq!(held(&pins, 2), [0; 0], "freed after it was closed, too");
-    filter.detach().expect("detach");
+    end(filter, tun);
 }

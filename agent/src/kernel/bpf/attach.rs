@@ -73,6 +73,7 @@ pub(super) fn attach(
         ifindex,
         pins,
         tcx: pins.is_some() && !options.clsact_only && has_tcx(),
+        is_new: options.device_is_new,
     };
     let mut list = Vec::new();
     let mut adopted = false;
@@ -102,21 +103,86 @@ fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version.code() >= TCX)
 }
 
-/// An earlier agent's link, if it is on this very device; a pin of any other is removed.
-fn earlier_link(ifindex: u32, direction: Direction, pins: &PinDir) -> Option<FdLink> {
+/// An earlier agent's link, if it is on this very device. The pin of one whose device is gone is removed; one that still filters another device is the only
+/// thing that keeps it filtered.
+fn earlier_link(
+    ifindex: u32,
+    direction: Direction,
+    pins: &PinDir,
+) -> Result<Option<FdLink>, FilterError> {
     let path = pins.link(name(direction));
-    let pinned = PinnedLink::from_pin(&path).ok()?;
-    let link = FdLink::from(pinned);
-    match program_of(&link) {
-        Some(program) if tcx::programs(ifindex, direction).contains(&program) => Some(link),
-        _ => {
-            tracing::info!(path = %path.display(), "a link of another device is discarded");
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "it stays pinned");
-            }
-            None
+    let opening = |e| FilterError::kernel(format!("opening {}", path.display()), e);
+    let Some(held) = tcx::pinned(&path).map_err(opening)? else {
+        return Ok(None);
+    };
+    if is_on(held, ifindex, direction) {
+        let link = PinnedLink::from_pin(&path)
+            .map_err(|e| FilterError::kernel(format!("opening {}", path.display()), e))?;
+        return Ok(Some(FdLink::from(link)));
+    }
+    if held.device != 0 {
+        return Err(still_on(held, direction));
+    }
+    tracing::info!(path = %path.display(), "the link of a device that is gone is discarded");
+    if let Err(error) = fs::remove_file(&path) {
+        tracing::warn!(path = %path.display(), %error, "it stays pinned");
+    }
+    Ok(None)
+}
+
+/// Nothing if no pinned link holds a device, whatever its network namespace.
+pub(super) fn check_unused(pins: &PinDir) -> Result<(), FilterError> {
+    for direction in [Direction::Out, Direction::In] {
+        let path = pins.link(name(direction));
+        let held = tcx::pinned(&path)
+            .map_err(|e| FilterError::kernel(format!("opening {}", path.display()), e))?;
+        if let Some(held) = held.filter(|held| held.device != 0) {
+            return Err(still_on(held, direction));
         }
     }
+    Ok(())
+}
+
+/// Whether an earlier agent left its programs on the device by links that we cannot reach: they would judge by their old policy for ever.
+pub(super) fn is_out_of_reach(ifindex: u32, pins: &PinDir) -> Result<bool, FilterError> {
+    for direction in [Direction::Out, Direction::In] {
+        let held = tcx::pinned(&pins.link(name(direction))).ok().flatten();
+        if held.is_some_and(|held| is_on(held, ifindex, direction)) {
+            continue;
+        }
+        if has_stray(ifindex, direction, Clsact::of(ifindex, direction)?.ours) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A program of which the kernel doesn't tell us whose it is may be one's whose device has no other filter of ours.
+fn has_stray(ifindex: u32, direction: Direction, clsact: Option<u32>) -> bool {
+    match tcx::whose(ifindex, direction) {
+        tcx::Whose::Ours => true,
+        tcx::Whose::Unknown => clsact.is_none(),
+        tcx::Whose::Others | tcx::Whose::Nobodys => false,
+    }
+}
+
+/// Devices of several network namespaces may have the same number.
+fn is_on(held: tcx::Held, ifindex: u32, direction: Direction) -> bool {
+    held.device == ifindex && tcx::programs(ifindex, direction).contains(&held.program)
+}
+
+fn still_on(held: tcx::Held, direction: Direction) -> FilterError {
+    let number = held.device;
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: a buffer of the size that the function asks for.
+    let named = unsafe { !libc::if_indextoname(number, name.as_mut_ptr().cast()).is_null() };
+    let name = std::ffi::CStr::from_bytes_until_nul(&name).unwrap_or_default();
+    let device = if named && is_on(held, number, direction) {
+        format!("the device {}", name.to_string_lossy())
+    } else {
+        format!("device number {number} of another network namespace")
+    };
+    FilterError::StillOn { device }
 }
 
 struct Place<'a> {
@@ -125,6 +191,7 @@ struct Place<'a> {
     ifindex: u32,
     pins: Option<&'a PinDir>,
     tcx: bool,
+    is_new: bool,
 }
 
 impl Place<'_> {
@@ -133,8 +200,8 @@ impl Place<'_> {
     fn one(&mut self, direction: Direction, have_rules: bool) -> Result<(Hook, bool), FilterError> {
         let earlier = self
             .pins
-            .and_then(|pins| earlier_link(self.ifindex, direction, pins));
-        if let Some(link) = earlier {
+            .map(|pins| earlier_link(self.ifindex, direction, pins));
+        if let Some(link) = earlier.transpose()?.flatten() {
             self.no_clsact(direction)?;
             if have_rules {
                 replace(object::program(self.programs, direction)?, tcx_link(link)?)?;
@@ -143,6 +210,10 @@ impl Place<'_> {
         }
         // Asked first: an adopted device isn't told what it has. One that an agent without TCX or pins made stays with its hook, or two policies were in force.
         let there = Clsact::of(self.ifindex, direction)?;
+        if !self.is_new && has_stray(self.ifindex, direction, there.ours) {
+            let device = self.device.to_owned();
+            return Err(FilterError::OutOfReach { device });
+        }
         if let (true, Some(pins), None) = (self.tcx, self.pins, there.ours) {
             self.tcx(direction, &pins.link(name(direction)))?;
             return Ok((Hook::Tcx, false));
@@ -332,21 +403,6 @@ impl Attachments {
         let link = pins.and_then(|pins| PinnedLink::from_pin(pins.link(name(direction))).ok());
         let program = link.and_then(|link| program_of(&FdLink::from(link)));
         program.is_some_and(|program| tcx::programs(self.ifindex, direction).contains(&program))
-    }
-
-    /// Takes the programs off the device; of pinned links the pin's removal does it.
-    pub fn remove(&mut self) {
-        for attachment in self.list.drain(..) {
-            let Hook::Clsact(handle) = attachment.hook else {
-                continue;
-            };
-            // Another filter may be in its place by now.
-            let there = Clsact::of(self.ifindex, attachment.direction);
-            if there.is_ok_and(|there| there.ours == Some(handle)) {
-                // Dropping a link takes its filter off. The device may be gone, and the filter with it.
-                drop(clsact_link(&self.device, attachment.direction, handle));
-            }
-        }
     }
 }
 

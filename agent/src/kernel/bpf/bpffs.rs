@@ -74,7 +74,9 @@ impl PinDir {
         }
     }
 
-    pub fn remove(&self) -> Result<(), FilterError> {
+    /// Says whether there was anything.
+    pub fn remove(&self) -> Result<bool, FilterError> {
+        let there = self.root.exists();
         match fs::remove_dir_all(&self.root) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FilterError::kernel(
                 format!("removing {}", self.root.display()),
@@ -86,7 +88,7 @@ impl PinDir {
                     let _ = fs::remove_dir(parent);
                     parent.parent().map_or(Ok(()), unmount_ours)?;
                 }
-                Ok(())
+                Ok(there)
             }
         }
     }

@@ -7,99 +7,128 @@ use lowroad_core::desired::Observed;
 use super::{Backend, LinuxKernel, filter_failed, filter_options};
 use crate::kernel::{KernelError, KernelOptions, bpf::Filter, link, netlink::Netlink, route, sole};
 
-/// Removes what an agent of this state directory left, without one running: `lowroad agent --cleanup`.
-pub async fn cleanup(options: &KernelOptions) -> Result<(), KernelError> {
+/// Removes what an agent of this state directory left, without one running: `lowroad agent --cleanup`. Says what that was.
+pub async fn cleanup(options: &KernelOptions) -> Result<Vec<String>, KernelError> {
     let netlink = Netlink::connect()?;
-    let mut results = match sole::claim().await {
-        Ok(_sole) => remove_routes_and_rules(&netlink, None).await,
+    let mut removal = Removal::default();
+    match sole::claim().await {
+        Ok(_sole) => removal.routes_and_rules(&netlink, None).await,
         Err(other) => {
             tracing::warn!(%other, "routes and rules of this network namespace are that agent's, and stay");
-            Vec::new()
         }
-    };
-    results.push(remove_device(&netlink, options).await);
-    let pins = Filter::cleanup(&filter_options(options));
-    results.push(pins.map_err(filter_failed("removing the filter's pins")));
-    all_of(results)
+    }
+    removal.device_and_filter(&netlink, options, None).await;
+    removal.end()
 }
 
 impl LinuxKernel {
     /// First what leads to the device, then the device, and the filter last: it is never up without.
     pub(super) async fn remove_everything(&mut self) -> Result<(), KernelError> {
-        let found = link::find(&self.netlink.handle, &self.options.device).await;
-        let own = found.ok().flatten().filter(|link| link.alias == self.alias);
-        let mut results = remove_routes_and_rules(&self.netlink, own.map(|link| link.index)).await;
+        let mut removal = Removal::default();
+        let ours = link::ours(&self.netlink.handle, &self.alias).await;
+        let index = ours.ok().and_then(|ours| Some(ours.first()?.index));
+        removal.routes_and_rules(&self.netlink, index).await;
         if let Backend::Userspace(userspace) = &mut self.wireguard {
             userspace.stop().await;
         }
-        let device = remove_device(&self.netlink, &self.options).await;
-        let device_is_gone = device.is_ok();
-        results.push(device);
-        self.pretended = Observed::default();
+        let filter = &mut self.filter;
+        let device_is_gone = removal
+            .device_and_filter(&self.netlink, &self.options, Some(filter))
+            .await;
         if device_is_gone {
             self.own.store(0, Ordering::Relaxed);
-            let filter = match self.filter.take() {
-                Some(filter) => filter.detach(),
-                None => Filter::cleanup(&filter_options(&self.options)),
-            };
-            results.push(filter.map_err(filter_failed("removing the filter")));
         }
-        all_of(results)
+        self.pretended = Observed::default();
+        removal.end().map(drop)
     }
 }
 
-/// Every result, each object of its own.
-async fn remove_routes_and_rules(
-    netlink: &Netlink,
-    index: Option<u32>,
-) -> Vec<Result<(), KernelError>> {
-    let handle = &netlink.handle;
-    let mut results = Vec::new();
-    match route::rules(handle).await {
-        Err(error) => results.push(Err(error)),
-        Ok(rules) => {
-            for rule in rules {
-                results.push(route::remove_rule(handle, &rule).await);
+/// What was removed, and what could not be.
+#[derive(Default)]
+struct Removal {
+    removed: Vec<String>,
+    errors: Vec<KernelError>,
+}
+
+impl Removal {
+    /// True if there was something, and it is gone.
+    fn note(&mut self, result: Result<bool, KernelError>, what: impl FnOnce() -> String) {
+        match result {
+            Ok(true) => self.removed.push(what()),
+            Ok(false) => {}
+            Err(error) => self.errors.push(error),
+        }
+    }
+
+    /// Each object of its own.
+    async fn routes_and_rules(&mut self, netlink: &Netlink, index: Option<u32>) {
+        let handle = &netlink.handle;
+        match route::rules(handle).await {
+            Err(error) => self.errors.push(error),
+            Ok(rules) => {
+                for rule in rules {
+                    let gone = route::remove_rule(handle, &rule).await;
+                    self.note(gone.map(|()| true), || format!("rule {}", rule.priority));
+                }
+            }
+        }
+        match route::routes(handle, index).await {
+            Err(error) => self.errors.push(error),
+            Ok(routes) => {
+                for route in routes {
+                    let gone = route::remove_route(handle, &route, index).await;
+                    self.note(gone.map(|()| true), || format!("route to {}", route.prefix));
+                }
             }
         }
     }
-    match route::routes(handle, index).await {
-        Err(error) => results.push(Err(error)),
-        Ok(routes) => {
-            for gone in routes {
-                results.push(route::remove_route(handle, &gone, index).await);
+
+    /// The device, whatever its name, and the filter once that is gone: true if the device is.
+    async fn device_and_filter(
+        &mut self,
+        netlink: &Netlink,
+        options: &KernelOptions,
+        filter: Option<&mut Option<Filter>>,
+    ) -> bool {
+        let handle = &netlink.handle;
+        let unfinished = link::remove_unfinished(handle, &options.state_id).await;
+        self.note(unfinished, || "a device that was never finished".into());
+        let before = self.errors.len();
+        match link::ours(handle, &link::alias(&options.state_id)).await {
+            Err(error) => self.errors.push(error),
+            Ok(links) => {
+                for link in links {
+                    let gone = link::delete(handle, link.index).await;
+                    self.note(gone.map(|()| true), || format!("device {}", link.name));
+                }
             }
         }
+        if self.errors.len() > before {
+            return false;
+        }
+        let pins = match filter.and_then(Option::take) {
+            Some(filter) => filter.detach(),
+            None => Filter::cleanup(&filter_options(options)),
+        };
+        let pins = pins.map_err(filter_failed("removing the filter"));
+        self.note(pins, || "the filter's pins".into());
+        true
     }
-    results
+
+    fn end(mut self) -> Result<Vec<String>, KernelError> {
+        match self.errors.len() {
+            0 => Ok(self.removed),
+            1 => Err(self.errors.remove(0)),
+            _ => Err(remains(&self.errors)),
+        }
+    }
 }
 
-/// The device, if it is ours, and one that was never finished.
-async fn remove_device(netlink: &Netlink, options: &KernelOptions) -> Result<(), KernelError> {
-    let handle = &netlink.handle;
-    link::remove_unfinished(handle, &options.state_id).await?;
-    match link::find(handle, &options.device).await? {
-        Some(link) if link.alias == link::alias(&options.state_id) => {
-            link::delete(handle, link.index).await?;
-            tracing::info!(device = options.device, "device removed");
-            Ok(())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The one error, or what all of them say.
-fn all_of(results: Vec<Result<(), KernelError>>) -> Result<(), KernelError> {
-    let mut errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
-    match errors.len() {
-        0 => Ok(()),
-        1 => Err(errors.remove(0)),
-        _ => {
-            let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
-            Err(KernelError::Remains {
-                what: texts.join("; "),
-            })
-        }
+/// What all of them say.
+pub(super) fn remains(errors: &[KernelError]) -> KernelError {
+    let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    KernelError::Remains {
+        what: texts.join("; "),
     }
 }
 
@@ -109,11 +138,18 @@ mod tests {
 
     #[test]
     fn every_error_of_a_removal_is_told() {
-        let failed = |what: &str| Err(KernelError::Injected(what.into()));
-        assert!(all_of(vec![Ok(()), Ok(())]).is_ok());
-        let one = all_of(vec![Ok(()), failed("a")]).unwrap_err();
+        let end = |results: Vec<Result<bool, &str>>| {
+            let mut removal = Removal::default();
+            for result in results {
+                let result = result.map_err(|what| KernelError::Injected(what.into()));
+                removal.note(result, || "x".into());
+            }
+            removal.end()
+        };
+        assert_eq!(end(vec![Ok(true), Ok(false)]).unwrap(), ["x"]);
+        let one = end(vec![Ok(true), Err("a")]).unwrap_err();
         assert_eq!(one.to_string(), "injected failure: a");
-        let both = all_of(vec![failed("a"), Ok(()), failed("b")]).unwrap_err();
+        let both = end(vec![Err("a"), Ok(true), Err("b")]).unwrap_err();
         assert_eq!(
             both.to_string(),
             "not everything could be removed: injected failure: a; injected failure: b"
