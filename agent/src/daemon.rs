@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
 use lowroad_core::desired::Mark;
@@ -45,14 +45,12 @@ pub fn run(args: AgentArgs, socket: &Path) -> Result<()> {
 
 async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
     kernel::check_privileges("running the agent")?;
-    let (dir, state) = StateDir::open(&args.state_dir, |bytes| {
-        getrandom::fill(bytes).expect("the kernel's random numbers cannot fail after boot")
-    })?;
+    if args.cleanup {
+        return clean_up(&args).await;
+    }
+    let (dir, state) = StateDir::open(&args.state_dir, random)?;
     dir.stay_locked();
     let options = kernel_options(&args, &state.id);
-    if args.cleanup {
-        return clean_up(&options).await;
-    }
     let listener = localapi::bind(socket)?;
     let operator = Arc::new(ArcSwapOption::empty());
     let (ask, asks) = mpsc::channel(ASK_QUEUE);
@@ -81,10 +79,17 @@ async fn serve(args: AgentArgs, socket: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn clean_up(options: &KernelOptions) -> Result<()> {
-    let removed = kernel::cleanup(options).await?;
+async fn clean_up(args: &AgentArgs) -> Result<()> {
+    let Some((dir, state)) = StateDir::open_existing(&args.state_dir, random)? else {
+        bail!(
+            "no state in {}: nothing to clean up (--state-dir must be the one that the agent had)",
+            args.state_dir.display()
+        );
+    };
+    dir.stay_locked();
+    let removed = kernel::cleanup(&kernel_options(args, &state.id)).await?;
     if removed.is_empty() {
-        info!("no agent has left anything in this network namespace");
+        info!("no agent of this state has left anything in this network namespace");
     } else {
         info!(
             removed = removed.join(", "),
@@ -92,6 +97,10 @@ async fn clean_up(options: &KernelOptions) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn random(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the kernel's random numbers cannot fail after boot");
 }
 
 fn kernel_options(args: &AgentArgs, state_id: &str) -> KernelOptions {
@@ -108,6 +117,7 @@ fn kernel_options(args: &AgentArgs, state_id: &str) -> KernelOptions {
             mask: args.fwmark,
         },
         state_id: state_id.to_owned(),
+
         filter_traces: args.verbose > 1,
     }
 }

@@ -17,7 +17,7 @@ mod files;
 mod identity;
 pub mod netmap;
 
-use self::files::{lock, make_private_directory, put_in_place, write_private};
+use self::files::{lock, make_private_directory, protect, put_in_place, write_private};
 pub use self::{
     identity::State,
     netmap::{CachedNetmap, NetmapCache, NetmapWrite, Of},
@@ -26,6 +26,7 @@ pub use self::{
 const VERSION: u64 = 1;
 const FILE: &str = "state.json";
 const TEMPORARY: &str = "state.json.new";
+const LOCK: &str = "lock";
 
 /// What cannot be done with the state directory, and what the user can do.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,11 @@ pub enum StateError {
         "{path} belongs to user {owner}, not to the user lowroad runs as: use a --state-dir of its own"
     )]
     Foreign { path: PathBuf, owner: u32 },
+    #[error(
+        "{path} holds files that are not lowroad's, and other users may look into it (mode {mode:o}): use a --state-dir of its own, such as {}; it was left as it is",
+        path.join("lowroad").display()
+    )]
+    Shared { path: PathBuf, mode: u32 },
 }
 
 /// An open state directory, locked against a second agent.
@@ -70,11 +76,7 @@ impl StateDir {
         mut random: impl FnMut(&mut [u8]),
     ) -> Result<(Self, State), StateError> {
         make_private_directory(path)?;
-        let lock = lock(path)?;
-        let dir = Self {
-            path: path.to_owned(),
-            lock: Arc::new(lock),
-        };
+        let dir = Self::locked(path)?;
         if let Some(state) = dir.load(&mut random)? {
             return Ok((dir, state));
         }
@@ -82,6 +84,34 @@ impl StateDir {
         dir.save(&state)?;
         info!(directory = %path.display(), "made a new identity");
         Ok((dir, state))
+    }
+
+    /// Opens a directory that holds a state. `None` if there is none, and then nothing is made.
+    pub fn open_existing(
+        path: &Path,
+        mut random: impl FnMut(&mut [u8]),
+    ) -> Result<Option<(Self, State)>, StateError> {
+        let file = path.join(FILE);
+        let there = file.try_exists().map_err(|source| StateError::Io {
+            what: "read",
+            path: file,
+            source,
+        })?;
+        if !there {
+            return Ok(None);
+        }
+        protect(path)?;
+        let dir = Self::locked(path)?;
+        let state = dir.load(&mut random)?;
+        Ok(state.map(|state| (dir, state)))
+    }
+
+    fn locked(path: &Path) -> Result<Self, StateError> {
+        let lock = lock(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            lock: Arc::new(lock),
+        })
     }
 
     /// Keeps the lock until the process has ended, and with it what it still writes: not only until this is dropped.

@@ -395,6 +395,25 @@ fn a_machine_without_ipv6_settles_without_it(dataplane: DataplaneChoice) {
     assert_eq!(netns.dump(), before);
 }
 
+/// A mistyped directory is not an agent that left nothing.
+#[test]
+fn cleaning_up_without_a_state_says_so_and_makes_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("mistyped");
+    let clean_up = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lowroad"));
+        command
+            .args(["agent", "--cleanup", "--state-dir"])
+            .arg(&path);
+        command.output().unwrap()
+    };
+    let output = clean_up();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("mistyped: nothing to clean up"), "{said}");
+    assert!(!path.exists());
+}
+
 fn why_no_kernel_wireguard() -> Option<String> {
     let netns = Netns::new();
     (!netns.can_ip("link add wgprobe type wireguard"))

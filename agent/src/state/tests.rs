@@ -50,6 +50,73 @@ fn directory_and_file_are_readable_by_their_owner_only() {
     );
 }
 
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn open_to_all(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// `--state-dir /var/lib`.
+#[test]
+fn a_directory_with_files_of_others_is_refused_and_left_as_it_is() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path();
+    for theirs in ["theirs", "lock"] {
+        fs::create_dir(path.join(theirs)).unwrap();
+    }
+    open_to_all(path);
+    let error = StateDir::open(path, counting()).unwrap_err().to_string();
+    assert!(
+        error.contains("(mode 755)") && error.contains(&path.join("lowroad").display().to_string()),
+        "{error}"
+    );
+    assert_eq!(mode(path), 0o755);
+    assert_eq!(fs::read_dir(path).unwrap().count(), 2, "nothing was made");
+    // Closed by its owner, it may be shared.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::remove_dir(path.join("lock")).unwrap();
+    drop(StateDir::open(path, counting()).unwrap());
+    // And it is ours from then on.
+    open_to_all(path);
+    drop(StateDir::open(path, counting()).unwrap());
+    assert_eq!(mode(path), 0o700);
+}
+
+#[test]
+fn an_empty_directory_and_one_of_an_interrupted_start_are_closed_to_others() {
+    for left in [&[][..], &[LOCK], &[LOCK, TEMPORARY]] {
+        let parent = tempfile::tempdir().unwrap();
+        for name in left {
+            fs::write(parent.path().join(name), "").unwrap();
+        }
+        open_to_all(parent.path());
+        drop(StateDir::open(parent.path(), counting()).unwrap());
+        assert_eq!(mode(parent.path()), 0o700, "{left:?}");
+    }
+}
+
+#[test]
+fn opening_what_exists_makes_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("s");
+    let open = || StateDir::open_existing(&path, |_| panic!("nothing is made")).unwrap();
+    assert!(open().is_none());
+    assert!(!path.exists());
+    fs::create_dir(&path).unwrap();
+    assert!(open().is_none());
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+    let (made, state) = StateDir::open(&path, counting()).unwrap();
+    assert!(matches!(
+        StateDir::open_existing(&path, counting()),
+        Err(StateError::InUse(_))
+    ));
+    drop(made);
+    let (_dir, again) = open().expect("it is there");
+    assert_eq!(again.id, state.id);
+}
+
 #[test]
 fn a_truncated_file_is_an_error_that_names_it_and_leaves_it_alone() {
     let parent = tempfile::tempdir().unwrap();
