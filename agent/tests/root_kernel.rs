@@ -76,6 +76,7 @@ tests! {
         a_peer_behind_a_loopback_address_is_reached_through_the_relay_door
         a_second_agent_on_the_device_adopts_it_or_is_told_why_not
         a_machine_without_ipv6_settles_without_it
+        ipv6_that_is_switched_on_later_is_used
         a_renamed_device_gets_its_name_back_and_keeps_its_peers
     }
     // The device outlives its agent.
@@ -393,6 +394,30 @@ fn a_machine_without_ipv6_settles_without_it(dataplane: DataplaneChoice) {
         started.kernel.teardown().await.unwrap();
     });
     assert_eq!(netns.dump(), before);
+}
+
+fn ipv6_that_is_switched_on_later_is_used(dataplane: DataplaneChoice) {
+    let netns = Netns::new();
+    let switch = |device: &str, off: &str| {
+        let path = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
+        netns.run(|| std::fs::write(path, off)).unwrap();
+    };
+    switch("default", "1");
+    netns.block_on(async {
+        let desired = desired(1);
+        let mut started = up(options(dataplane, "late-v6"), &desired).await;
+        let addresses = || netns.ip("-6 addr show dev lowroad0");
+        assert!(!addresses().contains("fd7a"), "{}", addresses());
+        switch("lowroad0", "0");
+        let steps = reconcile(&mut started, &desired).await.unwrap();
+        assert!(addresses().contains("fd7a"), "{steps:?}");
+        assert!(
+            netns.ip("-6 route show table 7052").contains("fd7a"),
+            "{steps:?}"
+        );
+        assert_settled(&mut started, &desired).await;
+        started.kernel.teardown().await.unwrap();
+    });
 }
 
 /// A mistyped directory is not an agent that left nothing.

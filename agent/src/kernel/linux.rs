@@ -1,16 +1,18 @@
 //! The real kernel: netlink, one of two WireGuards, and the filter, behind [`Kernel`].
 
+mod objects;
 mod remove;
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::FutureExt;
-use lowroad_core::desired::{Family, Observed, ObservedDevice, PeerStats};
+use lowroad_core::desired::{Observed, ObservedDevice, PeerStats};
 use lowroad_core::filter::{Compiled, FilterCounters, FilterEvent};
-use lowroad_core::plan::{Step, apply_to_model};
+use lowroad_core::plan::Step;
 use tokio::sync::mpsc;
 
+use self::objects::Pretended;
 pub use self::remove::cleanup;
 use super::bpf::{Filter, FilterError, FilterOptions};
 use super::link::{self, Link};
@@ -26,14 +28,6 @@ use crate::traversal::port::Port;
 
 /// Filter events that wait for the engine; the newest are lost beyond that.
 const FILTER_EVENTS: usize = 1024;
-
-/// Errors for an IPv6 object on a machine where IPv6 is switched off, altogether or for new devices (as Docker does).
-const NO_IPV6: [i32; 4] = [
-    libc::EAFNOSUPPORT,
-    libc::EOPNOTSUPP,
-    libc::EACCES,
-    libc::EADDRNOTAVAIL,
-];
 
 /// Probes, binds the port and starts watching. The device is created by the first plan's steps.
 pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
@@ -75,7 +69,7 @@ pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
         filter: None,
         events,
         new: 0,
-        pretended: Observed::default(),
+        pretended: Pretended::default(),
     };
     Ok(Started {
         kernel: Box::new(kernel),
@@ -101,8 +95,7 @@ pub struct LinuxKernel {
     events: mpsc::Sender<FilterEvent>,
     /// Index of a device that we have made, until it has our filter.
     new: u32,
-    /// IPv6 objects that this machine can't have: observed as if they were there, or each plan would try again.
-    pretended: Observed,
+    pretended: Pretended,
 }
 
 impl std::fmt::Debug for LinuxKernel {
@@ -256,7 +249,7 @@ impl LinuxKernel {
                 peers: snapshot.peers,
             });
         }
-        self.pretend(&mut observed);
+        self.pretended.show(&mut observed, &self.options.device);
         Ok(observed)
     }
 
@@ -330,7 +323,7 @@ impl LinuxKernel {
         let handle = &self.netlink.handle;
         let device = &self.options.device;
         self.filter = None;
-        self.pretended = Observed::default();
+        self.pretended = Pretended::default();
         let born_as = match &mut self.wireguard {
             // Goes with its agent: a killed one leaves none without alias.
             Backend::Userspace(userspace) => {
@@ -416,63 +409,6 @@ impl LinuxKernel {
                 port: self.options.port,
             }),
             Err(error) => Err(described(format!("bringing the device {device} up"), error)),
-        }
-    }
-
-    /// An address, route or rule; an IPv6 one is allowed to be impossible.
-    async fn add_object(&mut self, step: &Step) -> Result<(), KernelError> {
-        let handle = &self.netlink.handle;
-        let (result, what, is_v6) = match step {
-            Step::AddAddress(address) => (
-                link::add_address(handle, self.index()?, *address).await,
-                format!("adding the address {address}"),
-                address.addr().is_ipv6(),
-            ),
-            Step::AddRoute(new) => (
-                route::add_route(handle, new, self.index()?).await,
-                format!("adding the route to {}", new.prefix),
-                new.prefix.addr().is_ipv6(),
-            ),
-            Step::AddRule(rule) => (
-                route::add_rule(handle, rule).await,
-                format!("adding the rule {}", rule.priority),
-                rule.family == Family::V6,
-            ),
-            _ => return Ok(()),
-        };
-        let Err(error) = result.map_err(io_error) else {
-            return Ok(());
-        };
-        match error.raw_os_error() {
-            Some(libc::EEXIST) => Ok(()),
-            Some(code) if is_v6 && NO_IPV6.contains(&code) => {
-                tracing::debug!(what, %error, "IPv6 is switched off on this machine");
-                self.pretended.device.get_or_insert_default();
-                apply_to_model(&mut self.pretended, step);
-                Ok(())
-            }
-            _ => Err(described(what, error)),
-        }
-    }
-
-    async fn remove_object(&mut self, step: &Step) -> Result<(), KernelError> {
-        let handle = &self.netlink.handle;
-        apply_to_model(&mut self.pretended, step);
-        match step {
-            Step::RemoveAddress(address) => {
-                link::remove_address(handle, self.index()?, *address).await
-            }
-            Step::RemoveRoute(gone) => route::remove_route(handle, gone, self.index().ok()).await,
-            Step::RemoveRule(rule) => route::remove_rule(handle, rule).await,
-            _ => Ok(()),
-        }
-    }
-
-    fn pretend(&self, observed: &mut Observed) {
-        observed.rules.extend(&self.pretended.rules);
-        if let (Some(device), Some(pretended)) = (&mut observed.device, &self.pretended.device) {
-            device.addresses.extend(&pretended.addresses);
-            observed.routes.extend(&self.pretended.routes);
         }
     }
 }

@@ -2,9 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use lowroad_core::desired::Observed;
-
-use super::{Backend, LinuxKernel, filter_failed, filter_options};
+use super::{Backend, LinuxKernel, Pretended, filter_failed, filter_options};
 use crate::kernel::{KernelError, KernelOptions, bpf::Filter, link, netlink::Netlink, route, sole};
 
 /// Removes what an agent of this state directory left, without one running: `lowroad agent --cleanup`. Says what that was.
@@ -38,7 +36,7 @@ impl LinuxKernel {
         if device_is_gone {
             self.own.store(0, Ordering::Relaxed);
         }
-        self.pretended = Observed::default();
+        self.pretended = Pretended::default();
         removal.end().map(drop)
     }
 }
