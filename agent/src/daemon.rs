@@ -117,7 +117,7 @@ fn kernel_options(args: &AgentArgs, state_id: &str) -> KernelOptions {
             mask: args.fwmark,
         },
         state_id: state_id.to_owned(),
-
+        state_dir: args.state_dir.clone(),
         filter_traces: args.verbose > 1,
     }
 }

@@ -19,6 +19,7 @@ mod way_out;
 mod wireguard;
 
 use std::io;
+use std::path::PathBuf;
 
 use futures_util::future::BoxFuture;
 use lowroad_core::desired::{Mark, Observed, PeerStats};
@@ -117,6 +118,8 @@ pub struct KernelOptions {
     pub mark: Mark,
     /// From the state directory: names our pins and marks our device, so that a restarted agent knows its own.
     pub state_id: String,
+    /// Where it is noted what is to be put back, should the agent be killed meanwhile.
+    pub state_dir: PathBuf,
     /// Let the eBPF programs log each packet, at debug level.
     pub filter_traces: bool,
 }

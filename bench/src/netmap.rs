@@ -166,6 +166,7 @@ fn options() -> KernelOptions {
         dataplane: DataplaneChoice::Kernel,
         mark: DEFAULT_MARK,
         state_id: "be9cbe9cbe9cbe9c".to_owned(),
+        state_dir: std::env::temp_dir(),
         filter_traces: false,
     }
 }

@@ -45,6 +45,7 @@ impl Agent {
     /// On a kernel that holds something already.
     fn start_on(dir: &TempDir, found: Observed) -> Self {
         let mut n = 0;
+        let state_dir = dir.path().to_owned();
         let (dir, state) = StateDir::open(dir.path(), |bytes| {
             n += 1;
             bytes.fill(n);
@@ -59,6 +60,7 @@ impl Agent {
                 dataplane: DataplaneChoice::Auto,
                 mark: DEFAULT_MARK,
                 state_id: state.id.clone(),
+                state_dir,
                 filter_traces: false,
             },
             start_kernel: Box::new(move |_| {

@@ -19,7 +19,7 @@ use super::link::{self, Link};
 use super::monitor::{self, OwnIndex};
 use super::netlink::{Netlink, described, io_error};
 use super::probe::{self, Probed};
-use super::redirects::Redirects;
+use super::redirects::{Before, Redirects};
 use super::sole::{self, Sole};
 use super::userspace::Userspace;
 use super::wireguard::{Snapshot, WireGuard, is_wireguards};
@@ -32,6 +32,7 @@ const FILTER_EVENTS: usize = 1024;
 /// Probes, binds the port and starts watching. The device is created by the first plan's steps.
 pub async fn start(options: KernelOptions) -> Result<Started, KernelError> {
     let sole = sole::claim().await?;
+    Redirects::here(&options.state_dir).restore();
     let netlink = Netlink::connect()?;
     let alias = link::alias(&options.state_id);
     let Probed {
@@ -400,9 +401,13 @@ impl LinuxKernel {
             });
         }
         let device = &self.options.device;
-        let redirects = Redirects::read();
+        let redirects = Redirects::here(&self.options.state_dir);
+        let before = match &self.wireguard {
+            Backend::Kernel(_) => redirects.remember(),
+            Backend::Userspace(_) => Before::default(),
+        };
         let result = link::set_up(&self.netlink.handle, index).await;
-        redirects.keep();
+        redirects.keep(before);
         match result.map_err(io_error) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(KernelError::PortTaken {

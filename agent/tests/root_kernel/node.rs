@@ -17,12 +17,14 @@ use lowroad_wire::key::{NodePrivate, NodePublic};
 pub const PORT: u16 = 41641;
 
 pub fn options(dataplane: DataplaneChoice, test: &str) -> KernelOptions {
+    let state_id = format!("test-{}-{test}", std::process::id());
     KernelOptions {
         device: "lowroad0".into(),
         port: PORT,
         dataplane,
         mark: DEFAULT_MARK,
-        state_id: format!("test-{}-{test}", std::process::id()),
+        state_dir: std::env::temp_dir().join(&state_id),
+        state_id,
         filter_traces: false,
     }
 }

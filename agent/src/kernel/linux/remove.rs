@@ -3,7 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use super::{Backend, LinuxKernel, Pretended, filter_failed, filter_options};
-use crate::kernel::{KernelError, KernelOptions, bpf::Filter, link, netlink::Netlink, route, sole};
+use crate::kernel::{
+    KernelError, KernelOptions, bpf::Filter, link, netlink::Netlink, redirects::Redirects, route,
+    sole,
+};
 
 /// Removes what an agent of this state directory left, without one running: `lowroad agent --cleanup`. Says what that was.
 pub async fn cleanup(options: &KernelOptions) -> Result<Vec<String>, KernelError> {
@@ -16,6 +19,7 @@ pub async fn cleanup(options: &KernelOptions) -> Result<Vec<String>, KernelError
         }
     }
     removal.device_and_filter(&netlink, options, None).await;
+    removal.setting(options);
     removal.end()
 }
 
@@ -36,6 +40,7 @@ impl LinuxKernel {
         if device_is_gone {
             self.own.store(0, Ordering::Relaxed);
         }
+        removal.setting(&self.options);
         self.pretended = Pretended::default();
         removal.end().map(drop)
     }
@@ -111,6 +116,13 @@ impl Removal {
         let pins = pins.map_err(filter_failed("removing the filter"));
         self.note(pins, || "the filter's pins".into());
         true
+    }
+
+    fn setting(&mut self, options: &KernelOptions) {
+        let restored = Redirects::here(&options.state_dir).restore();
+        self.note(Ok(restored), || {
+            "WireGuard's change of net.ipv4.conf.all.send_redirects".into()
+        });
     }
 
     fn end(mut self) -> Result<Vec<String>, KernelError> {
