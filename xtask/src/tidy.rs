@@ -200,14 +200,14 @@ fn names_of_tests(document: &str) -> Vec<&str> {
         .collect()
 }
 
-/// Functions that are marked as tests by an attribute, and those that `on_both!` (of `agent/tests/root_kernel.rs`) makes tests of.
+/// Functions that are marked as tests by an attribute, and those that `tests!` (of `agent/tests/root_kernel.rs`) makes tests of.
 fn tests_of(source: &str) -> BTreeSet<&str> {
     let mut tests = BTreeSet::new();
-    let (mut marked, mut on_both) = (false, false);
+    let (mut marked, mut listed) = (false, false);
     for line in source.lines().map(str::trim) {
-        if line == "on_both! {" || (on_both && line == "}") {
-            on_both = !on_both;
-        } else if on_both {
+        if ["both {", "kernel {"].contains(&line) || (listed && line == "}") {
+            listed = !listed;
+        } else if listed {
             tests.insert(line);
         }
         if line.starts_with("#[") {
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn tests_are_found_by_their_mark_and_in_the_document() {
-        let source = "#[test]\nfn a() {}\n\nfn b() {}\n#[tokio::test]\n#[ignore]\nasync fn c() {}\n#[cfg(test)]\nfn d() {}\non_both! {\n    e\n}\nf";
+        let source = "#[test]\nfn a() {}\n\nfn b() {}\n#[tokio::test]\n#[ignore]\nasync fn c() {}\n#[cfg(test)]\nfn d() {}\ntests! {\n    both {\n    e\n}\nf";
         assert_eq!(tests_of(source), BTreeSet::from(["a", "c", "e"]));
         let document = "* It holds `x`.\n  `a` `lab/b`\n\n`in` a sentence\n";
         assert_eq!(names_of_tests(document), ["a", "lab/b"]);
