@@ -31,6 +31,7 @@ mod sight;
 mod ssh;
 mod suggest;
 mod syntax;
+mod trials;
 mod view;
 mod warnings;
 mod why;

@@ -1,37 +1,17 @@
 //! The policy language from outside: places in errors, refusals, tests, foreign text, size.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+#[path = "support/people.rs"]
+mod people;
+
 use std::time::Instant;
 
 use lowroad_coordinator::policy::{
-    NodeFacts, Policy, PolicyErrorKind, UnknownUsers, UserFacts, World, compile, compile_with,
-    recompile,
+    Policy, PolicyErrorKind, UnknownUsers, World, compile, compile_with, recompile,
 };
 use lowroad_wire::control::{NodeId, UserId};
 use proptest::prelude::*;
 
-fn user(id: i64, login_name: &str) -> UserFacts {
-    UserFacts {
-        id: UserId(id),
-        login_name: login_name.to_owned(),
-    }
-}
-
-fn node(id: i64, user: Option<i64>, tags: &[&str]) -> NodeFacts {
-    NodeFacts {
-        id: NodeId(id),
-        user: user.map(UserId),
-        tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
-        v4: Some(Ipv4Addr::from_bits(0x6440_0000 + id as u32)),
-        v6: Some(Ipv6Addr::from_bits(
-            (0xfd7a_115c_a1e0_u128 << 80) + id as u128,
-        )),
-        announced: Vec::new(),
-        admin_approved: Vec::new(),
-        created: id,
-        online: true,
-    }
-}
+use people::{node, user};
 
 /// Alice with nodes 1 and 2, Bob with node 3, and a server with node 4.
 fn small_world() -> World {

@@ -1,44 +1,32 @@
 //! What people see of a policy that is refused or odd: all errors and warnings, each with its line, the place underlined.
 
+#[path = "support/people.rs"]
+mod people;
+
 use std::collections::HashMap;
 
 use lowroad_coordinator::policy::{
-    MAX_ERRORS, MAX_WARNINGS, NodeFacts, Policy, PolicyErrors, Report, UnknownUsers, UserFacts,
-    World, compile, compile_with, warnings,
+    MAX_ERRORS, MAX_WARNINGS, Policy, PolicyErrors, Report, UnknownUsers, World, compile,
+    compile_with, warnings,
 };
-use lowroad_wire::control::{NodeId, UserId};
+use lowroad_wire::control::NodeId;
+
+use people::{node, user};
 
 /// Alice with node 1, called `laptop`; node 2, called `db`, with tag:server; node 3, a router that announces 10.1.0.0/16, which is
 /// approved, and 10.2.0.0/16, which isn't.
 fn world() -> World {
-    let node = |id: u8, user: Option<i64>, tags: &[&str], announced: &[&str]| NodeFacts {
-        id: NodeId(id.into()),
-        user: user.map(UserId),
-        tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
-        v4: Some([100, 64, 0, id].into()),
-        v6: format!("fd7a:115c:a1e0::{id}").parse().ok(),
-        announced: announced
-            .iter()
-            .map(|net| net.parse().expect("a prefix"))
-            .collect(),
-        admin_approved: announced
-            .iter()
-            .take(1)
-            .map(|net| net.parse().expect("a prefix"))
-            .collect(),
-        created: id.into(),
-        online: true,
-    };
-    let user = |id, name: &str| UserFacts {
-        id: UserId(id),
-        login_name: name.to_owned(),
-    };
+    let mut router = node(3, None, &["tag:router"]);
+    router.announced = ["10.1.0.0/16", "10.2.0.0/16"]
+        .map(|net| net.parse().expect("a prefix"))
+        .to_vec();
+    router.admin_approved = router.announced[..1].to_vec();
     World {
         users: vec![user(1, "alice@example.com"), user(2, "bob")],
         nodes: vec![
-            node(1, Some(1), &[], &[]),
-            node(2, None, &["tag:server"], &[]),
-            node(3, None, &["tag:router"], &["10.1.0.0/16", "10.2.0.0/16"]),
+            node(1, Some(1), &[]),
+            node(2, None, &["tag:server"]),
+            router,
         ],
         ..World::default()
     }

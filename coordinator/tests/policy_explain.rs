@@ -2,14 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
+#[path = "support/people.rs"]
+mod people;
+
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lowroad_coordinator::policy::{
-    Clause, CompiledTailnet, NodeFacts, Policy, UserFacts, WhyEnd, WhyProbe, WhyVerdict, World,
-    recompile,
+    Clause, CompiledTailnet, NodeFacts, Policy, WhyEnd, WhyProbe, WhyVerdict, World, recompile,
 };
-use lowroad_wire::control::{NodeId, UserId};
+use lowroad_wire::control::NodeId;
+
+use people::{node, user};
 
 const POLICY: &str = r#"{
     "tagOwners": {"tag:db": [], "tag:router": [], "tag:other": []},
@@ -37,42 +40,29 @@ const OFFICE: u32 = 10;
 const OWN: u32 = 15;
 const INTERNET: u32 = 16;
 
-fn node(id: i64, user: Option<i64>, tags: &[&str], routes: &[&str]) -> NodeFacts {
+fn router(id: i64, tags: &[&str], routes: &[&str]) -> NodeFacts {
     let routes: Vec<_> = routes.iter().map(|route| route.parse().unwrap()).collect();
     NodeFacts {
-        id: NodeId(id),
-        user: user.map(UserId),
-        tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
-        v4: Some(Ipv4Addr::from_bits(0x6440_0000 + id as u32)),
-        v6: Some(Ipv6Addr::from_bits(
-            (0xfd7a_115c_a1e0_u128 << 80) + id as u128,
-        )),
         admin_approved: routes.clone(),
         announced: routes,
-        created: id,
-        online: true,
+        ..node(id, None, tags)
     }
 }
 
 /// Alice with 1 and 2, Bob with 3, database 4, router 5 to the office and the internet; 6 announces what nobody approved.
 fn world() -> World {
-    let user = |id, name: &str| UserFacts {
-        id: UserId(id),
-        login_name: name.to_owned(),
-    };
     let exits = ["0.0.0.0/0", "::/0"];
-    let mut waiting = node(6, None, &["tag:router"], &["10.8.0.0/16"]);
+    let mut waiting = router(6, &["tag:router"], &["10.8.0.0/16"]);
     waiting.admin_approved.clear();
     World {
         users: vec![user(1, "alice"), user(2, "bob")],
         nodes: vec![
-            node(1, Some(1), &[], &[]),
-            node(2, Some(1), &[], &[]),
-            node(3, Some(2), &[], &[]),
-            node(4, None, &["tag:db"], &[]),
-            node(
+            node(1, Some(1), &[]),
+            node(2, Some(1), &[]),
+            node(3, Some(2), &[]),
+            node(4, None, &["tag:db"]),
+            router(
                 5,
-                None,
                 &["tag:router"],
                 &["10.0.0.0/16", "10.9.0.0/16", exits[0], exits[1]],
             ),

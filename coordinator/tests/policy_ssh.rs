@@ -1,46 +1,28 @@
 //! `ssh`, `sshTests` and `nodeAttrs` from outside: what is refused where, and what no recorded case shows.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+#[path = "support/people.rs"]
+mod people;
 
 use ipnet::IpNet;
 use lowroad_coordinator::policy::{
     CompiledTailnet, NodeFacts, Policy, PolicyErrorKind, PolicyErrors, TailnetFacts, UnknownUsers,
-    UserFacts, World, compile_with,
+    World, compile_with,
 };
-use lowroad_wire::control::{NodeId, UserId};
+use lowroad_wire::control::NodeId;
+
+use people::{node, user};
 
 /// Alice with node 1, Bob with node 2, and a server with node 3 that leads to a subnet.
 fn world() -> World {
-    let user = |id, name: &str| UserFacts {
-        id: UserId(id),
-        login_name: name.to_owned(),
-    };
-    let node = |id: u8, user: Option<i64>, tags: &[&str], routes: &[&str]| {
-        let routes: Vec<IpNet> = routes
-            .iter()
-            .map(|net| net.parse().expect("a prefix"))
-            .collect();
-        NodeFacts {
-            id: NodeId(id.into()),
-            user: user.map(UserId),
-            tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
-            v4: Some(Ipv4Addr::new(100, 64, 0, id)),
-            v6: Some(Ipv6Addr::from_bits(
-                (0xfd7a_115c_a1e0_u128 << 80) + u128::from(id),
-            )),
-            announced: routes.clone(),
-            admin_approved: routes,
-            created: id.into(),
-            online: true,
-        }
+    let routes: Vec<IpNet> = vec!["10.0.0.0/8".parse().expect("a prefix")];
+    let server = NodeFacts {
+        announced: routes.clone(),
+        admin_approved: routes,
+        ..node(3, None, &["tag:server"])
     };
     World {
         users: vec![user(1, "alice@example.com"), user(2, "bob")],
-        nodes: vec![
-            node(1, Some(1), &[], &[]),
-            node(2, Some(2), &[], &[]),
-            node(3, None, &["tag:server"], &["10.0.0.0/8"]),
-        ],
+        nodes: vec![node(1, Some(1), &[]), node(2, Some(2), &[]), server],
         tailnet: TailnetFacts {
             domains: vec!["example.com".to_owned()],
             ..TailnetFacts::default()

@@ -9,7 +9,8 @@ mod stand_in;
 
 use super::alias::{Alias, decimal, parse_protocol, split_destination};
 use super::error::{At, Errors, PolicyError, beginning};
-use super::syntax::{Document, Test};
+use super::syntax::Document;
+use super::trials::Test;
 use super::view::CompiledTailnet;
 use super::world::World;
 use super::{Policy, recompile};

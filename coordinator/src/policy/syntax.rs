@@ -16,6 +16,7 @@ use super::hujson::{Fields, Text};
 use super::origin::Origin;
 use super::ssh::{self, SshRule};
 use super::suggest::nearest;
+use super::trials::{SshTest, Test};
 use super::{acl, grant};
 
 /// Top-level fields that lowroad can enforce.
@@ -120,26 +121,6 @@ pub(crate) struct Rule {
     pub(crate) capabilities: Option<Arc<CapMap>>,
 }
 
-/// One entry of `tests`, as written: whatever is wrong with it makes it fail when it is run.
-#[derive(Clone, Debug)]
-pub(crate) struct Test {
-    pub(crate) source: At<String>,
-    pub(crate) protocol: Option<At<String>>,
-    pub(crate) accept: Vec<At<String>>,
-    pub(crate) deny: Vec<At<String>>,
-}
-
-/// One entry of `sshTests`, as written: whatever is wrong with it makes it fail when it is run.
-#[derive(Clone, Debug)]
-pub(crate) struct SshTest {
-    pub(crate) source: At<String>,
-    pub(crate) destinations: Vec<At<String>>,
-    /// Login names.
-    pub(crate) accept: Vec<At<String>>,
-    pub(crate) deny: Vec<At<String>>,
-    pub(crate) check: Vec<At<String>>,
-}
-
 /// A grant stands for each of its destinations at each of its ports: so many in all grants. Nodes take half a million in all.
 const MAX_RULE_PARTS: usize = 1 << 18;
 
@@ -180,7 +161,7 @@ impl Document {
         }
         if let Some(tests) = fields.get("tests") {
             for test in text.keep(text.list(tests, "tests")).unwrap_or_default() {
-                self.tests.extend(text.keep(read_test(text, test)));
+                self.tests.extend(text.keep(Test::read(text, test)));
             }
         }
     }
@@ -227,7 +208,7 @@ impl Document {
         }
         if let Some(tests) = fields.get("sshTests") {
             for test in text.list(tests, "sshTests")? {
-                self.ssh_tests.extend(text.keep(read_ssh_test(text, test)));
+                self.ssh_tests.extend(text.keep(SshTest::read(text, test)));
             }
         }
         Ok(())
@@ -442,62 +423,4 @@ fn check_name(name: At<&str>, prefix: &str, what: &str) -> Result<(), PolicyErro
         name.value
     );
     Err(PolicyError::invalid(name.place, message))
-}
-
-fn read_test<'a>(text: &Text<'a>, value: &Value<'a>) -> Result<Test, PolicyError> {
-    let known = ["src", "proto", "accept", "deny", "srcPostureAttrs"];
-    let fields = test_fields(text, value, "a test", &known)?;
-    Ok(Test {
-        source: test_source(text, &fields)?,
-        protocol: match fields.get("proto") {
-            Some(protocol) => Some(text.string(protocol, "proto")?.map(str::to_owned)),
-            None => None,
-        },
-        accept: owned_strings(text, &fields, "accept"),
-        deny: owned_strings(text, &fields, "deny"),
-    })
-}
-
-fn read_ssh_test<'a>(text: &Text<'a>, value: &Value<'a>) -> Result<SshTest, PolicyError> {
-    let known = ["src", "dst", "accept", "deny", "check", "srcPostureAttrs"];
-    let fields = test_fields(text, value, "an ssh test", &known)?;
-    Ok(SshTest {
-        source: test_source(text, &fields)?,
-        destinations: owned_strings(text, &fields, "dst"),
-        accept: owned_strings(text, &fields, "accept"),
-        deny: owned_strings(text, &fields, "deny"),
-        check: owned_strings(text, &fields, "check"),
-    })
-}
-
-fn test_fields<'v, 'a>(
-    text: &Text<'a>,
-    value: &'v Value<'a>,
-    what: &str,
-    known: &[&'static str],
-) -> Result<Fields<'v, 'a>, PolicyError> {
-    let fields = text.fields(value, what, known)?;
-    if let Some(attributes) = fields.get("srcPostureAttrs") {
-        let place = text.at(attributes.range());
-        text.report(PolicyError::unsupported(place, "srcPostureAttrs"));
-    }
-    Ok(fields)
-}
-
-/// Empty if there is none.
-fn test_source(text: &Text, fields: &Fields) -> Result<At<String>, PolicyError> {
-    match fields.get("src") {
-        Some(source) => Ok(text.string(source, "src")?.map(str::to_owned)),
-        None => Ok(At {
-            place: fields.place,
-            value: String::new(),
-        }),
-    }
-}
-
-fn owned_strings(text: &Text, fields: &Fields, name: &str) -> Vec<At<String>> {
-    let list = fields.get(name).map(|value| text.strings(value, name));
-    let list = list.and_then(|list| text.keep(list)).unwrap_or_default();
-    let owned = list.into_iter().map(|string| string.map(str::to_owned));
-    owned.collect()
 }

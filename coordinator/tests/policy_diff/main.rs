@@ -4,36 +4,23 @@
 
 mod brute;
 mod filters;
+#[path = "../support/people.rs"]
+mod people;
 mod random;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use lowroad_coordinator::policy::{
-    CompiledTailnet, Diff, DiffEnds, DiffFamily, DiffUsers, NodeFacts, Policy, UserFacts, World,
-    diff, recompile,
+    CompiledTailnet, Diff, DiffEnds, DiffFamily, DiffUsers, Policy, UserFacts, World, diff,
+    recompile,
 };
-use lowroad_wire::control::{NodeId, UserId};
+use lowroad_wire::control::UserId;
 use proptest::prelude::*;
+
+use people::{node, user};
 
 const USERS: [&str; 3] = ["alice@example.com", "bob@example.com", "carol@example.com"];
 const TAGS: [&str; 3] = ["tag:web", "tag:db", "tag:router"];
-
-fn node(id: i64, user: Option<i64>, tags: &[&str]) -> NodeFacts {
-    NodeFacts {
-        id: NodeId(id),
-        user: user.map(UserId),
-        tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
-        v4: Some(Ipv4Addr::from_bits(0x6440_0000 + id as u32)),
-        v6: Some(Ipv6Addr::from_bits(
-            (0xfd7a_115c_a1e0_u128 << 80) + id as u128,
-        )),
-        announced: Vec::new(),
-        admin_approved: Vec::new(),
-        created: id,
-        online: true,
-    }
-}
 
 /// Alice with nodes 1 and 2, Bob with node 3, servers 4 and 5, and router 6 to 10.0.0.0/16 and the internet.
 fn small_world() -> World {
@@ -58,12 +45,7 @@ fn small_world() -> World {
 
 fn users() -> Vec<UserFacts> {
     let users = USERS.iter().zip(1..);
-    users
-        .map(|(name, id)| UserFacts {
-            id: UserId(id),
-            login_name: (*name).to_owned(),
-        })
-        .collect()
+    users.map(|(name, id)| user(id, name)).collect()
 }
 
 fn compiled(rules: &str, world: &World) -> CompiledTailnet {

@@ -11,7 +11,8 @@ use lowroad_wire::control::{NodeId, SshPolicy};
 
 use super::super::alias::Alias;
 use super::super::error::{At, PolicyError};
-use super::super::syntax::{Document, SshTest};
+use super::super::syntax::Document;
+use super::super::trials::SshTest;
 use super::super::view::CompiledTailnet;
 use super::super::world::World;
 use super::super::{Policy, UnknownUsers, recompile};
