@@ -2,6 +2,7 @@
 //!
 //! The steps are the agent's system calls that change the kernel's state, counted and spoilt from outside ([`faults`]).
 
+mod choice;
 mod command;
 mod down;
 mod watcher;
@@ -15,7 +16,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use self::watcher::{Watcher, for_steps, tailnet};
+pub use self::choice::kinds;
+use self::{
+    choice::{CLOSE, Hits, Spoilt, chosen, kind, last_of_each_kind, some},
+    watcher::{Watcher, for_steps, tailnet},
+};
 use super::{Lab, host, secs};
 use crate::{faults::Fault, process::Finished, tailnet::Client as _};
 
@@ -43,25 +48,6 @@ impl Steps {
     fn count(lab: &Lab, key: &str) -> Result<Self> {
         Self::of(&Watcher::new(lab, "alpha", 30, key)?)
     }
-}
-
-/// What a step does, whatever to: `bpf MAP_UPDATE_ELEM`, `RTM_NEWRULE`, `mkdir`.
-fn kind(change: &str) -> String {
-    let words = if change.starts_with("bpf") { 2 } else { 1 };
-    change.split(' ').take(words).collect::<Vec<_>>().join(" ")
-}
-
-/// Kinds of steps with how many there are of each: `12 bpf MAP_UPDATE_ELEM, 4 RTM_NEWRULE`.
-pub fn kinds(changes: &[String]) -> String {
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for change in changes {
-        *counts.entry(kind(change)).or_default() += 1;
-    }
-    let list: Vec<String> = counts
-        .iter()
-        .map(|(kind, count)| format!("{count} {kind}"))
-        .collect();
-    list.join(", ")
 }
 
 pub fn down_leaves_no_trace(lab: &Lab) -> Result<()> {
@@ -131,107 +117,6 @@ fn go_down(lab: &Lab, key: &str) -> Result<Steps> {
         "a device was up without its filter: {found:?}"
     );
     Ok(steps)
-}
-
-/// What becomes of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Spoilt {
-    Refused,
-    Killed,
-}
-
-/// Kinds of steps, by how they begin, that the userspace device has as well: on the host, where each takes a tenth of the time, all of them are tried.
-const ELSEWHERE: &[&str] = &[
-    "bpf MAP_",
-    "bpf BTF_",
-    "bpf PROG_",
-    "mkdir",
-    "rename",
-    "unlink",
-];
-/// Around these there is a device without something.
-const CLOSE: &[&str] = &[
-    "WG_CMD_SET_DEVICE",
-    "RTM_SETLINK",
-    "RTM_NEWQDISC",
-    "RTM_NEWTFILTER",
-    "bpf LINK_CREATE",
-];
-
-/// Which steps are spoilt: all of them, or in the emulated machine [`some`].
-fn chosen(lab: &Lab, changes: &[String], how: Spoilt) -> Vec<usize> {
-    if !lab.emulated || lab.long {
-        return (1..=changes.len()).collect();
-    }
-    some(changes, how)
-}
-
-/// Where each step takes long, the last of each kind that only the kernel's device has. Of those that aren't [`CLOSE`] every other one is refused and the
-/// rest killed; on the kernel with clsact it is the other way round.
-fn some(changes: &[String], how: Spoilt) -> Vec<usize> {
-    let clsact = changes.iter().any(|change| change == "RTM_NEWTFILTER");
-    let mut turn = (how == Spoilt::Refused) != clsact;
-    let mut steps = Vec::new();
-    for (kind, step) in last_of_kinds(changes) {
-        if ELSEWHERE.iter().any(|begin| kind.starts_with(begin)) {
-            continue;
-        }
-        if CLOSE.contains(&&*kind) {
-            steps.push(step);
-            continue;
-        }
-        if turn {
-            steps.push(step);
-        }
-        turn = !turn;
-    }
-    steps.sort_unstable();
-    steps
-}
-
-/// The last step of each kind, in the order of their names.
-fn last_of_kinds(changes: &[String]) -> BTreeMap<String, usize> {
-    changes.iter().map(|change| kind(change)).zip(1..).collect()
-}
-
-fn last_of_each_kind(changes: &[String]) -> Vec<usize> {
-    let mut steps: Vec<usize> = last_of_kinds(changes).into_values().collect();
-    steps.sort_unstable();
-    steps
-}
-
-/// How often a fault was tried and happened: a run that has fewer steps than the one that was counted has no last ones.
-#[derive(Default)]
-struct Hits {
-    tried: usize,
-    hit: usize,
-}
-
-impl Hits {
-    /// Background tasks make a step more or less.
-    const MISSED: usize = 2;
-
-    fn add(&mut self, hit: bool) {
-        self.tried += 1;
-        self.hit += usize::from(hit);
-    }
-
-    fn of(all: impl IntoIterator<Item = bool>) -> Self {
-        let mut hits = Self::default();
-        all.into_iter().for_each(|hit| hits.add(hit));
-        hits
-    }
-
-    /// # Errors
-    /// Next to nothing was tried, or it mostly didn't happen.
-    fn judge(&self, what: &str) -> Result<()> {
-        let Self { tried, hit } = *self;
-        ensure!(
-            hit > 0 && hit + Self::MISSED >= tried,
-            "{what} at {hit} of {tried} steps that were to be tried"
-        );
-        Ok(())
-    }
 }
 
 /// What came of a refused step.
@@ -444,69 +329,4 @@ fn kill(lab: &Lab, watcher: &mut Watcher, step: usize, broom: Broom) -> Result<K
         hit: account.hit,
         left,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_each_kind_of_step_the_last_is_tried() {
-        let changes = [
-            "RTM_NEWQDISC",
-            "bpf PROG_LOAD",
-            "mkdir /a",
-            "bpf LINK_CREATE",
-            "bpf PROG_LOAD",
-            "mkdir /b",
-        ];
-        let changes = changes.map(str::to_owned);
-        assert_eq!(last_of_each_kind(&changes), [1, 4, 5, 6]);
-        assert_eq!(
-            kinds(&changes),
-            "1 RTM_NEWQDISC, 1 bpf LINK_CREATE, 2 bpf PROG_LOAD, 2 mkdir"
-        );
-    }
-
-    #[test]
-    fn between_them_the_kernels_refuse_and_kill_each_kind_that_the_host_does_not_have() {
-        let shared = [
-            "RTM_NEWADDR",
-            "RTM_NEWRULE",
-            "mkdir /a",
-            "WG_CMD_SET_DEVICE",
-            "RTM_SETLINK",
-            "mount /b",
-        ];
-        let with = |more: &[&str]| -> Vec<String> {
-            shared
-                .iter()
-                .chain(more)
-                .map(|step| (*step).to_owned())
-                .collect()
-        };
-        let kernels = [
-            with(&["bpf LINK_CREATE"]),
-            with(&["RTM_NEWQDISC", "RTM_NEWTFILTER"]),
-        ];
-        for how in [Spoilt::Refused, Spoilt::Killed] {
-            let kinds: std::collections::BTreeSet<String> = kernels
-                .iter()
-                .flat_map(|steps| {
-                    some(steps, how)
-                        .into_iter()
-                        .map(|step| kind(&steps[step - 1]))
-                })
-                .collect();
-            assert_eq!(kinds.len(), 8, "{how:?}: {kinds:?}");
-            assert!(!kinds.contains("mkdir"));
-        }
-    }
-
-    #[test]
-    fn faults_that_mostly_did_not_happen_show_nothing() {
-        let judged = |hit, tried| Hits { tried, hit }.judge("refused").is_ok();
-        assert!(judged(60, 60) && judged(58, 60) && judged(1, 1));
-        assert!(!judged(57, 60) && !judged(1, 60) && !judged(0, 0) && !judged(0, 2));
-    }
 }

@@ -1,0 +1,230 @@
+//! Which scenarios there are, in the order in which they run.
+
+use anyhow::Result;
+
+use super::{
+    Lab, bad_input, foreign, hostile, join, kernel, network, outage, paths, peers, policy, restart,
+    roaming, secrets, survival, traces, underlay,
+};
+
+pub type Scenario = fn(&Lab) -> Result<()>;
+
+/// On the host, whatever its kernel has.
+pub const SCENARIOS: &[(&str, Scenario)] = &[
+    ("network-easy-nat", network::an_easy_nat_keeps_one_mapping),
+    (
+        "network-hard-nat",
+        network::a_hard_nat_has_a_mapping_for_every_destination,
+    ),
+    (
+        "network-traffic",
+        network::traffic_is_counted_and_cut_networks_heal,
+    ),
+    ("join", join::two_nodes_join_and_reach_each_other),
+    (
+        "join-down-up",
+        join::down_leaves_the_host_as_it_was_and_up_joins_again,
+    ),
+    (
+        "join-one-lan",
+        join::two_nodes_behind_one_router_talk_over_its_lan,
+    ),
+    ("traces-down", traces::down_leaves_no_trace),
+    (
+        "traces-refused",
+        traces::an_up_that_is_refused_a_step_leaves_no_trace,
+    ),
+    (
+        "traces-killed",
+        traces::an_up_that_is_killed_at_a_step_leaves_nothing_that_cleaning_up_does_not_remove,
+    ),
+    (
+        "traces-interrupted-down",
+        traces::an_interrupted_down_is_finished_by_the_next,
+    ),
+    (
+        "traces-interrupted-up",
+        traces::an_up_whose_command_is_killed_is_taken_back,
+    ),
+    ("secrets", secrets::no_secret_is_found_where_others_look),
+    (
+        "secrets-core",
+        secrets::a_daemon_that_aborts_leaves_no_core_dump,
+    ),
+    (
+        "rights",
+        secrets::only_root_and_the_operator_group_change_things,
+    ),
+    (
+        "deltas",
+        join::changes_reach_connected_nodes_without_reconnect,
+    ),
+    (
+        "policy",
+        policy::a_refused_connection_is_dropped_and_told_and_a_change_opens_it,
+    ),
+    ("policy-empty", policy::without_rules_nothing_passes),
+    (
+        "direct-easy-easy",
+        paths::two_easy_nats_are_crossed_within_a_second_without_loss,
+    ),
+    (
+        "direct-hard-public",
+        paths::a_node_behind_a_hard_nat_reaches_a_public_one_directly,
+    ),
+    (
+        "relay-udp-blocked",
+        paths::with_udp_blocked_everything_goes_over_the_relay,
+    ),
+    (
+        "relay-moved",
+        paths::a_relayed_node_that_moves_is_back_within_seconds,
+    ),
+    ("relay-hard-hard", paths::two_hard_nats_stay_on_the_relay),
+    (
+        "partition",
+        paths::after_a_partition_the_direct_path_comes_back,
+    ),
+    (
+        "underlay-ipv6",
+        underlay::without_ipv4_the_upgrade_to_a_direct_path_loses_nothing,
+    ),
+    (
+        "underlay-strict",
+        underlay::strict_filters_a_closed_firewall_and_a_small_mtu_change_nothing,
+    ),
+    (
+        "restart-agent",
+        restart::a_killed_agent_comes_back_without_up_and_its_peers_find_it,
+    ),
+    (
+        "restart-agent-stopped",
+        restart::a_stopped_agent_starts_again_where_it_was,
+    ),
+    (
+        "restart-coordinator",
+        restart::without_the_coordinator_direct_traffic_goes_on_and_nobody_registers_again,
+    ),
+    (
+        "restart-without-control",
+        restart::an_agent_that_starts_without_control_goes_on_with_what_it_knew,
+    ),
+    (
+        "restart-relay",
+        restart::relayed_nodes_find_a_restarted_relay,
+    ),
+    ("bad-up", bad_input::up_says_what_is_wrong),
+    (
+        "bad-server-key",
+        bad_input::a_server_with_another_key_is_not_trusted,
+    ),
+    (
+        "bad-agent-start",
+        bad_input::the_agent_says_why_it_does_not_start,
+    ),
+    (
+        "bad-coordinator",
+        bad_input::the_coordinator_says_what_is_wrong,
+    ),
+    ("hostile-peer", hostile::peer::a_hostile_peer_harms_no_other),
+    (
+        "hostile-relay",
+        hostile::relay::a_hostile_relay_harms_no_path_but_its_own,
+    ),
+    (
+        "hostile-relay-changes",
+        hostile::relay::a_relay_that_changes_packets_has_none_of_them_delivered,
+    ),
+    (
+        "hostile-control",
+        hostile::control::a_hostile_control_server_stops_nothing_that_works,
+    ),
+    (
+        "hostile-client",
+        hostile::client::a_hostile_client_harms_no_other,
+    ),
+];
+
+/// In the VM, whose kernel has WireGuard: (name, also on Debian 12's kernel, scenario).
+pub const IN_THE_VM: &[(&str, bool, Scenario)] = &[
+    (
+        "network-easy-nat",
+        false,
+        network::an_easy_nat_keeps_one_mapping,
+    ),
+    (
+        "kernel",
+        true,
+        kernel::nodes_join_and_talk_directly_and_over_the_relay,
+    ),
+    (
+        "kernel-survival",
+        true,
+        kernel::a_killed_agent_loses_no_packet_and_its_filter_stays,
+    ),
+    (
+        "traces",
+        true,
+        traces::no_trace_is_left_by_the_kernels_wireguard,
+    ),
+    (
+        "secrets",
+        false,
+        secrets::no_secret_is_found_where_others_look,
+    ),
+    (
+        "secrets-core",
+        false,
+        secrets::a_daemon_that_aborts_leaves_no_core_dump,
+    ),
+    (
+        "underlay-ipv6",
+        false,
+        underlay::without_ipv4_the_upgrade_to_a_direct_path_loses_nothing,
+    ),
+    (
+        "underlay-strict",
+        true,
+        underlay::strict_filters_a_closed_firewall_and_a_small_mtu_change_nothing,
+    ),
+    (
+        "kernel-peers",
+        true,
+        peers::peers_come_and_go_without_a_word_about_those_that_stay,
+    ),
+    (
+        "kernel-roaming",
+        false,
+        roaming::an_endpoint_that_a_middlebox_moved_is_put_back,
+    ),
+    (
+        "kernel-late-relay",
+        false,
+        roaming::what_comes_late_by_the_relay_moves_no_endpoint,
+    ),
+    (
+        "kernel-foreign",
+        false,
+        foreign::what_others_put_on_the_device_and_into_the_tables_stays,
+    ),
+    (
+        "kernel-tcx",
+        false,
+        foreign::other_programs_on_the_same_hooks_go_on,
+    ),
+    (
+        "kernel-without-control",
+        true,
+        restart::an_agent_that_starts_without_control_goes_on_with_what_it_knew,
+    ),
+    (
+        "agents-die",
+        true,
+        survival::nothing_is_lost_while_agents_die_and_others_take_over,
+    ),
+    (
+        "outage",
+        false,
+        outage::direct_paths_outlive_control_and_relay_and_all_comes_back_without_a_storm,
+    ),
+];
