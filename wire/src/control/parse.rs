@@ -46,8 +46,8 @@ const MAX_REPORTED: usize = 32;
 const MAX_ELEMENT: usize = 64 << 10;
 /// Bytes of one rule, and of any other field: the addresses of 80,000 nodes fit in, and who of a hundred thousand is online.
 const MAX_FIELD: usize = 4 << 20;
-/// Bytes of the relay map, of which several copies are kept. The hosted service's, the largest known, has some 30 KB.
-const MAX_DERP_MAP: usize = 1 << 20;
+/// Bytes of the relay map, of which several copies are kept, and of messages to people. The hosted service's map, the largest known, has some 30 KB.
+const MAX_SMALL: usize = 256 << 10;
 /// Latencies that peers have measured; those after them are left out, for netmaps keep none (Headscale tells of some for each peer).
 const MAX_LATENCIES: usize = 1 << 18;
 /// Filters have a name each for what brings them; stock servers know a few.
@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
             ping_request: self.field("PingRequest"),
             pop_browser_url: self.field("PopBrowserURL").unwrap_or_default(),
             node: self.take("Node").and_then(|raw| self.node("Node", raw)),
-            derp_map: self.field_within("DERPMap", MAX_DERP_MAP),
+            derp_map: self.field_within("DERPMap", MAX_SMALL),
             peers: self.nodes("Peers"),
             peers_changed: self.nodes("PeersChanged"),
             peers_removed: self.list("PeersRemoved").unwrap_or_default(),
@@ -118,7 +118,9 @@ impl<'a> Reader<'a> {
             packet_filters: self.filters(),
             user_profiles: self.list("UserProfiles").unwrap_or_default(),
             health: self.list("Health"),
-            display_messages: self.field("DisplayMessages").unwrap_or_default(),
+            display_messages: self
+                .field_within("DisplayMessages", MAX_SMALL)
+                .unwrap_or_default(),
             ssh_policy: self.field("SSHPolicy"),
             control_time: self.time("ControlTime"),
             tka_info: self.field("TKAInfo"),
