@@ -1,6 +1,6 @@
 //! Random rules and packets: the programs do what the reference does, outcome and rule alike.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, str::FromStr};
 
 use lowroad_agent::kernel::bpf::{Filter, FilterOptions};
 use lowroad_core::filter::{Evaluator, RuleId, compile};
@@ -76,7 +76,7 @@ fn random_packets_under_random_rules_are_judged_as_by_the_reference() {
     println!("random packets by outcome (seed {seed:#x}): {outcomes:?}");
 }
 
-fn from_env(name: &str, default: u64) -> u64 {
+pub fn from_env<T: FromStr>(name: &str, default: T) -> T {
     std::env::var(name)
         .ok()
         .and_then(|text| text.parse().ok())

@@ -6,6 +6,7 @@ use lowroad_core::filter::{Direction, Evaluator, FilterCounters, Verdict, compil
 use crate::{
     counted,
     device::end,
+    property::from_env,
     tun::{Tun, eventually, fresh_namespace},
     vectors::{self, Case, Packet},
 };
@@ -16,9 +17,12 @@ const MIN_RUN: usize = 14;
 #[test]
 fn the_programs_give_the_stock_filters_verdict_on_every_packet() {
     let Some(cases) = vectors::read() else { return };
+    // Each loads the programs anew, which takes an emulated CPU a second.
+    let wanted = from_env("LOWROAD_FILTER_CASES", cases.len());
+    let step = cases.len().div_ceil(wanted.max(1));
     fresh_namespace();
     let mut tally = Tally::default();
-    for (number, case) in cases.iter().enumerate() {
+    for (number, case) in cases.iter().enumerate().step_by(step) {
         run_case(number, case, &mut tally);
     }
     let Tally {
@@ -35,8 +39,14 @@ fn the_programs_give_the_stock_filters_verdict_on_every_packet() {
     );
     refused.iter().for_each(|why| println!("  {why}"));
     assert!(differ.is_empty(), "{}", differ.join("\n"));
-    assert!(*ran >= 1000, "only {ran} packets: is this the whole file?");
-    assert!(*carried > 0, "no short packet: is this the whole file?");
+    assert!(
+        ran * step >= 1000,
+        "only {ran} packets: is this the whole file?"
+    );
+    assert!(
+        *carried > 0 || step > 1,
+        "no short packet: is this the whole file?"
+    );
 }
 
 #[derive(Default)]
