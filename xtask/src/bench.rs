@@ -13,7 +13,9 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     setup,
     shell::{cargo, output, step},
-    signals, tailnet, vm,
+    signals,
+    tailnet::{self, Build},
+    vm,
     workspace::{is_root, root, target},
 };
 
@@ -62,10 +64,10 @@ fn take_out<'a>(options: &[&'a str]) -> Result<(Vec<&'a str>, PathBuf)> {
 
 /// With `LOWROAD_BIN_DIR`, what lies there is measured, and nothing is built.
 fn build() -> Result<()> {
+    tailnet::build(Build::Release)?;
     if env::var_os("LOWROAD_BIN_DIR").is_some() {
         return Ok(());
     }
-    tailnet::build()?;
     step(
         "building lowroad-bench",
         cargo()

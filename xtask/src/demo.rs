@@ -7,7 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::{setup, signals, tailnet, topology::Net, vm, wait, workspace::is_root};
+use crate::{
+    setup, signals,
+    tailnet::{self, Build},
+    topology::Net,
+    vm, wait,
+    workspace::is_root,
+};
 use report::Show;
 use steps::World;
 
@@ -52,7 +58,7 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
 fn here(keep: bool) -> Result<ExitCode> {
     signals::catch();
     setup::lab()?;
-    tailnet::build()?;
+    tailnet::build(Build::Release)?;
     let net = Net::new()?;
     let mut show = Show::default();
     let result = run(&net, &mut show);

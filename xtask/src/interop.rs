@@ -38,7 +38,7 @@ use crate::{
     lab::secs,
     process::Daemon,
     setup, signals,
-    tailnet::{self, Client},
+    tailnet::{self, Build, Client},
     topology::Net,
     vm, wait,
     workspace::is_root,
@@ -165,7 +165,7 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
     );
     signals::catch();
     setup::lab()?;
-    tailnet::build()?;
+    tailnet::build(Build::Release)?;
     let mut table = Table::default();
     let head = head(&programs)?;
     eprintln!("{head}");

@@ -34,7 +34,7 @@ use anyhow::{Result, anyhow, bail};
 use self::scenarios::{IN_THE_VM, SCENARIOS, Scenario};
 use crate::{
     setup, signals,
-    tailnet::{self, Coordinator, Node},
+    tailnet::{self, Build, Coordinator, Node},
     test::Tally,
     topology::{Nat, Net},
     traffic::{Report, Stalls},
@@ -122,10 +122,7 @@ fn run_some(all: &[(&str, Scenario)], names: &[&str], tally: &mut Tally) -> Resu
         return Ok(());
     }
     setup::lab()?;
-    tailnet::build()?;
-    if chosen.iter().any(|(name, _)| name.starts_with("hostile")) {
-        hostile::build()?;
-    }
+    tailnet::build(Build::Tests)?;
     for (name, scenario) in chosen {
         signals::check()?;
         one(name, *scenario, tally)?;
@@ -135,6 +132,7 @@ fn run_some(all: &[(&str, Scenario)], names: &[&str], tally: &mut Tally) -> Resu
 
 /// Those that want systemd's service units.
 pub fn run_units(tally: &mut Tally) -> Result<()> {
+    tailnet::build(Build::Tests)?;
     for (name, scenario) in UNITS {
         signals::check()?;
         one(name, *scenario, tally)?;

@@ -19,25 +19,61 @@ pub use coordinator::{Coordinator, URL, URL_V6};
 pub use node::{Node, cleanup_failures, print_logs};
 pub use wg::WgPeer;
 
-use crate::{ebpf, shell::cargo, workspace::target};
+use crate::{ebpf, shell::cargo, test, workspace::target};
 
 /// Where the coordinator is on the public segment.
 pub const COORDINATOR: u8 = 10;
 
-/// Folder of the built `lowroad` and `lowroad-coordinator`; `LOWROAD_BIN_DIR` names another.
-pub fn binaries() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        env::var_os("LOWROAD_BIN_DIR").map_or_else(|| target().join("release"), PathBuf::from)
-    })
+/// Which build of our programs is run.
+#[derive(Debug, Clone, Copy)]
+pub enum Build {
+    /// What users run.
+    Release,
+    /// What `cargo test` builds: with assertions and checked arithmetic, and without minutes for a second build of everything.
+    Tests,
 }
 
-/// Builds them, unless somebody else did (`LOWROAD_BIN_DIR`).
-pub fn build() -> Result<()> {
-    if env::var_os("LOWROAD_BIN_DIR").is_some() {
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Folder of the built `lowroad`, `lowroad-coordinator` and `lowroad-hostile`; `LOWROAD_BIN_DIR` names another.
+///
+/// # Panics
+///
+/// If nobody has called [`build`].
+pub fn binaries() -> &'static Path {
+    FOLDER
+        .get()
+        .expect("programs are built before they are run")
+}
+
+/// Builds them, unless somebody else did (`LOWROAD_BIN_DIR`). The first call decides which build it is.
+pub fn build(which: Build) -> Result<()> {
+    if FOLDER.get().is_some() {
+        return Ok(());
+    }
+    if let Some(folder) = env::var_os("LOWROAD_BIN_DIR") {
+        FOLDER.get_or_init(|| folder.into());
         return Ok(());
     }
     ebpf::build()?;
+    match which {
+        Build::Release => release()?,
+        Build::Tests => test::build().map(drop)?,
+    }
+    FOLDER.get_or_init(|| target().join(which.folder()));
+    Ok(())
+}
+
+impl Build {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Tests => "debug",
+        }
+    }
+}
+
+fn release() -> Result<()> {
     crate::shell::step(
         "building lowroad and lowroad-coordinator (release; the first time some minutes)",
         cargo()

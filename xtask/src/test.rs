@@ -8,7 +8,7 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::{Result, bail};
 
 use crate::{ebpf, setup, signals, workspace::is_root};
-pub use binaries::Binary;
+pub use binaries::{Binary, build};
 pub use tally::Tally;
 
 const SUITES: &[&str] = &["unit", "ebpf", "lab", "vm"];
@@ -22,7 +22,7 @@ pub fn main(names: &[&str]) -> Result<ExitCode> {
     let start = Instant::now();
     let mut tally = Tally::default();
     ebpf::build()?;
-    let binaries = binaries::build()?;
+    let binaries = build()?;
     for suite in SUITES.iter().filter(|suite| wanted(suite)) {
         signals::check()?;
         eprintln!("=> test {suite}");

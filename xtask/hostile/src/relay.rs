@@ -59,7 +59,10 @@ pub async fn run(args: &Args) -> Result<()> {
     let certificate = rcgen::CertificateParams::new(vec![name])?.self_signed(&key)?;
     let chain = vec![CertificateDer::from(certificate.der().to_vec())];
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let tls = rustls::ServerConfig::builder()
+    // Named, because another crate of the build may bring another.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, private)?;
     let acceptor = TlsAcceptor::from(Arc::new(tls));

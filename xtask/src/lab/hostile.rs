@@ -13,7 +13,6 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Lab, ms, secs};
 use crate::{
     process::{self, Daemon, memory},
-    shell::{cargo, step},
     tailnet::{Client as _, Node, binaries},
     topology::Namespace,
     traffic::{Pinger, Report},
@@ -38,25 +37,6 @@ const MAX_LOST: usize = 5;
 /// The median of the pings may grow by this factor and this much: little where the machine is free, more where it is busy anyway.
 const MAX_FACTOR: u32 = 10;
 const MAX_DELAY: Duration = ms(50);
-
-/// Builds the attacker, unless somebody else did (`LOWROAD_BIN_DIR`).
-pub fn build() -> Result<()> {
-    if std::env::var_os("LOWROAD_BIN_DIR").is_some() {
-        ensure!(
-            binaries().join(PROGRAM).exists(),
-            "LOWROAD_BIN_DIR has no {PROGRAM}: cargo build -p lowroad-hostile"
-        );
-        return Ok(());
-    }
-    // With the others once more, so that all use the same builds of their dependencies.
-    step(
-        "building lowroad-hostile (release)",
-        cargo()
-            .args(["build", "--release", "--locked", "--quiet"])
-            .args(["--package", "lowroad-agent", "--package"])
-            .args(["lowroad-coordinator", "--package", PROGRAM]),
-    )
-}
 
 /// How much memory a victim may take, in MB: at the worst moment, and when the attack is over.
 #[derive(Debug, Clone, Copy)]
@@ -301,9 +281,9 @@ impl Standing {
     }
 
     /// What it says when it is ready.
-    fn pin(&self) -> Result<String> {
-        let pin = wait::wait_for("the hostile relay", secs(20), || self.read("pin").map(Some));
-        pin.map(|(text, _)| text)
+    fn pin(&mut self) -> Result<String> {
+        self.wait_for("pin", "the hostile relay")?;
+        self.read("pin")
     }
 }
 

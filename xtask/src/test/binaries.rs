@@ -23,12 +23,12 @@ pub struct Binary {
     folder: PathBuf,
 }
 
-/// Builds all tests of the workspace.
+/// Builds all tests of the workspace, and the programs that the lab runs.
 pub fn build() -> Result<Vec<Binary>> {
     eprintln!("=> building the tests");
     let start = Instant::now();
     let output = cargo()
-        .args(["test", "--no-run", "--locked", "--workspace"])
+        .args(["build", "--tests", "--bins", "--locked", "--workspace"])
         .args(["--exclude", "lowroad-ebpf"])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())

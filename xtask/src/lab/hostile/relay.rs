@@ -45,7 +45,7 @@ pub fn a_hostile_relay_harms_no_path_but_its_own(lab: &Lab) -> Result<()> {
     let evil = lab.net.public("evil", EVIL)?;
     let listen = argument("listen", format!("{EVIL_ADDRESS}:{PORT}"));
     let modes = argument("modes", MODES.join(","));
-    let relay = Standing::start(lab, &evil, "relay", &[listen, modes])?;
+    let mut relay = Standing::start(lab, &evil, "relay", &[listen, modes])?;
     let file = lab.net.folder().join("derp-map.json");
     fs::write(&file, regions(&relay.pin()?, MODES).to_string())?;
     let file = file.to_str().context("a path that is not UTF-8")?;
@@ -93,7 +93,7 @@ pub fn a_hostile_relay_harms_no_path_but_its_own(lab: &Lab) -> Result<()> {
 pub fn a_relay_that_changes_packets_has_none_of_them_delivered(lab: &Lab) -> Result<()> {
     let evil = lab.net.public("evil", EVIL)?;
     let listen = argument("listen", format!("{EVIL_ADDRESS}:{PORT}"));
-    let relay = Standing::start(lab, &evil, "relay", &[listen, argument("modes", CHANGING)])?;
+    let mut relay = Standing::start(lab, &evil, "relay", &[listen, argument("modes", CHANGING)])?;
     let file = lab.net.folder().join("derp-map.json");
     let mut map = regions(&relay.pin()?, &[CHANGING]);
     let region = &mut map["Regions"][REGION.to_string()];
