@@ -1,7 +1,7 @@
 //! What users see while agents are killed, stopped, replaced and crash: nothing.
 //!
-//! One node, `hub`, whose agent lives, talks to several others whose agents don't. All of it at the same time, under a ping every
-//! 10 ms, a TCP stream in both directions and a flood of packets that the policy refuses.
+//! One node, `hub`, whose agent lives, talks to several others whose agents don't: each under a ping every 10 ms, a TCP stream in
+//! both directions and a flood of packets that the policy refuses.
 
 mod crash;
 mod table;
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{Lab, kernel::device_index, ms, secs};
 use crate::{
@@ -25,6 +25,8 @@ use crate::{
     wait,
 };
 use table::{Adoption, Row};
+
+pub use crash::start_watched;
 
 /// Port 80 for the stream; pings are admitted with it. Nobody may send to [`REFUSED`].
 const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}"#;
@@ -66,52 +68,43 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     let key = coordinator.auth_key("ann", "")?;
     let hub = lab.single_path_node("hub", 30)?;
     hub.up(&key)?;
-    let whats = [
-        "kill -9",
-        "SIGTERM",
-        "upgrade",
-        "upgrade, other maps",
-        "kill -9 in mid-reconcile",
-    ];
-    let stalls = Stalls::watch();
-    let mut cases = Vec::new();
     // All join and find their paths before any traffic: on a busy machine an emulated CPU has no room for both.
     let mut nodes = Vec::new();
-    for number in (0..).take(whats.len()) {
+    for number in 0..5 {
         let node = lab.single_path_node(&format!("node{number}"), 40 + number)?;
         node.up(&key)?;
         find_direct_path(&hub, &node)?;
         nodes.push(node);
     }
-    for (node, what) in nodes.into_iter().zip(whats) {
-        cases.push(Case::start(lab, &hub, node, what)?);
-    }
-    let [killed, stopped, upgraded, remapped, crashed] = &mut cases[..] else {
-        unreachable!("as many as there are names")
+    let stalls = Stalls::watch();
+    let mut cases = Cases {
+        lab,
+        hub: &hub,
+        waiting: nodes.into_iter(),
+        nodes: Vec::new(),
+        rows: Vec::new(),
     };
-    let start = Instant::now();
-    killed.node.kill_9();
-    stopped.node.stop_agent();
+    cases.run(["kill -9", "SIGTERM"], |[killed, stopped]| {
+        let start = Instant::now();
+        killed.node.kill_9();
+        stopped.node.stop_agent();
+        wait::pass(DEAD[usize::from(lab.long)])?;
+        lab.note(&format!("agents dead for {} s", start.elapsed().as_secs()));
+        killed.start_agent()?;
+        stopped.start_agent()
+    })?;
     let other = upgrade::another_version(lab)?;
-    upgrade::to_another_version(lab, upgraded, &other)?;
-    upgrade::to_other_maps(remapped, &other)?;
-    crash::in_mid_reconcile(lab, &coordinator, crashed)?;
-    wait::pass(DEAD[usize::from(lab.long)].saturating_sub(start.elapsed()))?;
-    let dead = start.elapsed();
-    for case in [&mut *killed, &mut *stopped] {
-        case.start_agent()?;
-    }
-    lab.note(&format!("agents dead for {} s", dead.as_secs()));
-    for case in &cases {
-        case.goes_on()?;
-    }
-    let mut nodes = Vec::new();
-    let mut rows = Vec::new();
-    for case in cases {
-        let (row, node) = case.finish(&hub)?;
-        rows.push(row);
-        nodes.push(node);
-    }
+    cases.run(
+        ["upgrade", "upgrade, other maps"],
+        |[upgraded, remapped]| {
+            upgrade::to_another_version(lab, upgraded, &other)?;
+            upgrade::to_other_maps(remapped, &other)
+        },
+    )?;
+    cases.run(["kill -9 in mid-reconcile"], |[crashed]| {
+        crash::in_mid_reconcile(lab, &coordinator, crashed)
+    })?;
+    let Cases { nodes, rows, .. } = cases;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     table::print(kernel.trim(), &rows);
     for one in rows.iter().flat_map(|row| &row.adopted) {
@@ -121,6 +114,43 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     what_was_refused_would_have_been_seen(&coordinator, &hub, &nodes[0])?;
     let pings: Vec<_> = rows.iter().map(|row| (&row.ping, row.unmade)).collect();
     lab.lost(&pings, rows.iter().try_for_each(Row::check_lost), &stalls)
+}
+
+/// Few at a time: what an emulated CPU has no room for is lost by nobody's fault.
+struct Cases<'a> {
+    lab: &'a Lab<'a>,
+    hub: &'a Node,
+    waiting: std::vec::IntoIter<Node>,
+    nodes: Vec<Node>,
+    rows: Vec<Row>,
+}
+
+impl Cases<'_> {
+    /// The next nodes in trouble, all of them under traffic until the last is through it.
+    fn run<const N: usize>(
+        &mut self,
+        whats: [&'static str; N],
+        trouble: impl FnOnce(&mut [Case; N]) -> Result<()>,
+    ) -> Result<()> {
+        let cases = whats
+            .into_iter()
+            .zip(self.waiting.by_ref())
+            .map(|(what, node)| Case::start(self.lab, self.hub, node, what));
+        let cases: Vec<Case> = cases.collect::<Result<_>>()?;
+        let Ok(mut cases) = <[Case; N]>::try_from(cases) else {
+            bail!("not enough nodes for {whats:?}");
+        };
+        trouble(&mut cases)?;
+        for case in &cases {
+            case.goes_on()?;
+        }
+        for case in cases {
+            let (row, node) = case.finish(self.hub)?;
+            self.rows.push(row);
+            self.nodes.push(node);
+        }
+        Ok(())
+    }
 }
 
 /// The flood again, with a policy that admits it.

@@ -35,7 +35,7 @@ fn crash_at_steps(
     // Once without a fault, to know the steps.
     case.node.kill_9();
     let known = adoptions(&case.node.log())?;
-    let watched = case.start_watched(Fault::None, watches)?;
+    let watched = start_watched(&mut case.node, Fault::None, watches)?;
     case.adopts(known)?;
     let adopting = watched.disarm().changes;
     lab.note(&format!("adopting changes {}", kinds(&adopting)));
@@ -60,7 +60,7 @@ fn crash_at_steps(
     for step in spread(adopting.len()) {
         at_step(step, |step| {
             case.node.kill_9();
-            let watched = case.start_watched(Fault::Killed(step), watches)?;
+            let watched = start_watched(&mut case.node, Fault::Killed(step), watches)?;
             case.died(watched, |node| {
                 Ok(node.status()?["BackendState"] == "Running")
             })
@@ -70,7 +70,7 @@ fn crash_at_steps(
         at_step(step, |step| {
             case.node.kill_9();
             let known = adoptions(&case.node.log())?;
-            let watched = case.start_watched(Fault::None, watches)?;
+            let watched = start_watched(&mut case.node, Fault::None, watches)?;
             case.adopts(known)?;
             let known = installs(&case.node.log())?;
             watched.arm(Fault::Killed(step));
@@ -107,28 +107,29 @@ fn spread(count: usize) -> [usize; 3] {
     [1, count.div_ceil(2), count]
 }
 
-impl Case {
-    fn start_watched<'a>(
-        &mut self,
-        fault: Fault,
-        watches: &'a mut Vec<Watched>,
-    ) -> Result<&'a Watched> {
-        let mut command = self.node.agent_command();
-        faults::prepare(&mut command);
-        let known = watches.len();
-        let started = self.node.start_agent_as(&mut command, |pid| {
-            let watch = Watched::attach(pid)?;
-            watch.arm(fault);
-            watches.push(watch);
-            Ok(())
-        });
-        // It may have been killed before its socket was there.
-        if fault == Fault::None || !self.node.agent_has_ended() {
-            started?;
-        }
-        watches.get(known).context("the agent was shown to us")
+/// Starts an agent whose changes are counted from its first on.
+pub fn start_watched<'a>(
+    node: &mut Node,
+    fault: Fault,
+    watches: &'a mut Vec<Watched>,
+) -> Result<&'a Watched> {
+    let mut command = node.agent_command();
+    faults::prepare(&mut command);
+    let known = watches.len();
+    let started = node.start_agent_as(&mut command, |pid| {
+        let watch = Watched::attach(pid)?;
+        watch.arm(fault);
+        watches.push(watch);
+        Ok(())
+    });
+    // It may have been killed before its socket was there.
+    if fault == Fault::None || !node.agent_has_ended() {
+        started?;
     }
+    watches.get(known).context("the agent was shown to us")
+}
 
+impl Case {
     /// Waits until the fault has happened, or all is over; says how many changes there were if it has not.
     fn died(
         &mut self,
