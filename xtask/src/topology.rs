@@ -17,13 +17,19 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
+use crate::{shell::output, wait};
+
 pub use bpffs::Bpffs;
 pub use events::Events;
 pub use namespace::Namespace;
+
+/// Far above what an emulated machine takes for it.
+const SETTLED: Duration = Duration::from_secs(20);
 
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
@@ -103,9 +109,15 @@ impl Net {
              link set {port} up master br0",
             std::process::id()
         ))?;
-        crate::shell::output(Command::new("sh").arg("-c").arg(format!(
+        output(Command::new("sh").arg("-c").arg(format!(
             "ip link set wan0 up && ip addr add 203.0.113.{last}/24 dev wan0"
         )))?;
+        // What the kernel adds by itself comes a moment later, and is nobody's trace.
+        let own = || output(Command::new("ip").args("-6 -o addr show dev wan0".split(' ')));
+        wait::wait_for("wan0's link-local address", SETTLED, || {
+            let own = own()?;
+            Ok((own.contains("fe80") && !own.contains("tentative")).then_some(()))
+        })?;
         Namespace::ours()
     }
 

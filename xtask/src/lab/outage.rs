@@ -161,9 +161,10 @@ fn without_control(
 /// The coordinator, which is the relay too, is killed for so many seconds.
 fn both(lab: &Lab, coordinator: &mut Coordinator, gone: u32, nodes: &[&Node]) -> Result<()> {
     let host = coordinator.namespace.clone();
+    // Not those of the lab itself, which asks from there whether the server is up.
     host.nft(
         "table inet knocks { chain in { type filter hook input priority 0; \
-         tcp dport 8080 tcp flags & (syn | ack) == syn counter; }; }",
+         iifname != lo tcp dport 8080 tcp flags & (syn | ack) == syn counter; }; }",
     )?;
     host.nft(TELL_APART)?;
     let mut knocks = Knocks::begin(&host)?;
