@@ -62,7 +62,7 @@ macro_rules! tests {
 tests! {
     both {
         the_device_comes_up_as_desired_and_the_next_plan_is_empty
-        one_of_a_thousand_peers_changes_alone
+        one_of_many_peers_changes_alone
         a_prefix_moves_from_one_peer_to_another
         a_peer_may_have_five_hundred_prefixes
         foreign_rules_routes_and_addresses_stay
@@ -126,10 +126,17 @@ fn the_device_comes_up_as_desired_and_the_next_plan_is_empty(dataplane: Dataplan
     assert!(!rules.contains("7052"), "{rules}");
 }
 
-fn one_of_a_thousand_peers_changes_alone(dataplane: DataplaneChoice) {
+/// As many as a large tailnet has only with `LOWROAD_LONG`: an emulated kernel takes three minutes to let go of 10,000 peers (and 9 s to get them).
+fn one_of_many_peers_changes_alone(dataplane: DataplaneChoice) {
+    let long = std::env::var_os("LOWROAD_LONG").is_some();
+    let count: u16 = if long && dataplane == DataplaneChoice::Kernel {
+        10_000
+    } else {
+        1_000
+    };
     Netns::new().block_on(async {
         let mut desired = desired(1);
-        for n in 0..1000u16 {
+        for n in 0..count {
             let [high, low] = n.to_be_bytes();
             let key = NodePublic::from_bytes([high + 1, low, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]);
             let (_, mut peer) = peer(2, Some(SocketAddr::from(([192, 0, 2, 1], 1000 + n))));
@@ -137,8 +144,8 @@ fn one_of_a_thousand_peers_changes_alone(dataplane: DataplaneChoice) {
             desired.wireguard.peers.insert(key, peer);
         }
         let began = std::time::Instant::now();
-        let mut started = up(options(dataplane, "thousand"), &desired).await;
-        println!("1000 peers up in {:?}", began.elapsed());
+        let mut started = up(options(dataplane, "many"), &desired).await;
+        println!("{count} peers up in {:?}", began.elapsed());
 
         let (changed, peer) = desired.wireguard.peers.iter_mut().nth(500).unwrap();
         peer.endpoint = Some("198.51.100.1:9".parse().unwrap());

@@ -1,5 +1,6 @@
 //! `cargo xtask lab [name…]`: whole tailnets in namespaces, one scenario after another.
 
+mod absent;
 mod bad_input;
 mod bpf;
 mod foreign;
@@ -16,6 +17,7 @@ mod restart;
 mod roaming;
 mod scenarios;
 mod secrets;
+mod spoof;
 mod survival;
 mod traces;
 mod underlay;

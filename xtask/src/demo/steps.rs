@@ -127,10 +127,10 @@ impl World {
         show.step("first ping, over the relay", || {
             let pongs = self.office.cli(&["ping", "server"])?;
             shown("office", "lowroad ping server", &pongs);
-            let before = self.office.relayed_packets()?;
+            let before = self.office.relayed_packets()?.all();
             let running = Pinger::start(&self.office.namespace, self.home.ip(4)?, ms(20))?;
             let first = running.first_answer(PATIENCE)?;
-            let relayed = self.office.relayed_packets()? - before;
+            let relayed = self.office.relayed_packets()?.all() - before;
             ping = Some(running);
             ensure!(relayed > 0, "nothing went over the relay");
             let what = "ping office → home answered after";

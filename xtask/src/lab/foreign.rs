@@ -76,7 +76,8 @@ pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Res
     lab.note(&report.to_string());
     ensure!(report.lost() == 0, "{report}");
     alpha.cli(&["down"])?;
-    let left = theirs(&host)?;
+    // Their routes by our device have gone with it.
+    let left = marked(&host, &ELSEWHERE)?;
     for stays in ["throw 198.51.101.0/24", "5310:", "5210:"] {
         ensure!(left.contains(stays), "`down` took {stays} with it:\n{left}");
     }
@@ -148,22 +149,36 @@ pub fn other_programs_on_the_same_hooks_go_on(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+const ELSEWHERE: [(&str, &str, &str); 2] = [
+    ("ip", "route show table 52", ""),
+    ("ip", "-N rule", "proto 99"),
+];
+
 /// All that is not ours among queues, filters, routes and rules.
 fn theirs(host: &Namespace) -> Result<String> {
-    let mut all = String::new();
-    for (program, arguments, mark) in [
+    let on_the_device = [
         ("tc", "qdisc show", "77:"),
         ("tc", "filter show dev lowroad0 ingress pref 7", ""),
         ("tc", "filter show dev lowroad0 egress pref 7", ""),
         ("ip", "-N route show table all", "proto 99"),
-        ("ip", "route show table 52", ""),
-        ("ip", "-N rule", "proto 99"),
-    ] {
-        let text = run(host, program, arguments).unwrap_or_default();
+    ];
+    Ok(marked(host, &on_the_device)? + &marked(host, &ELSEWHERE)?)
+}
+
+/// What these commands say in lines with these marks: each something.
+fn marked(host: &Namespace, commands: &[(&str, &str, &str)]) -> Result<String> {
+    let mut all = String::new();
+    for (program, arguments, mark) in commands {
+        let text = run(host, program, arguments)?;
+        let known = all.len();
         for line in text.lines().filter(|line| line.contains(mark)) {
             all.push_str(line);
             all.push('\n');
         }
+        ensure!(
+            all.len() > known,
+            "{program} {arguments} shows none: {text}"
+        );
     }
     Ok(all)
 }
@@ -182,7 +197,7 @@ fn tc(host: &Namespace, arguments: &str) -> Result<String> {
     run(host, "tc", arguments)
 }
 
-fn run(host: &Namespace, program: &str, arguments: &str) -> Result<String> {
+pub fn run(host: &Namespace, program: &str, arguments: &str) -> Result<String> {
     let path = find_program(program).with_context(|| format!("there is no {program}"))?;
     let mut command = host.command(path);
     command.args(arguments.split_whitespace());

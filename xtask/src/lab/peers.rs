@@ -125,7 +125,7 @@ pub fn peers_come_and_go_without_a_word_about_those_that_stay(lab: &Lab) -> Resu
     Ok(())
 }
 
-fn prefix(node: &Node) -> Result<String> {
+pub fn prefix(node: &Node) -> Result<String> {
     Ok(format!("{}/32", node.ip(4)?))
 }
 

@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use super::{
-    Lab, bad_input, foreign, hostile, join, kernel, network, outage, paths, peers, policy, restart,
-    roaming, secrets, survival, traces, underlay,
+    Lab, absent, bad_input, foreign, hostile, join, kernel, network, outage, paths, peers, policy,
+    restart, roaming, secrets, spoof, survival, traces, underlay,
 };
 
 pub type Scenario = fn(&Lab) -> Result<()>;
@@ -191,6 +191,16 @@ pub const IN_THE_VM: &[(&str, bool, Scenario)] = &[
         "kernel-peers",
         true,
         peers::peers_come_and_go_without_a_word_about_those_that_stay,
+    ),
+    (
+        "kernel-absent",
+        false,
+        absent::what_changed_meanwhile_is_all_that_the_next_agent_changes,
+    ),
+    (
+        "kernel-spoof",
+        false,
+        spoof::a_peer_sends_from_its_own_addresses_only,
     ),
     (
         "kernel-roaming",

@@ -32,6 +32,10 @@ pub fn without_ipv4_the_upgrade_to_a_direct_path_loses_nothing(lab: &Lab) -> Res
     };
     let (alpha, bravo) = (node("alpha", 21)?, node("bravo", 22)?);
     lab.net.route_to_v6_lans(&coordinator.namespace)?;
+    for node in [&alpha, &bravo] {
+        node.namespace
+            .ip(&format!("link set eth0 mtu {UNDERLAY_MTU}"))?;
+    }
     let key = coordinator.auth_key("ann", "")?;
     alpha.up(&key)?;
     bravo.up(&key)?;

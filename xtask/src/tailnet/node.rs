@@ -25,6 +25,19 @@ const CLI_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 const CLEANUP_LIMIT: Duration = Duration::from_secs(120);
 
+/// Packets of WireGuard's that went by relays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relayed {
+    pub sent: u64,
+    pub received: u64,
+}
+
+impl Relayed {
+    pub fn all(self) -> u64 {
+        self.sent + self.received
+    }
+}
+
 #[derive(Debug)]
 pub struct Node {
     pub name: String,
@@ -207,12 +220,12 @@ impl Node {
     }
 
     /// How many packets the agent has passed to relays and got from them.
-    pub fn relayed_packets(&self) -> Result<u64> {
+    pub fn relayed_packets(&self) -> Result<Relayed> {
         let status = self.status()?;
         let count = |key: &str| status["Lowroad"][key].as_u64();
         let both = count("RelayedTxPackets").zip(count("RelayedRxPackets"));
         let (sent, received) = both.context("the status does not count relayed packets")?;
-        Ok(sent + received)
+        Ok(Relayed { sent, received })
     }
 
     /// The last drop that involves this port, as `lowroad flows` tells it.

@@ -1,0 +1,176 @@
+//! Peers that come and go while no agent runs, or while one dies: the next one changes what differs, and nothing else.
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    ALLOW_ALL, Lab, foreign, ms,
+    peers::prefix,
+    secs,
+    survival::{find_direct_path, start_watched},
+};
+use crate::{
+    faults::Fault,
+    tailnet::{Client as _, Coordinator, Node},
+    traffic::{Pinger, Stalls, unmade_answers},
+    wait,
+};
+
+const LIMIT: std::time::Duration = secs(120);
+/// Our own routes, one for each peer.
+const TABLE: &str = "route show table 7052";
+
+/// A node whose agent is in trouble, and its netmap.
+struct Trouble<'a> {
+    coordinator: &'a Coordinator,
+    alpha: Node,
+    /// Keys of the peers that it should have.
+    wanted: Vec<String>,
+    /// And of those that it should have no more.
+    gone: Vec<String>,
+    /// Members that only wait to be deleted.
+    members: Vec<Member>,
+}
+
+struct Member {
+    node: Node,
+    prefix: String,
+}
+
+pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> Result<()> {
+    // Dropped last: a watch ends when its agent has ended.
+    let mut watches = Vec::new();
+    let coordinator = lab.coordinator(ALLOW_ALL)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let member = |name: &str, last| {
+        let mut node = lab.single_path_node(name, last)?;
+        node.up(&key)?;
+        let prefix = prefix(&node)?;
+        // That it is in the netmap is enough.
+        node.stop_agent();
+        Ok::<_, anyhow::Error>(Member { node, prefix })
+    };
+    let members = [("one", 33), ("two", 34), ("three", 35), ("four", 36)];
+    let members = members.map(|(name, last)| member(name, last));
+    let members: Vec<Member> = members.into_iter().collect::<Result<_>>()?;
+    let bravo = lab.single_path_node("bravo", 31)?;
+    let alpha = lab.single_path_node("alpha", 30)?;
+    bravo.up(&key)?;
+    alpha.up(&key)?;
+    find_direct_path(&alpha, &bravo)?;
+    let stalls = Stalls::watch();
+    let unmade = unmade_answers(&bravo.namespace)?;
+    let ping = Pinger::start(&alpha.namespace, bravo.ip(4)?, ms(50))?;
+    ping.first_answer(LIMIT)?;
+    let before = alpha.wireguard_peer_with(&prefix(&bravo)?)?;
+
+    let mut trouble = Trouble {
+        coordinator: &coordinator,
+        wanted: keys(&alpha)?,
+        gone: Vec::new(),
+        alpha,
+        members,
+    };
+    trouble.alpha.kill_9();
+    let gone = trouble.delete("one")?;
+    let _late = member("late", 37)?;
+    let calls = start_watched(&mut trouble.alpha, Fault::None, &mut watches)?;
+    let come = trouble.settles(1)?;
+    calls.quiet(LIMIT)?;
+    let account = calls.disarm();
+    lab.note(&format!("one went and one came: {:?}", account.wireguard));
+    let sets: Option<Vec<_>> = account.wireguard.into_iter().collect();
+    let sets = sets.context("a message to WireGuard that cannot be read")?;
+    for set in &sets {
+        ensure!(
+            set.device.is_empty(),
+            "the device was set: {:?}",
+            set.device
+        );
+        for peer in &set.peers {
+            let as_wanted = match &peer.key {
+                key if *key == gone => peer.remove,
+                key if come.contains(key) => !peer.remove,
+                // Where it is may have been asked anew.
+                _ => peer.update_only && !peer.remove && !peer.replace && peer.prefixes == 0,
+            };
+            ensure!(as_wanted, "WireGuard was told {peer:?}");
+        }
+    }
+    let routes = |kind: &str| account.changes.iter().filter(|one| *one == kind).count();
+    let (came, went) = (routes("RTM_NEWROUTE"), routes("RTM_DELROUTE"));
+    ensure!(
+        (came, went) == (1, 1),
+        "{came} routes were made and {went} removed"
+    );
+
+    // Once without a fault, to know the steps.
+    calls.arm(Fault::None);
+    trouble.delete("two")?;
+    trouble.settles(0)?;
+    calls.quiet(LIMIT)?;
+    let steps = calls.disarm().changes.len();
+    for (name, step) in [("three", 1), ("four", steps.div_ceil(2))] {
+        trouble.alpha.kill_9();
+        let calls = start_watched(&mut trouble.alpha, Fault::None, &mut watches)?;
+        trouble.alpha.wait_until_running(LIMIT)?;
+        calls.quiet(LIMIT)?;
+        calls.disarm();
+        calls.arm(Fault::Killed(step));
+        trouble.delete(name)?;
+        wait::wait_for("the agent's end in mid-reconcile", LIMIT, || {
+            Ok(trouble.alpha.agent_has_ended().then_some(()))
+        })?;
+        let account = calls.disarm();
+        ensure!(account.hit, "the agent ended without the fault");
+        lab.note(&format!(
+            "killed at step {step} of {steps}: {}",
+            account.changes.last().context("a step")?
+        ));
+        trouble.alpha.start_agent()?;
+        trouble.settles(0)?;
+    }
+
+    let after = trouble.alpha.wireguard_peer_with(&prefix(&bravo)?)?;
+    before.has_become(&after).map_err(anyhow::Error::msg)?;
+    let report = ping.stop();
+    lab.note(&report.to_string());
+    let unmade = unmade_answers(&bravo.namespace)?.saturating_sub(unmade);
+    // A watch outlives no agent.
+    trouble.alpha.stop_agent();
+    lab.lost(&[(&report, unmade)], Ok(()), &stalls)
+}
+
+impl Trouble<'_> {
+    /// Deletes a member; returns its key in WireGuard.
+    fn delete(&mut self, name: &str) -> Result<String> {
+        let mut members = self.members.iter();
+        let member = members.find(|member| member.node.name == name);
+        let prefix = &member.context("a member")?.prefix;
+        let key = self.alpha.wireguard_peer_with(prefix)?.key;
+        self.wanted.retain(|wanted| *wanted != key);
+        self.gone.push(key.clone());
+        self.coordinator.cli(&["nodes", "delete", name])?;
+        Ok(key)
+    }
+
+    /// Waits until the kernel has the peers that are wanted and so many more, with a route each; returns those more.
+    fn settles(&mut self, more: usize) -> Result<Vec<String>> {
+        let what = format!("{} peers in the kernel", self.wanted.len() + more);
+        let (new, _) = wait::wait_for(&what, LIMIT, || {
+            let mut there = keys(&self.alpha)?;
+            let all = self.wanted.iter().all(|wanted| there.contains(wanted))
+                && !there.iter().any(|key| self.gone.contains(key));
+            there.retain(|key| !self.wanted.contains(key));
+            let routes = foreign::run(&self.alpha.namespace, "ip", TABLE)?;
+            let routes = routes.lines().filter(|line| line.starts_with("100."));
+            let settled = all && there.len() == more && routes.count() == self.wanted.len() + more;
+            Ok(settled.then_some(there))
+        })?;
+        self.wanted.extend(new.clone());
+        Ok(new)
+    }
+}
+
+fn keys(node: &Node) -> Result<Vec<String>> {
+    Ok(node.wireguard()?.into_iter().map(|peer| peer.key).collect())
+}
