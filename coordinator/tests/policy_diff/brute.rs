@@ -141,7 +141,7 @@ fn owner(world: &World, place: Place) -> Option<UserId> {
     node.user.filter(|_| node.tags.is_empty())
 }
 
-/// What the rows say about two places, in the form of [`filters`].
+/// What the rows say about two places.
 fn told(diff: &Diff, world: &World, from: Place, to: Place, opens: bool) -> Vec<String> {
     let (one, other) = (owner(world, from), owner(world, to));
     let same = one.is_some() && one == other;
@@ -182,7 +182,7 @@ pub fn agrees(world: &World, old: &str, new: &str) -> Result<(), TestCaseError> 
             let [opens, closes] = [true, false].map(|opens| told(&found, world, from, to, opens));
             for probe in PROBES {
                 let (was, is) = (before.may(from, to, probe), after.may(from, to, probe));
-                let says = [&opens, &closes].map(|texts| filters::names(texts, probe));
+                let says = [&opens, &closes].map(|texts| names(texts, probe));
                 prop_assert_eq!(
                     says,
                     [is && !was, was && !is],
@@ -203,4 +203,25 @@ pub fn agrees(world: &World, old: &str, new: &str) -> Result<(), TestCaseError> 
         }
     }
     Ok(())
+}
+
+/// Whether texts such as `tcp,udp:22,80-90` and `icmp` name a protocol at a port.
+fn names(texts: &[String], (protocol, port): (u8, u16)) -> bool {
+    let name = match protocol {
+        1 => "icmp",
+        6 => "tcp",
+        17 => "udp",
+        58 => "ipv6-icmp",
+        _ => unreachable!("no probe"),
+    };
+    let ports = texts.iter().filter(|text| !text.contains("/cap/"));
+    ports.into_iter().any(|text| {
+        let (names, ports) = text.split_once(':').unwrap_or((text, "*"));
+        names.split(',').any(|known| known == name)
+            && ports.split(',').any(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                ports == "*"
+                    || (first.parse::<u16>().unwrap()..=last.parse().unwrap()).contains(&port)
+            })
+    })
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 mod brute;
+#[path = "../support/filters.rs"]
 mod filters;
 #[path = "../support/people.rs"]
 mod people;

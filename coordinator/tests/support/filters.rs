@@ -1,4 +1,4 @@
-//! A slow, separate reading of packet filters and of what differences say.
+//! A slow, separate reading of packet filters.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -47,7 +47,7 @@ pub fn allows(
     })
 }
 
-/// The capabilities that a filter grants, as differences write them.
+/// The capabilities that a filter grants, with their values, as differences write them.
 pub fn grants(filter: &[FilterRule], source: IpAddr, to: IpAddr) -> BTreeSet<String> {
     let rules = filter.iter().filter(|rule| is_source(rule, source));
     let granted = rules.flat_map(|rule| &rule.cap_grant);
@@ -59,25 +59,4 @@ pub fn grants(filter: &[FilterRule], source: IpAddr, to: IpAddr) -> BTreeSet<Str
             format!("{name} [{}]", values.join(", "))
         })
         .collect()
-}
-
-/// Whether texts such as `tcp,udp:22,80-90` and `icmp` name a protocol at a port.
-pub fn names(texts: &[String], (protocol, port): (u8, u16)) -> bool {
-    let name = match protocol {
-        1 => "icmp",
-        6 => "tcp",
-        17 => "udp",
-        58 => "ipv6-icmp",
-        _ => unreachable!("no probe"),
-    };
-    let ports = texts.iter().filter(|text| !text.contains("/cap/"));
-    ports.into_iter().any(|text| {
-        let (names, ports) = text.split_once(':').unwrap_or((text, "*"));
-        names.split(',').any(|known| known == name)
-            && ports.split(',').any(|range| {
-                let (first, last) = range.split_once('-').unwrap_or((range, range));
-                ports == "*"
-                    || (first.parse::<u16>().unwrap()..=last.parse().unwrap()).contains(&port)
-            })
-    })
 }
