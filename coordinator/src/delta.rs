@@ -14,7 +14,7 @@ use lowroad_wire::control::{
 use time::OffsetDateTime;
 
 use crate::{
-    policy::{CompiledTailnet, PeerView},
+    policy::{CompiledTailnet, NodeFilter, PeerView},
     view::{Common, Snapshot},
 };
 
@@ -29,7 +29,7 @@ pub struct Sent {
     own: wire::Node,
     peers: BTreeMap<NodeId, SentPeer>,
     users: BTreeMap<UserId, UserProfile>,
-    filter: Arc<Vec<FilterRule>>,
+    filter: Arc<NodeFilter>,
     ssh: Arc<SshPolicy>,
     compiled: Arc<CompiledTailnet>,
 }
@@ -41,6 +41,11 @@ struct SentPeer {
 }
 
 impl SentPeer {
+    fn new(snapshot: &Snapshot, id: NodeId, view: PeerView) -> Option<Self> {
+        let shown = snapshot.nodes.get(&id)?.shown.clone();
+        Some(Self { shown, view })
+    }
+
     fn full(&self) -> wire::Node {
         let mut node = wire::Node {
             allowed_ips: Some(self.view.allowed_ips.to_vec()),
@@ -67,7 +72,7 @@ impl Sent {
         let peers = visible(snapshot, id, &own);
         let filter = filter(snapshot, id, &own);
         let ssh = logins(snapshot, id, &own);
-        let users = profiles(snapshot, &own, peers.values());
+        let users = profiles(snapshot, owners(&own, peers.values()));
         let message = MapResponse {
             node: Some(own.clone()),
             derp_map: Some(common.derp_map.clone().into()),
@@ -115,8 +120,8 @@ impl Sent {
         let is_next = snapshot.previous == self.generation;
         if same_policy && snapshot.generation == self.generation {
             return Ok(None);
-        } else if same_policy && is_next && !snapshot.changed.contains(&self.id) {
-            self.follow(&snapshot.changed, snapshot, &mut message);
+        } else if is_next && !snapshot.is_whole && !snapshot.changed.contains(&self.id) {
+            self.follow(snapshot, &mut message);
         } else {
             self.compare(snapshot, &mut message)?;
         }
@@ -129,42 +134,52 @@ impl Sent {
         Ok(Some(message))
     }
 
-    /// Looks at the peers that changed since the last snapshot. Who sees whom, who owns what and what
-    /// the filter says depend on the policy's world, which is the same.
-    fn follow(
-        &mut self,
-        changed: &BTreeSet<NodeId>,
-        snapshot: &Snapshot,
-        message: &mut MapResponse,
-    ) {
-        for id in changed {
-            let (Some(sent), Some(published)) = (self.peers.get_mut(id), snapshot.nodes.get(id))
-            else {
+    /// Looks at the nodes that changed since the last snapshot, and at the filter if it is another: no others are seen otherwise.
+    fn follow(&mut self, snapshot: &Snapshot, message: &mut MapResponse) {
+        if self.own.expired {
+            return;
+        }
+        self.compare_rules(snapshot, message);
+        let mut owners = BTreeSet::new();
+        for id in &snapshot.changed {
+            let Some(new) = seen(snapshot, self.id, *id) else {
+                if self.peers.remove(id).is_some() {
+                    message.peers_removed.push(*id);
+                }
                 continue;
             };
-            let new = SentPeer {
-                shown: published.shown.clone(),
-                view: sent.view.clone(),
-            };
-            tell(sent, &new, message);
-            *sent = new;
+            match self.peers.get(id) {
+                Some(sent) => tell(sent, &new, message),
+                None => message.peers_changed.push(Arc::new(new.full())),
+            }
+            owners.insert(new.shown.user);
+            self.peers.insert(*id, new);
         }
+        self.tell_users(profiles(snapshot, owners), message);
+    }
+
+    fn compare_rules(&mut self, snapshot: &Snapshot, message: &mut MapResponse) {
+        let filter = filter(snapshot, self.id, &self.own);
+        if !Arc::ptr_eq(&filter, &self.filter) && filter != self.filter {
+            message.packet_filters = filters(&filter);
+        }
+        self.filter = filter;
+        let ssh = logins(snapshot, self.id, &self.own);
+        if !Arc::ptr_eq(&ssh, &self.ssh) && ssh != self.ssh {
+            message.ssh_policy = Some(in_json(&ssh));
+        }
+        self.ssh = ssh;
     }
 
     /// Looks at everything.
     fn compare(&mut self, snapshot: &Snapshot, message: &mut MapResponse) -> Result<(), Gone> {
         let own = snapshot.own(self.id).ok_or(Gone)?;
-        let filter = filter(snapshot, self.id, &own);
-        if filter != self.filter {
-            message.packet_filters = filters(&filter);
-            self.filter = filter;
+        if matters(&own) != matters(&self.own) {
+            message.node = Some(own.clone());
         }
-        let ssh = logins(snapshot, self.id, &own);
-        if ssh != self.ssh {
-            message.ssh_policy = Some(in_json(&ssh));
-            self.ssh = ssh;
-        }
-        let peers = visible(snapshot, self.id, &own);
+        self.own = own;
+        let own = &self.own;
+        let peers = visible(snapshot, self.id, own);
         let removed = self.peers.keys().filter(|id| !peers.contains_key(id));
         message.peers_removed = removed.copied().collect();
         for (id, peer) in &peers {
@@ -174,17 +189,14 @@ impl Sent {
             }
         }
         self.peers = peers;
-        if matters(&own) != matters(&self.own) {
-            message.node = Some(own.clone());
-        }
-        self.own = own;
-        self.tell_users(snapshot, message);
+        self.compare_rules(snapshot, message);
+        let owners = owners(&self.own, self.peers.values());
+        self.tell_users(profiles(snapshot, owners), message);
         Ok(())
     }
 
-    /// Profiles of owners that are new to this client, or have changed.
-    fn tell_users(&mut self, snapshot: &Snapshot, message: &mut MapResponse) {
-        let users = profiles(snapshot, &self.own, self.peers.values());
+    /// Those that are new to this client, or have changed.
+    fn tell_users(&mut self, users: BTreeMap<UserId, UserProfile>, message: &mut MapResponse) {
         message.user_profiles = users
             .values()
             .filter(|user| self.users.get(&user.id) != Some(user))
@@ -205,23 +217,20 @@ fn visible(snapshot: &Snapshot, id: NodeId, own: &wire::Node) -> BTreeMap<NodeId
     }
     let peers = snapshot.compiled.peers_of(id).into_iter();
     peers
-        .filter_map(|(id, view)| {
-            Some((
-                id,
-                SentPeer {
-                    shown: snapshot.nodes.get(&id)?.shown.clone(),
-                    view,
-                },
-            ))
-        })
+        .filter_map(|(id, view)| Some((id, SentPeer::new(snapshot, id, view)?)))
         .collect()
 }
 
-fn filter(snapshot: &Snapshot, id: NodeId, own: &wire::Node) -> Arc<Vec<FilterRule>> {
+/// A node as another sees it, if it does.
+fn seen(snapshot: &Snapshot, viewer: NodeId, id: NodeId) -> Option<SentPeer> {
+    SentPeer::new(snapshot, id, snapshot.compiled.peer_view(viewer, id)?)
+}
+
+fn filter(snapshot: &Snapshot, id: NodeId, own: &wire::Node) -> Arc<NodeFilter> {
     if own.expired {
         Arc::default()
     } else {
-        snapshot.compiled.filter_for(id)
+        snapshot.compiled.rules_for(id)
     }
 }
 
@@ -239,19 +248,18 @@ fn in_json(policy: &SshPolicy) -> serde_json::Value {
 }
 
 /// An empty list blocks everything; that it is sent at all is what matters.
-fn filters(rules: &Arc<Vec<FilterRule>>) -> BTreeMap<String, Option<Vec<FilterRule>>> {
-    BTreeMap::from([(FILTER.to_owned(), Some(Vec::clone(rules)))])
+fn filters(rules: &NodeFilter) -> BTreeMap<String, Option<Vec<FilterRule>>> {
+    BTreeMap::from([(FILTER.to_owned(), Some(rules.to_wire()))])
 }
 
-fn profiles<'a>(
-    snapshot: &Snapshot,
-    own: &wire::Node,
-    peers: impl Iterator<Item = &'a SentPeer>,
-) -> BTreeMap<UserId, UserProfile> {
-    let owners: BTreeSet<_> = peers
+fn owners<'a>(own: &wire::Node, peers: impl Iterator<Item = &'a SentPeer>) -> BTreeSet<UserId> {
+    peers
         .map(|peer| peer.shown.user)
         .chain([own.user])
-        .collect();
+        .collect()
+}
+
+fn profiles(snapshot: &Snapshot, owners: BTreeSet<UserId>) -> BTreeMap<UserId, UserProfile> {
     owners
         .into_iter()
         .filter_map(|id| Some((id, snapshot.profile(id)?)))

@@ -15,9 +15,9 @@ use zeroize::Zeroizing;
 use crate::{
     Error,
     derp::DerpServer,
-    policy::{self, CompiledTailnet, Policy, UnknownUsers, World},
+    policy::{self, CompiledTailnet, Followed, Policy, UnknownUsers, World},
     refused::RefusedPolicy,
-    state::{LONGEST_AUTHOR, NewPolicy, Settings, State},
+    state::{Compile, LONGEST_AUTHOR, NewPolicy, Settings, State},
     store::{Rows, Setting, Store},
     view::{Common, Snapshot},
     writer::Writer,
@@ -217,6 +217,8 @@ impl Hub {
             // Compiling a large policy takes a while.
             if let Err(error) = tokio::task::spawn_blocking(move || hub.publish_once()).await {
                 tracing::error!(%error, "publishing a change failed");
+                // What was taken out of the state is lost.
+                self.change(State::compile_anew);
             }
             // However fast changes come, at least half of the time is for others.
             tokio::time::sleep(began.elapsed()).await;
@@ -244,12 +246,16 @@ impl Hub {
         if let Some(relay) = self.relay.get() {
             taken.revoked.iter().for_each(|key| relay.disconnect(key));
         }
-        let compiled = match &taken.compile {
-            Some((policy, world)) => Arc::new(policy::recompile(policy, world)),
-            None => last.compiled.clone(),
+        let (compiled, is_whole) = match &taken.compile {
+            Compile::Nothing => (last.compiled.clone(), false),
+            Compile::Nodes(changes) => {
+                let Followed { compiled, is_whole } = last.compiled.follow(changes);
+                (Arc::new(compiled), is_whole)
+            }
+            Compile::All(policy, world) => (Arc::new(policy::recompile(policy, world)), true),
         };
-        self.snapshot
-            .send_replace(Arc::new(snapshot_of(taken, last.generation, compiled)));
+        let snapshot = snapshot_of(taken, last.generation, compiled, is_whole);
+        self.snapshot.send_replace(Arc::new(snapshot));
     }
 }
 
@@ -288,13 +294,14 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 fn take_snapshot(state: &mut State, previous: u64, compiled: Arc<CompiledTailnet>) -> Snapshot {
-    snapshot_of(state.take_changes(), previous, compiled)
+    snapshot_of(state.take_changes(), previous, compiled, true)
 }
 
 fn snapshot_of(
     taken: crate::state::Taken,
     previous: u64,
     compiled: Arc<CompiledTailnet>,
+    is_whole: bool,
 ) -> Snapshot {
     let crate::state::Taken {
         generation,
@@ -310,6 +317,7 @@ fn snapshot_of(
         nodes,
         users,
         compiled,
+        is_whole,
     }
 }
 

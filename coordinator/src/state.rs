@@ -5,6 +5,7 @@
 
 mod admin;
 mod auth_keys;
+mod changes;
 mod history;
 mod poll;
 mod register;
@@ -26,6 +27,7 @@ use zeroize::Zeroizing;
 
 pub use admin::NodeRef;
 pub use auth_keys::NewAuthKey;
+pub use changes::{Compile, Taken};
 pub use history::{History, LONGEST_AUTHOR, NewPolicy};
 pub use poll::Attached;
 pub(crate) use poll::check_size;
@@ -39,6 +41,7 @@ use crate::{
     store::{Dirty, Loaded, Rows, Setting, Store},
     view::Published,
 };
+use changes::Stale;
 use register::Pending;
 
 /// Times that tests shorten.
@@ -105,8 +108,8 @@ pub struct State {
     revoked: BTreeSet<NodePublic>,
     /// Counts changes that sessions have to hear of.
     generation: u64,
-    /// The compiled policy no longer fits users, nodes or policy.
-    stale_policy: bool,
+    /// What of the compiled policy no longer fits.
+    stale: Stale,
 }
 
 #[derive(Debug)]
@@ -121,18 +124,6 @@ struct LastIds {
 struct Session {
     serial: u64,
     cancel: CancellationToken,
-}
-
-/// What a snapshot is made of, taken out under the lock.
-#[derive(Debug)]
-pub struct Taken {
-    pub generation: u64,
-    pub nodes: BTreeMap<NodeId, Published>,
-    pub users: BTreeMap<UserId, Arc<User>>,
-    pub changed: BTreeSet<NodeId>,
-    pub revoked: BTreeSet<NodePublic>,
-    /// What to compile, if the last compilation no longer fits.
-    pub compile: Option<(Arc<Policy>, World)>,
 }
 
 impl State {
@@ -208,7 +199,7 @@ impl State {
             changed: BTreeSet::new(),
             revoked: BTreeSet::new(),
             generation: 1,
-            stale_policy: true,
+            stale: Stale::all(),
             settings,
         })
     }
@@ -354,20 +345,6 @@ impl State {
             .extend(rows.settings.iter().map(|(setting, _)| *setting));
     }
 
-    /// What the next snapshot is made of.
-    pub fn take_changes(&mut self) -> Taken {
-        let compile =
-            std::mem::take(&mut self.stale_policy).then(|| (self.policy.clone(), self.world()));
-        Taken {
-            generation: self.generation,
-            nodes: self.nodes.clone(),
-            users: self.users.clone(),
-            changed: std::mem::take(&mut self.changed),
-            revoked: std::mem::take(&mut self.revoked),
-            compile,
-        }
-    }
-
     /// Does what time brings: nodes going offline, ephemeral ones deleted, keys and login pages expiring.
     pub fn tick(&mut self, now: OffsetDateTime, instant: Instant) {
         self.drop_old_registrations(instant);
@@ -414,7 +391,9 @@ impl State {
         if old.as_deref() == Some(&node) {
             return;
         }
-        self.stale_policy |= old.as_ref().is_none_or(|old| facts(old) != facts(&node));
+        if old.as_ref().is_none_or(|old| facts(old) != facts(&node)) {
+            self.stale.nodes.insert(id);
+        }
         if let Some(old) = old.filter(|old| old.key != node.key) {
             self.by_key.remove(&old.key);
             self.revoked.insert(old.key);
@@ -448,7 +427,7 @@ impl State {
         self.revoked.insert(published.node.key);
         self.end_session(id);
         self.departed.remove(&id);
-        self.stale_policy = true;
+        self.stale.nodes.insert(id);
         self.note(id);
         self.mark(|dirty| {
             dirty.nodes.insert(id);

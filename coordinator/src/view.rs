@@ -33,12 +33,15 @@ impl Published {
 #[derive(Debug)]
 pub struct Snapshot {
     pub generation: u64,
-    /// The generation of the snapshot before, to which `changed` is the difference if `compiled` is the same.
+    /// The generation of the snapshot before, to which `changed` is the difference unless `is_whole`.
     pub previous: u64,
     pub changed: BTreeSet<NodeId>,
     pub nodes: BTreeMap<NodeId, Published>,
     pub users: BTreeMap<UserId, Arc<User>>,
     pub compiled: Arc<CompiledTailnet>,
+    /// Whether anybody may see anybody otherwise than before: another policy, other users, other subnet routes. Otherwise only
+    /// `changed` are seen otherwise, by whomever, and filters are the same unless `compiled` has other ones.
+    pub is_whole: bool,
 }
 
 /// What is the same for all nodes as long as the server runs.

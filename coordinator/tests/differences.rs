@@ -11,7 +11,7 @@ use std::{
 use lowroad_coordinator::{
     delta::Sent,
     model::{Endpoint, Node, Owner, User},
-    policy::{CompiledTailnet, NodeFacts, Policy, UserFacts, World, recompile},
+    policy::{CompiledTailnet, NodeChange, NodeFacts, Policy, UserFacts, World, recompile},
     view::{Common, Published, Snapshot},
 };
 use lowroad_wire::{
@@ -78,7 +78,8 @@ struct Tailnet {
     users: BTreeMap<UserId, Arc<User>>,
     policy: Policy,
     compiled: Arc<CompiledTailnet>,
-    facts: Vec<NodeFacts>,
+    /// Those that the policy is compiled for.
+    facts: Option<Vec<NodeFacts>>,
     generation: u64,
 }
 
@@ -99,7 +100,7 @@ impl Tailnet {
             users: [(1, "ann"), (2, "bob")].map(user).into(),
             compiled: Arc::new(recompile(&policy, &World::default())),
             policy,
-            facts: Vec::new(),
+            facts: None,
             generation: 1,
         };
         tailnet.put(node(WATCHER.0, 0));
@@ -168,7 +169,7 @@ impl Tailnet {
             Step::Owner(id, kind) => self.edit(id, |node| node.owner = owner(kind)),
             Step::Policy(which) => {
                 self.policy = Policy::parse(POLICIES[which]).unwrap();
-                self.facts.clear();
+                self.facts = None;
                 BTreeSet::new()
             }
             Step::Look => BTreeSet::new(),
@@ -182,19 +183,8 @@ impl Tailnet {
             .values()
             .map(|published| facts(&published.node))
             .collect();
-        if facts != self.facts {
-            let user = |user: &Arc<User>| UserFacts {
-                id: user.id,
-                login_name: user.name.clone(),
-            };
-            let world = World {
-                users: self.users.values().map(user).collect(),
-                nodes: facts.clone(),
-                ..World::default()
-            };
-            self.compiled = Arc::new(recompile(&self.policy, &world));
-            self.facts = facts;
-        }
+        let is_whole = self.compile(&facts);
+        self.facts = Some(facts);
         let previous = self.generation;
         self.generation += 1;
         Snapshot {
@@ -204,7 +194,38 @@ impl Tailnet {
             nodes: self.nodes.clone(),
             users: self.users.clone(),
             compiled: self.compiled.clone(),
+            is_whole,
         }
+    }
+
+    /// Whether all was compiled.
+    fn compile(&mut self, facts: &[NodeFacts]) -> bool {
+        let Some(known) = &self.facts else {
+            let user = |user: &Arc<User>| UserFacts {
+                id: user.id,
+                login_name: user.name.clone(),
+            };
+            let world = World {
+                users: self.users.values().map(user).collect(),
+                nodes: facts.to_vec(),
+                ..World::default()
+            };
+            self.compiled = Arc::new(recompile(&self.policy, &world));
+            return true;
+        };
+        let left = known
+            .iter()
+            .filter(|node| !facts.iter().any(|now| now.id == node.id));
+        let left = left.map(|node| (node.id, None));
+        let others = facts.iter().filter(|node| !known.contains(node));
+        let others = others.map(|node| (node.id, Some(node.clone())));
+        let changes: Vec<NodeChange> = left.chain(others).collect();
+        if changes.is_empty() {
+            return false;
+        }
+        let followed = self.compiled.follow(&changes);
+        self.compiled = Arc::new(followed.compiled);
+        followed.is_whole
     }
 }
 

@@ -92,6 +92,41 @@ impl<T: Number> Ranges<T> {
         Self(left)
     }
 
+    fn insert(&mut self, number: T) {
+        let at = self.0.partition_point(|range| range.1 < number);
+        if self.0.get(at).is_some_and(|range| range.0 <= number) {
+            return;
+        }
+        let ends_before = at > 0 && self.0[at - 1].1.next() == Some(number);
+        let begins_after = self
+            .0
+            .get(at)
+            .is_some_and(|range| range.0.previous() == Some(number));
+        match (ends_before, begins_after) {
+            (true, true) => {
+                self.0[at - 1].1 = self.0[at].1;
+                self.0.remove(at);
+            }
+            (true, false) => self.0[at - 1].1 = number,
+            (false, true) => self.0[at].0 = number,
+            (false, false) => self.0.insert(at, (number, number)),
+        }
+    }
+
+    fn remove(&mut self, number: T) {
+        let at = self.0.partition_point(|range| range.1 < number);
+        let Some(&(first, last)) = self.0.get(at).filter(|range| range.0 <= number) else {
+            return;
+        };
+        let before = number.previous().filter(|&before| first <= before);
+        let after = number.next().filter(|&after| after <= last);
+        let left = [
+            before.map(|end| (first, end)),
+            after.map(|start| (start, last)),
+        ];
+        self.0.splice(at..=at, left.into_iter().flatten());
+    }
+
     fn overlaps_range(&self, first: T, last: T) -> bool {
         let at = self.0.partition_point(|range| range.1 < first);
         self.0.get(at).is_some_and(|range| range.0 <= last)
@@ -206,6 +241,20 @@ impl AddressSet {
             collector.address(address);
         }
         collector.finish()
+    }
+
+    pub(crate) fn insert(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(v4) => self.v4.insert(v4.to_bits()),
+            IpAddr::V6(v6) => self.v6.insert(v6.to_bits()),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(v4) => self.v4.remove(v4.to_bits()),
+            IpAddr::V6(v6) => self.v6.remove(v6.to_bits()),
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -357,6 +406,21 @@ mod tests {
             some.minus(&Ranges::new(vec![(8, 16)])).0,
             [(5, 7), (17, 25)]
         );
+    }
+
+    #[test]
+    fn a_number_put_in_or_taken_out_leaves_ranges_that_are_never_adjacent() {
+        for number in [0, 1, 2, 3, 4, 5, 6, 9, 10, 11, u16::MAX - 1, u16::MAX] {
+            let of = |numbers: &[u16]| Ranges::new(numbers.iter().map(|&n| (n, n)).collect());
+            let mut all = vec![1, 2, 4, 5, 9, 10, u16::MAX];
+            let mut ranges = of(&all);
+            ranges.insert(number);
+            all.push(number);
+            assert_eq!(ranges, of(&all), "with {number}");
+            ranges.remove(number);
+            all.retain(|&other| other != number);
+            assert_eq!(ranges, of(&all), "without {number}");
+        }
     }
 
     #[test]

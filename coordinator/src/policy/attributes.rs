@@ -10,12 +10,13 @@ use jsonc_parser::common::Ranged;
 use lowroad_wire::control::CapMap;
 
 use super::alias::{Alias, parse_net};
-use super::compile::Node;
+use super::compile::{Node, Nodes};
 use super::error::{At, Place, PolicyError};
 use super::hujson::Text;
 use super::people::People;
 use super::routes::is_exit;
 use super::syntax::Names;
+use super::table::Table;
 use super::world::{NodeFacts, TailnetFacts};
 
 const FIELDS: [&str; 4] = ["target", "attr", "ipPool", "app"];
@@ -177,30 +178,62 @@ pub(crate) fn attributes(
     entries: &[Attributes],
     people: &People,
     tailnet: &TailnetFacts,
-    nodes: &[Node],
-) -> Vec<NodeAttributes> {
+    nodes: &Nodes,
+) -> Table<NodeAttributes> {
     let mut shared: HashMap<Vec<usize>, Arc<CapMap>> = HashMap::new();
-    let of_node = |node: &Node| {
-        let is_meant = |entry: &Attributes| {
-            let mut targets = entry.targets.iter();
-            targets.any(|target| means(&target.value, people, tailnet, node))
+    let of_node = |node: &Arc<Node>| {
+        let given = given(entries, people, tailnet, node);
+        let all = || Arc::new(capabilities(entries, &given));
+        let all = match shared.get(&given) {
+            Some(known) => known.clone(),
+            None => shared.entry(given.clone()).or_insert_with(all).clone(),
         };
-        let given = entries.iter().enumerate();
-        let given: Vec<usize> = given
-            .filter(|(_, entry)| is_meant(entry))
-            .map(|(at, _)| at)
-            .collect();
-        let names = given.iter().flat_map(|&at| &entries[at].names);
-        let all = capabilities(names);
-        let all = shared.entry(given).or_insert_with(|| Arc::new(all)).clone();
+        NodeAttributes::new(node, all)
+    };
+    nodes.iter().map(of_node).collect()
+}
+
+/// The attributes of one node. `like` are another's: what is the same is shared.
+pub(crate) fn attributes_of(
+    entries: &[Attributes],
+    people: &People,
+    tailnet: &TailnetFacts,
+    node: &Node,
+    like: Option<&NodeAttributes>,
+) -> NodeAttributes {
+    let all = capabilities(entries, &given(entries, people, tailnet, node));
+    let known = like.filter(|like| *like.all == all);
+    let all = known.map_or_else(|| Arc::new(all), |like| like.all.clone());
+    NodeAttributes::new(node, all)
+}
+
+impl NodeAttributes {
+    fn new(node: &Node, all: Arc<CapMap>) -> Self {
         let exits = node.approved.iter().any(is_exit);
-        NodeAttributes {
+        Self {
             without_v4: all.contains_key(DISABLE_IPV4),
             suggested_exit: exits && all.contains_key(SUGGEST_EXIT_NODE),
             all,
         }
+    }
+}
+
+/// The entries that mean a node.
+fn given(
+    entries: &[Attributes],
+    people: &People,
+    tailnet: &TailnetFacts,
+    node: &Node,
+) -> Vec<usize> {
+    let is_meant = |entry: &Attributes| {
+        let mut targets = entry.targets.iter();
+        targets.any(|target| means(&target.value, people, tailnet, node))
     };
-    nodes.iter().map(of_node).collect()
+    let given = entries.iter().enumerate();
+    given
+        .filter(|(_, entry)| is_meant(entry))
+        .map(|(at, _)| at)
+        .collect()
 }
 
 fn means(target: &Target, people: &People, tailnet: &TailnetFacts, node: &Node) -> bool {
@@ -221,9 +254,9 @@ fn has_address_in(node: &NodeFacts, net: &IpNet) -> bool {
     node.addresses().any(|address| net.contains(&address))
 }
 
-fn capabilities<'a>(names: impl Iterator<Item = &'a String>) -> CapMap {
+fn capabilities(entries: &[Attributes], given: &[usize]) -> CapMap {
     let mut all = CapMap::new();
-    for name in names {
+    for name in given.iter().flat_map(|&at| &entries[at].names) {
         let along = ALONG.iter().filter(|(other, _)| other == name);
         for also in along {
             all.insert(also.1.to_owned(), Vec::new());

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use jsonc_parser::ast::Value;
-use lowroad_wire::control::{CapGrant, CapMap, FilterRule};
+use lowroad_wire::control::{CapGrant, CapMap};
 
 use super::alias::Alias;
 use super::bits::Bits;
 use super::compile::{Companion, CompiledRule, Node, Target, TargetKind, addresses_of};
 use super::error::{At, PolicyError};
+use super::filter::NodeRule;
 use super::hujson::Text;
 use super::suggest::nearest;
 use super::view::CompiledTailnet;
@@ -121,7 +122,7 @@ impl CompiledTailnet {
         rule: &CompiledRule,
         capabilities: &CapMap,
         at: usize,
-    ) -> impl Iterator<Item = FilterRule> {
+    ) -> impl Iterator<Item = NodeRule> {
         let parts = self.parts();
         let node = &parts.nodes[at];
         let source = &parts.sources[rule.source];
@@ -132,23 +133,24 @@ impl CompiledTailnet {
         let mut own: Vec<IpAddr> = targets.flat_map(|target| own_in(node, target)).collect();
         own.sort_unstable();
         own.dedup();
-        let granted = (source.texts.clone(), own);
+        let granted = (source.texts().clone(), own);
         let among_own = self
             .own_sources(rule, at)
-            .map(|from| addresses_of(&parts.nodes, &from).texts())
+            .map(|from| addresses_of(&parts.nodes, &from).texts().into())
             .map(|from| (from, node.addresses.clone()));
         [Some(granted), among_own]
             .into_iter()
             .flatten()
             .filter(|(from, to)| !from.is_empty() && !to.is_empty())
-            .map(|(src_ips, to)| FilterRule {
-                src_ips,
-                cap_grant: vec![CapGrant {
+            .map(|(sources, to)| NodeRule {
+                sources,
+                destinations: Vec::new(),
+                protocols: Vec::new(),
+                grants: vec![CapGrant {
                     dsts: to.into_iter().map(IpNet::from).collect(),
                     caps: Vec::new(),
                     cap_map: capabilities.clone(),
                 }],
-                ..FilterRule::default()
             })
     }
 

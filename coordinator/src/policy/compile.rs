@@ -1,14 +1,15 @@
 //! From a parsed policy and the world to rules over address sets.
 
 mod builder;
+mod merge;
 mod ranges;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
-use lowroad_wire::control::{CapMap, PortRange, UserId};
+use lowroad_wire::control::{CapMap, NodeId, PortRange, UserId};
 
 use super::addresses::{AddressSet, Collector};
 use super::alias::Alias;
@@ -19,16 +20,23 @@ use super::people::People;
 use super::routes::{Routes, is_exit};
 use super::ssh::SshAccess;
 use super::syntax::{Document, Rule};
-use super::view::CompiledTailnet;
+use super::table::Table;
+use super::view::{CompiledTailnet, Parts};
 use super::world::{NodeFacts, World};
 
 use builder::Builder;
 
+pub(crate) use merge::{Classes, classes, merge};
 pub(crate) use ranges::tailnet;
 
+/// All nodes, sorted by ID. Those that left since everything was compiled keep their place.
+pub(crate) type Nodes = Table<Arc<Node>>;
+
 /// A node, prepared for questions.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Node {
+    /// Whether it left: then nothing names it, and it has no addresses.
+    pub(crate) is_gone: bool,
     pub(crate) facts: NodeFacts,
     pub(crate) addresses: Vec<IpAddr>,
     /// Its approved routes, exit routes included.
@@ -39,18 +47,90 @@ pub(crate) struct Node {
     pub(crate) extent: AddressSet,
 }
 
-/// The sources of one or more rules. `nodes` and `routes` say whose extent it meets.
-#[derive(Debug)]
+impl Node {
+    pub(crate) fn new(facts: NodeFacts, approved: Vec<IpNet>) -> Self {
+        let addresses: Vec<IpAddr> = facts.addresses().collect();
+        let mut behind = Collector::default();
+        for route in approved.iter().filter(|route| !is_exit(route)) {
+            behind.net(route);
+        }
+        let behind = behind.finish();
+        let mut extent = Collector::default();
+        extent.set(&behind);
+        for address in &addresses {
+            extent.address(*address);
+        }
+        Self {
+            is_gone: false,
+            extent: extent.finish(),
+            approved,
+            addresses,
+            behind,
+            facts,
+        }
+    }
+
+    /// What is left of a node that left.
+    pub(crate) fn gone(id: NodeId) -> Self {
+        let facts = NodeFacts {
+            id,
+            user: None,
+            tags: Vec::new(),
+            v4: None,
+            v6: None,
+            announced: Vec::new(),
+            admin_approved: Vec::new(),
+            created: 0,
+            online: false,
+        };
+        Self {
+            is_gone: true,
+            ..Self::new(facts, Vec::new())
+        }
+    }
+}
+
+/// Sources of rules, by what is written. `nodes` and `routes` say whose extent it meets.
+#[derive(Clone, Debug)]
 pub(crate) struct Source {
+    /// Who is meant: sorted, each once.
+    pub(crate) aliases: Arc<[Alias]>,
     pub(crate) set: AddressSet,
-    pub(crate) texts: Vec<String>,
+    /// A hash of the set.
+    pub(crate) print: u64,
+    texts: OnceLock<Arc<[String]>>,
     /// Nodes of which an address is in the set.
     pub(crate) members: Bits,
     pub(crate) nodes: Bits,
     pub(crate) routes: Bits,
 }
 
-#[derive(Debug)]
+impl Source {
+    fn new(aliases: Arc<[Alias]>, set: AddressSet, [members, nodes, routes]: [Bits; 3]) -> Self {
+        Self {
+            aliases,
+            print: merge::print(&set),
+            set,
+            texts: OnceLock::new(),
+            members,
+            nodes,
+            routes,
+        }
+    }
+
+    /// The set as FilterRules spell it. Written when it is first sent to somebody, and then shared.
+    pub(crate) fn texts(&self) -> &Arc<[String]> {
+        self.texts.get_or_init(|| self.set.texts().into())
+    }
+
+    /// To be called whenever the set is another.
+    pub(crate) fn set_changed(&mut self) {
+        self.print = merge::print(&self.set);
+        self.texts = OnceLock::new();
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(crate) enum TargetKind {
     /// `*`, sent whole to everybody.
     Any,
@@ -69,8 +149,11 @@ pub(crate) enum TargetKind {
 }
 
 /// A destination of one or more rules.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Target {
+    pub(crate) alias: Alias,
+    /// Tags of the routers that lead there; none: any.
+    pub(crate) via: Arc<[String]>,
     pub(crate) kind: TargetKind,
     pub(crate) set: AddressSet,
     pub(crate) nodes: Bits,
@@ -78,7 +161,7 @@ pub(crate) struct Target {
 }
 
 /// A rule; `source` and the targets are positions in the tables of [`CompiledTailnet`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct CompiledRule {
     pub(crate) source: usize,
     pub(crate) protocols: Vec<u8>,
@@ -112,12 +195,15 @@ pub(crate) enum Companion {
     OwnDevices,
 }
 
-pub(crate) fn compile(document: &Document, world: &World) -> CompiledTailnet {
+pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailnet {
     let people = People::new(document, &world.users);
     let mut facts = world.nodes.clone();
     facts.sort_by_key(|node| node.id);
     let routes = Routes::new(document, &people, &facts);
-    let nodes = prepare(facts, &routes);
+    let prepared = facts.into_iter().zip(&routes.approved);
+    let nodes: Nodes = prepared
+        .map(|(facts, approved)| Arc::new(Node::new(facts, approved.clone())))
+        .collect();
     let attributes = attributes(&document.attributes, &people, &world.tailnet, &nodes);
     let ssh = SshAccess::new(&document.ssh, &people, &nodes);
     let everything_allowed = [allow_everything()];
@@ -129,29 +215,46 @@ pub(crate) fn compile(document: &Document, world: &World) -> CompiledTailnet {
     let Builder {
         sources,
         targets,
-        rules,
+        written,
+        tailnet,
         ..
     } = builder;
-    CompiledTailnet::new(super::view::Parts {
-        tag_owners: document
-            .tag_owners
-            .iter()
-            .map(|(tag, owners)| {
-                (
-                    tag.clone(),
-                    owners.iter().map(|at| at.value.clone()).collect(),
-                )
-            })
-            .collect(),
-        routes: routes.primaries.into_iter().collect(),
-        people,
+    let sources: Vec<Arc<Source>> = sources.into_iter().map(Arc::new).collect();
+    let classes = classes(&sources);
+    let mut carries: HashMap<usize, Vec<usize>> = HashMap::new();
+    let routes: Vec<(IpNet, usize)> = routes.primaries.into_iter().collect();
+    for (at, (_, primary)) in routes.iter().enumerate() {
+        carries.entry(*primary).or_default().push(at);
+    }
+    CompiledTailnet::new(Parts {
+        tailnet: world.tailnet.clone(),
+        users: world.users.clone().into(),
+        document: document.clone(),
+        devices: devices(&nodes),
+        taken: taken(&nodes),
+        gone: 0,
+        reach: Arc::new(tailnet),
+        routes: Arc::new(routes),
+        carries: Arc::new(carries),
+        people: Arc::new(people),
+        rules: Arc::new(merge(&written, &classes)),
+        classes: Arc::new(classes),
+        written: Arc::new(written),
         nodes,
         attributes,
         ssh,
         sources,
-        targets,
-        rules,
+        targets: targets.into_iter().map(Arc::new).collect(),
     })
+}
+
+/// All addresses of nodes; `None` if two have one in common, which no server gives.
+fn taken(nodes: &Nodes) -> Option<Arc<AddressSet>> {
+    let mut seen = std::collections::HashSet::new();
+    let all = || nodes.iter().flat_map(|node| node.addresses.iter().copied());
+    all()
+        .all(|address| seen.insert(address))
+        .then(|| Arc::new(AddressSet::of_addresses(all())))
 }
 
 /// The rule that holds without `acls` and `grants`.
@@ -168,48 +271,21 @@ fn allow_everything() -> Rule {
     }
 }
 
-fn prepare(facts: Vec<NodeFacts>, routes: &Routes) -> Vec<Node> {
-    facts
-        .into_iter()
-        .zip(&routes.approved)
-        .map(|(facts, approved)| {
-            let addresses: Vec<IpAddr> = facts.addresses().collect();
-            let mut behind = Collector::default();
-            for route in approved.iter().filter(|route| !is_exit(route)) {
-                behind.net(route);
-            }
-            let behind = behind.finish();
-            let mut extent = Collector::default();
-            extent.set(&behind);
-            for address in &addresses {
-                extent.address(*address);
-            }
-            Node {
-                extent: extent.finish(),
-                approved: approved.clone(),
-                addresses,
-                behind,
-                facts,
-            }
-        })
-        .collect()
-}
-
-pub(crate) fn addresses_of(nodes: &[Node], members: &Bits) -> AddressSet {
+pub(crate) fn addresses_of(nodes: &Nodes, members: &Bits) -> AddressSet {
     let addresses = members.iter().flat_map(|at| &nodes[at].addresses);
     AddressSet::of_addresses(addresses.copied())
 }
 
 /// Untagged nodes by their user.
-pub(crate) fn devices(nodes: &[Node]) -> BTreeMap<UserId, Bits> {
+pub(crate) type Devices = BTreeMap<UserId, Arc<Bits>>;
+
+fn devices(nodes: &Nodes) -> Devices {
     let mut devices: BTreeMap<UserId, Bits> = BTreeMap::new();
     for (at, node) in nodes.iter().enumerate() {
         if let Some(user) = node.facts.owner() {
-            devices
-                .entry(user)
-                .or_insert_with(|| Bits::new(nodes.len()))
-                .insert(at);
+            devices.entry(user).or_default().insert(at);
         }
     }
-    devices
+    let devices = devices.into_iter();
+    devices.map(|(user, own)| (user, Arc::new(own))).collect()
 }

@@ -45,7 +45,7 @@ impl CompiledTailnet {
         let at = self.position(node)?;
         let mut receives = Clauses::default();
         let mut reaches = Clauses::default();
-        for rule in &self.parts().rules {
+        for rule in self.parts().rules.iter() {
             self.receive(rule, at, &mut receives);
             self.reach(rule, at, &mut reaches);
         }
@@ -62,7 +62,7 @@ impl CompiledTailnet {
         let here = |origin, to, access| Clause {
             origin,
             follows: rule.companion.is_some(),
-            from: source.texts.clone(),
+            from: source.texts().to_vec(),
             from_nodes: self.ids(source.members.iter().filter(|from| *from != at)),
             to,
             to_nodes: vec![node.facts.id],

@@ -1,6 +1,6 @@
 //! Which nodes an alias names.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use lowroad_wire::control::UserId;
 
@@ -15,7 +15,7 @@ use super::world::{NodeFacts, TailnetFacts, UserFacts};
 #[derive(Clone, Debug)]
 pub(crate) struct People {
     by_name: HashMap<String, UserId>,
-    groups: HashMap<String, Vec<UserId>>,
+    groups: HashMap<String, HashSet<UserId>>,
     /// E-mail addresses as local part and domain, the latter in lower case.
     addresses: HashMap<UserId, (String, String)>,
 }
@@ -64,8 +64,10 @@ impl People {
         })
     }
 
-    pub(crate) fn group(&self, name: &str) -> &[UserId] {
-        self.groups.get(name).map_or(&[], Vec::as_slice)
+    pub(crate) fn is_in_group(&self, name: &str, user: UserId) -> bool {
+        self.groups
+            .get(name)
+            .is_some_and(|members| members.contains(&user))
     }
 
     /// What stands before the `@` of a user's e-mail address, if it is in the domain.
@@ -79,7 +81,7 @@ impl People {
         match alias {
             Alias::Member => true,
             Alias::User(name) => self.user(name) == Some(user),
-            Alias::Group(name) => self.group(name).contains(&user),
+            Alias::Group(name) => self.is_in_group(name, user),
             Alias::Domain(domain) => self.local_part(user, domain).is_some(),
             _ => false,
         }

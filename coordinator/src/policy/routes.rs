@@ -50,7 +50,8 @@ impl Routes {
     }
 }
 
-fn approved(document: &Document, people: &People, node: &NodeFacts) -> Vec<IpNet> {
+/// The routes of a node that somebody approved, sorted.
+pub(crate) fn approved(document: &Document, people: &People, node: &NodeFacts) -> Vec<IpNet> {
     let exit_by_admin = node.admin_approved.iter().any(is_exit);
     let mut routes: Vec<IpNet> = node
         .announced

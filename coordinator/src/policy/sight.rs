@@ -11,7 +11,7 @@ use super::routes::{is_exit, rank};
 use super::view::{CompiledTailnet, PeerView};
 
 /// Whom and what a node sees.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Sight {
     pub(super) nodes: Bits,
     routes: Bits,
@@ -31,7 +31,8 @@ impl CompiledTailnet {
         }
         let addresses = plain.allowed_ips.iter();
         let addresses = addresses.filter(|net| !sight.v6_only || matches!(net, IpNet::V6(_)));
-        let carried = self.carries[peer].iter().copied();
+        let carried = self.parts.carries.get(&peer);
+        let carried = carried.into_iter().flatten().copied();
         let steered = sight.steered.iter().filter(|(at, _)| *at == peer);
         let mut shown: Vec<usize> = carried
             .filter(|&route| sight.routes.contains(route))
@@ -57,10 +58,10 @@ impl CompiledTailnet {
     }
 
     pub(super) fn sight(&self, viewer: usize) -> &Sight {
-        self.sights[viewer].get_or_init(|| self.look(viewer))
+        self.sights[viewer].get_or_init(|| Arc::new(self.look(viewer)))
     }
 
-    fn look(&self, viewer: usize) -> Sight {
+    pub(super) fn look(&self, viewer: usize) -> Sight {
         let mut sight = Sight {
             nodes: Bits::new(self.parts.nodes.len()),
             routes: Bits::new(self.parts.routes.len()),

@@ -2,6 +2,7 @@
 
 mod compile;
 mod duration;
+mod follow;
 
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;

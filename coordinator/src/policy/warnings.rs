@@ -240,7 +240,7 @@ fn look_at_hosts(
         }
         let lower_case = name.to_ascii_lowercase();
         let node = names.get(&lower_case).and_then(|id| {
-            let at = nodes.binary_search_by_key(id, |node| node.facts.id).ok()?;
+            let at = nodes.position_of(id, |node| node.facts.id)?;
             nodes.get(at)
         });
         if let Some(node) = node

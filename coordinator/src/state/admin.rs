@@ -209,7 +209,7 @@ impl State {
     }
 
     fn touch_user(&mut self, id: UserId) {
-        self.stale_policy = true;
+        self.stale.all = true;
         self.generation += 1;
         self.mark(|dirty| {
             dirty.users.insert(id);

@@ -1,8 +1,9 @@
 //! Random policies and tailnets: what the compiler sends nodes is what a separate reading of the language says, packet by packet,
-//! pair by pair, login by login.
+//! pair by pair, login by login. And what follows a change of some nodes is what comes out of compiling everything.
 
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
+mod follow;
 mod generate;
 mod language;
 mod reading;

@@ -14,25 +14,28 @@ use super::super::people::People;
 use super::super::routes::{Routes, is_exit};
 use super::super::syntax::Rule;
 use super::ranges::{internet, tailnet};
-use super::{Companion, CompiledRule, Node, Origins, Source, Target, TargetKind, addresses_of};
+use super::{
+    Companion, CompiledRule, Node, Nodes, Origins, Source, Target, TargetKind, addresses_of,
+};
 
-/// Builds the tables, each distinct source set and destination once.
+/// Builds the tables, each distinct list of sources and each destination once.
 pub(super) struct Builder<'a> {
     people: &'a People,
-    nodes: &'a [Node],
+    nodes: &'a Nodes,
     routes: Vec<IpNet>,
-    tailnet: AddressSet,
+    /// What `*` is as a source.
+    pub(super) tailnet: AddressSet,
     members: HashMap<Alias, Bits>,
     pub(super) sources: Vec<Source>,
-    source_of: HashMap<AddressSet, usize>,
+    source_of: HashMap<Arc<[Alias]>, usize>,
     pub(super) targets: Vec<Target>,
     target_of: HashMap<(Alias, Vec<String>), usize>,
-    pub(super) rules: Vec<CompiledRule>,
-    rule_of: HashMap<(usize, Vec<u8>), usize>,
+    /// In the order in which they are sent.
+    pub(super) written: Vec<CompiledRule>,
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(people: &'a People, nodes: &'a [Node], routes: &Routes) -> Self {
+    pub(super) fn new(people: &'a People, nodes: &'a Nodes, routes: &Routes) -> Self {
         let routes: Vec<IpNet> = routes.primaries.keys().copied().collect();
         Self {
             tailnet: tailnet(&routes),
@@ -44,21 +47,12 @@ impl<'a> Builder<'a> {
             source_of: HashMap::new(),
             targets: Vec::new(),
             target_of: HashMap::new(),
-            rules: Vec::new(),
-            rule_of: HashMap::new(),
+            written: Vec::new(),
         }
     }
 
     pub(super) fn rule(&mut self, rule: &Rule) {
-        let mut set = Collector::default();
-        for source in &rule.sources {
-            set.set(&self.source_set(&source.value));
-        }
-        let set = set.finish();
-        if set.is_empty() {
-            return;
-        }
-        let source = self.source(set);
+        let source = self.source(rule.sources.iter().map(|alias| &alias.value));
         let mut entries = Vec::new();
         let mut own_devices = Vec::new();
         for (alias, ports) in &rule.destinations {
@@ -73,7 +67,7 @@ impl<'a> Builder<'a> {
             entries: vec![rule.origin; entries.len()],
             own_devices: vec![rule.origin; own_devices.len()],
         };
-        let compiled = CompiledRule {
+        self.written.push(CompiledRule {
             source,
             protocols: rule.protocols.clone(),
             entries,
@@ -81,52 +75,29 @@ impl<'a> Builder<'a> {
             capabilities: rule.capabilities.clone(),
             companion: None,
             origins,
-        };
+        });
         if let Some(capabilities) = &rule.capabilities {
-            self.rules.push(compiled);
             for name in capability::companions(capabilities).filter(|_| rule.via.is_empty()) {
                 self.companion(rule, source, name);
             }
-            return;
         }
-        let key = (source, rule.protocols.clone());
-        if let Some(&earlier) = self.rule_of.get(&key) {
-            let earlier = &mut self.rules[earlier];
-            earlier.entries.extend(compiled.entries);
-            earlier.own_devices.extend(compiled.own_devices);
-            let Origins {
-                entries,
-                own_devices,
-                ..
-            } = compiled.origins;
-            earlier.origins.entries.extend(entries);
-            earlier.origins.own_devices.extend(own_devices);
-            return;
-        }
-        self.rule_of.insert(key, self.rules.len());
-        self.rules.push(compiled);
     }
 
     /// The rules that accompany a grant of a capability of which both ends need to know.
     fn companion(&mut self, rule: &Rule, source: usize, name: &str) {
         let capabilities = Some(Arc::new(CapMap::from([(name.to_owned(), Vec::new())])));
-        let mut servers = Collector::default();
         let others = |alias: &&Alias| **alias != Alias::OwnDevices;
         let destinations = || rule.destinations.iter().map(|(alias, _)| &alias.value);
-        for alias in destinations().filter(others) {
-            servers.set(&self.source_set(alias));
-        }
-        let servers = servers.finish();
-        if !servers.is_empty() {
+        if destinations().any(|alias| others(&alias)) {
+            let servers = self.source(destinations().filter(others));
             let granted = rule.sources.iter().map(|alias| match &alias.value {
                 Alias::DangerAll => &Alias::Any,
                 alias => alias,
             });
             let entries = granted.map(|alias| (self.target(alias, &[]), Vec::new()));
             let entries: Vec<_> = entries.collect();
-            let source = self.source(servers);
-            self.rules.push(CompiledRule {
-                source,
+            self.written.push(CompiledRule {
+                source: servers,
                 protocols: Vec::new(),
                 origins: Origins {
                     rule: rule.origin,
@@ -140,7 +111,7 @@ impl<'a> Builder<'a> {
             });
         }
         if destinations().any(|alias| *alias == Alias::OwnDevices) {
-            self.rules.push(CompiledRule {
+            self.written.push(CompiledRule {
                 source,
                 protocols: Vec::new(),
                 entries: Vec::new(),
@@ -176,20 +147,26 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn source(&mut self, set: AddressSet) -> usize {
-        if let Some(&known) = self.source_of.get(&set) {
+    fn source<'r>(&mut self, written: impl Iterator<Item = &'r Alias>) -> usize {
+        let mut aliases: Vec<Alias> = written.cloned().collect();
+        aliases.sort_unstable();
+        aliases.dedup();
+        let aliases: Arc<[Alias]> = aliases.into();
+        if let Some(&known) = self.source_of.get(&aliases) {
             return known;
         }
+        let mut set = Collector::default();
+        for alias in aliases.iter() {
+            set.set(&self.source_set(alias));
+        }
+        let set = set.finish();
         let own = |node: &Node| node.addresses.iter().any(|address| set.contains(*address));
-        let source = Source {
-            texts: set.texts(),
-            members: self.nodes_where(own),
-            nodes: self.nodes_where(|node| node.extent.overlaps(&set)),
-            routes: self.routes_where(|route| set.overlaps_net(route)),
-            set: set.clone(),
-        };
+        let members = self.nodes_where(own);
+        let nodes = self.nodes_where(|node| node.extent.overlaps(&set));
+        let routes = self.routes_where(|route| set.overlaps_net(route));
+        let source = Source::new(aliases.clone(), set, [members, nodes, routes]);
         self.sources.push(source);
-        self.source_of.insert(set, self.sources.len() - 1);
+        self.source_of.insert(aliases, self.sources.len() - 1);
         self.sources.len() - 1
     }
 
@@ -224,6 +201,8 @@ impl<'a> Builder<'a> {
         };
         if let TargetKind::Internet(_) = kind {
             return Target {
+                alias: alias.clone(),
+                via: Arc::default(),
                 nodes: self.nodes_where(|node| node.approved.iter().any(is_exit)),
                 routes: Bits::new(self.routes.len()),
                 kind,
@@ -231,6 +210,8 @@ impl<'a> Builder<'a> {
             };
         }
         Target {
+            alias: alias.clone(),
+            via: Arc::default(),
             nodes: self.nodes_where(|node| node.extent.overlaps(&set)),
             routes: self.routes_where(|route| set.overlaps_net(route)),
             kind,
@@ -243,6 +224,8 @@ impl<'a> Builder<'a> {
         let is_tagged = |node: &Node| node.facts.tags.iter().any(|tag| via.contains(tag));
         let set = target.set;
         Target {
+            alias: target.alias,
+            via: via.into(),
             kind: TargetKind::Via {
                 texts: match target.kind {
                     TargetKind::Net(net) => vec![net_text(&net)],

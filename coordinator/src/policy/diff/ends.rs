@@ -278,7 +278,7 @@ fn atoms(sides: Sides) -> Vec<Atom> {
     let mut routes = Collector::default();
     let mut cuts = Cuts::default();
     for side in sides {
-        for (route, _) in &side.routes {
+        for (route, _) in side.routes.iter() {
             routes.net(route);
             cuts.set(&AddressSet::of_net(route));
         }

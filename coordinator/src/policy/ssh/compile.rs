@@ -8,9 +8,10 @@ use lowroad_wire::control::{self as wire, NodeId, SshAction, SshPolicy, SshPrinc
 
 use super::super::alias::Alias;
 use super::super::bits::Bits;
-use super::super::compile::Node;
+use super::super::compile::{Node, Nodes};
 use super::super::error::At;
 use super::super::people::People;
+use super::super::table::Table;
 use super::super::view::CompiledTailnet;
 use super::SshRule;
 
@@ -20,20 +21,20 @@ const CHECK_URL: &str =
     "https://unused/machine/ssh/action/$SRC_NODE_ID/to/$DST_NODE_ID?local_user=$LOCAL_USER";
 
 /// The `ssh` rules over nodes, and the policies that were asked for so far.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SshAccess {
     /// In the order in which nodes are sent them.
-    rules: Vec<Access>,
+    pub(super) rules: Vec<Arc<Access>>,
     /// Per node.
-    policies: Vec<OnceLock<Arc<SshPolicy>>>,
+    pub(super) policies: Table<OnceLock<Arc<SshPolicy>>>,
     /// Policies of nodes that are sent rules whole and nothing of their own, by the positions of these rules.
-    shared: Mutex<HashMap<Vec<usize>, Arc<SshPolicy>>>,
+    pub(super) shared: Arc<Mutex<HashMap<Vec<usize>, Arc<SshPolicy>>>>,
 }
 
-#[derive(Debug)]
-struct Access {
-    sources: Bits,
-    destinations: Bits,
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    pub(super) sources: Bits,
+    pub(super) destinations: Bits,
     /// Whether it is about the devices of the same user (`autogroup:self`), and whether about anything else.
     to_own: bool,
     to_others: bool,
@@ -44,21 +45,27 @@ struct Access {
     accept_env: Vec<String>,
 }
 
+/// Rules in the order in which nodes are sent them.
+pub(super) fn in_order(rules: &[SshRule]) -> impl Iterator<Item = &SshRule> {
+    let (checks, accepts): (Vec<&SshRule>, Vec<_>) = rules.iter().partition(|rule| rule.check);
+    checks.into_iter().chain(accepts)
+}
+
 impl SshAccess {
-    pub(crate) fn new(rules: &[SshRule], people: &People, nodes: &[Node]) -> Self {
-        let (checks, accepts): (Vec<&SshRule>, Vec<_>) = rules.iter().partition(|rule| rule.check);
-        let rules = checks.into_iter().chain(accepts);
+    pub(crate) fn new(rules: &[SshRule], people: &People, nodes: &Nodes) -> Self {
         Self {
-            rules: rules.map(|rule| access(rule, people, nodes)).collect(),
+            rules: in_order(rules)
+                .map(|rule| Arc::new(access(rule, people, nodes)))
+                .collect(),
             policies: nodes.iter().map(|_| OnceLock::new()).collect(),
-            shared: Mutex::default(),
+            shared: Arc::default(),
         }
     }
 }
 
-fn access(rule: &SshRule, people: &People, nodes: &[Node]) -> Access {
+fn access(rule: &SshRule, people: &People, nodes: &Nodes) -> Access {
     let named = |aliases: &[At<Alias>]| {
-        let is_named = |node: &Node| {
+        let is_named = |node: &Arc<Node>| {
             let mut aliases = aliases.iter();
             aliases.any(|alias| people.names_node(&alias.value, &node.facts))
         };

@@ -7,7 +7,7 @@ use lowroad_wire::control::PortRange;
 
 use super::super::addresses::{AddressSet, Collector};
 use super::super::alias::Alias;
-use super::super::compile::Node;
+use super::super::compile::Nodes;
 use super::super::error::At;
 use super::super::routes::is_exit;
 use super::super::syntax::{Document, Rule};
@@ -61,9 +61,9 @@ struct Reach {
 }
 
 impl Reach {
-    fn new(nodes: &[Node]) -> Self {
+    fn new(nodes: &Nodes) -> Self {
         let (mut all, mut announced) = (Collector::default(), Collector::default());
-        for node in nodes {
+        for node in nodes.iter() {
             all.set(&node.extent);
             let subnets = node.facts.announced.iter().filter(|route| !is_exit(route));
             subnets.for_each(|route| announced.net(route));
@@ -91,9 +91,9 @@ impl Reach {
 }
 
 /// What is behind the nodes that have one of some tags.
-fn behind_routers(nodes: &[Node], tags: &[String]) -> AddressSet {
+fn behind_routers(nodes: &Nodes, tags: &[String]) -> AddressSet {
     let mut behind = Collector::default();
-    for node in nodes {
+    for node in nodes.iter() {
         if node.facts.tags.iter().any(|tag| tags.contains(tag)) {
             behind.set(&node.behind);
         }

@@ -16,7 +16,7 @@ use lowroad_coordinator::{
     model::AuthKeyText,
     policy::{CompiledTailnet, recompile},
     relay_map,
-    state::{NewAuthKey, NodeRef, Settings, State, Stranger},
+    state::{Compile, NewAuthKey, NodeRef, Settings, State, Stranger},
     store::Store,
     view::{Common, Snapshot},
 };
@@ -265,9 +265,18 @@ impl Tailnet {
 
     fn publish(&mut self) {
         let taken = self.state.take_changes();
-        if let Some((policy, world)) = &taken.compile {
-            self.compiled = Arc::new(recompile(policy, world));
-        }
+        let is_whole = match &taken.compile {
+            Compile::Nothing => false,
+            Compile::Nodes(changes) => {
+                let followed = self.compiled.follow(changes);
+                self.compiled = Arc::new(followed.compiled);
+                followed.is_whole
+            }
+            Compile::All(policy, world) => {
+                self.compiled = Arc::new(recompile(policy, world));
+                true
+            }
+        };
         let snapshot = Snapshot {
             generation: taken.generation,
             previous: std::mem::replace(&mut self.generation, taken.generation),
@@ -275,6 +284,7 @@ impl Tailnet {
             nodes: taken.nodes,
             users: taken.users,
             compiled: self.compiled.clone(),
+            is_whole,
         };
         self.tell(&snapshot);
         self.state.take_rows();

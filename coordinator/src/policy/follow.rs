@@ -1,0 +1,424 @@
+//! A compiled policy after a change of some nodes, at a cost in proportion to what the change means for others.
+//!
+//! A node without subnet routes is one bit in sources, targets, logins and what others see, and its addresses in the sets that name
+//! it. Everything else is shared with the version before, filters included. Subnet routes are part of what `*` means and of whom routers
+//! see: where they change, all is compiled anew.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use lowroad_wire::control::NodeId;
+
+use super::addresses::AddressSet;
+use super::alias::Alias;
+use super::attributes::attributes_of;
+use super::bits::Bits;
+use super::compile::{
+    Companion, CompiledRule, Node, Source, Target, TargetKind, classes, compile, merge,
+};
+use super::people::People;
+use super::routes::{approved, is_exit};
+use super::view::{CompiledTailnet, Parts, plain_view};
+use super::world::{NodeFacts, World};
+
+/// So many changes at once are followed one by one. Compiling everything costs about as much as some hundred of them.
+const MOST_STEPS: usize = 100;
+/// Places of nodes that left, beside half as many as there are nodes, before the next change makes them go.
+const MOST_GONE: usize = 64;
+
+/// A node that joined or is another than before, or that left.
+pub type NodeChange = (NodeId, Option<NodeFacts>);
+
+/// A compiled policy after changes of nodes.
+#[derive(Debug)]
+pub struct Followed {
+    /// The policy for the nodes as they are.
+    pub compiled: CompiledTailnet,
+    /// Whether all was compiled anew. If not, nodes see others as before, but for those that changed.
+    pub is_whole: bool,
+}
+
+/// Something changes that is more than one node.
+struct Whole;
+
+/// One node's change.
+pub(crate) struct Change {
+    pub(crate) at: usize,
+    pub(crate) old: Option<Arc<Node>>,
+    pub(crate) new: Option<Arc<Node>>,
+    /// It and the devices of its user, of the one before as well.
+    pub(crate) devices: Bits,
+}
+
+impl Change {
+    /// Whether an alias means the node as it is, by its user or its tags.
+    pub(crate) fn is_named_now(&self, people: &People, alias: &Alias) -> bool {
+        is_named(self.new.as_deref(), people, alias)
+    }
+
+    fn addresses(&self) -> &[IpAddr] {
+        self.new.as_ref().map_or(&[], |node| &node.addresses)
+    }
+}
+
+fn is_named(node: Option<&Node>, people: &People, alias: &Alias) -> bool {
+    node.is_some_and(|node| people.names_node(alias, &node.facts))
+}
+
+fn addresses_if(is_named: bool, node: Option<&Node>) -> &[IpAddr] {
+    node.filter(|_| is_named)
+        .map_or(&[], |node| &node.addresses)
+}
+
+impl CompiledTailnet {
+    /// The same policy for the same users after nodes changed. What comes out is what [`recompile`](super::recompile) makes of the nodes
+    /// as they are.
+    pub fn follow(&self, changes: &[NodeChange]) -> Followed {
+        let mut next = self.clone();
+        let mut each = changes.iter();
+        if changes.len() <= MOST_STEPS
+            && each.all(|(id, facts)| next.step(*id, facts.clone()).is_ok())
+        {
+            return Followed {
+                compiled: next,
+                is_whole: false,
+            };
+        }
+        Followed {
+            compiled: self.anew(changes),
+            is_whole: true,
+        }
+    }
+
+    fn anew(&self, changes: &[NodeChange]) -> Self {
+        let there = self.parts.nodes.iter().filter(|node| !node.is_gone);
+        let mut nodes: HashMap<NodeId, NodeFacts> = there
+            .map(|node| (node.facts.id, node.facts.clone()))
+            .collect();
+        for (id, facts) in changes {
+            match facts {
+                Some(facts) => nodes.insert(*id, facts.clone()),
+                None => nodes.remove(id),
+            };
+        }
+        let world = World {
+            users: self.parts.users.to_vec(),
+            nodes: nodes.into_values().collect(),
+            tailnet: self.parts.tailnet.clone(),
+        };
+        compile(&self.parts.document, &world)
+    }
+
+    /// Half done if it fails.
+    fn step(&mut self, id: NodeId, facts: Option<NodeFacts>) -> Result<(), Whole> {
+        let known = self.parts.nodes.position_of(&id, |node| node.facts.id);
+        let old = known.map(|at| self.parts.nodes[at].clone());
+        let old = old.filter(|node| !node.is_gone);
+        if old.as_ref().map(|node| &node.facts) == facts.as_ref() {
+            return Ok(());
+        }
+        let seen = match (known, &old) {
+            (Some(at), Some(_)) => self.sight(at).nodes.clone(),
+            _ => Bits::default(),
+        };
+        let change = self.parts.put(id, known, old, facts)?;
+        let (at, parts) = (change.at, &self.parts);
+        let empty = Node::gone(id);
+        let node = change.new.as_deref().unwrap_or(&empty);
+        let plain = plain_view(node, &parts.attributes[at]);
+        if at == self.plain.len() {
+            self.plain.push(plain);
+            self.filters.push(OnceLock::new());
+            self.sights.push(OnceLock::new());
+        } else {
+            self.plain.set(at, plain);
+        }
+        let stale = self.parts.follow(&change);
+        self.forget(&stale, at);
+        self.see(at, seen);
+        Ok(())
+    }
+
+    /// Drops filters that are no longer right; they are made again when somebody asks.
+    fn forget(&mut self, stale: &Stale, changed: usize) {
+        if stale.all {
+            self.filters = self.parts.nodes.iter().map(|_| OnceLock::new()).collect();
+        } else {
+            for at in stale.nodes.iter().chain([changed]) {
+                self.filters.set(at, OnceLock::new());
+            }
+        }
+        if stale.sources {
+            self.shared_filters = Arc::default();
+        }
+    }
+
+    /// Whoever sees one is seen by it: what others see changes by this node only.
+    fn see(&mut self, changed: usize, before: Bits) {
+        let sight = self.look(changed);
+        let mut others = before;
+        others.unite(&sight.nodes);
+        for other in others.iter() {
+            let Some(known) = self.sights.get(other).and_then(OnceLock::get) else {
+                continue;
+            };
+            let sees = sight.nodes.contains(other);
+            if known.nodes.contains(changed) != sees {
+                let mut known = known.clone();
+                Arc::make_mut(&mut known).nodes.put(changed, sees);
+                self.sights.set(other, OnceLock::from(known));
+            }
+        }
+        self.sights.set(changed, OnceLock::from(Arc::new(sight)));
+    }
+}
+
+/// Whose filters a change makes another.
+#[derive(Default)]
+struct Stale {
+    nodes: Bits,
+    /// Everybody's.
+    all: bool,
+    /// Whether any sources or routers' destinations are others.
+    sources: bool,
+}
+
+impl Parts {
+    /// Puts a node in its place, if nothing but sets and bits depends on it.
+    fn put(
+        &mut self,
+        id: NodeId,
+        known: Option<usize>,
+        old: Option<Arc<Node>>,
+        facts: Option<NodeFacts>,
+    ) -> Result<Change, Whole> {
+        let new = facts.map(|facts| {
+            let approved = approved(&self.document, &self.people, &facts);
+            Arc::new(Node::new(facts, approved))
+        });
+        let both = || old.iter().chain(&new);
+        let is_behind_a_router = |address: &IpAddr| {
+            let mut routes = self.routes.iter();
+            routes.any(|(route, _)| route.contains(address))
+        };
+        let mut addresses = both().flat_map(|node| &node.addresses);
+        if both().any(|node| !node.behind.is_empty()) || addresses.any(is_behind_a_router) {
+            return Err(Whole);
+        }
+        self.take(old.as_deref(), new.as_deref())?;
+        let at = match known {
+            Some(at) => at,
+            None if self.nodes.is_empty() || self.nodes[self.nodes.len() - 1].facts.id < id => {
+                self.nodes.len()
+            }
+            None => return Err(Whole),
+        };
+        let place = new.clone().unwrap_or_else(|| Arc::new(Node::gone(id)));
+        let like = old.as_ref().map_or(at.checked_sub(1), |_| Some(at));
+        let attributes = attributes_of(
+            &self.document.attributes,
+            &self.people,
+            &self.tailnet,
+            &place,
+            like.map(|at| &self.attributes[at]),
+        );
+        if at == self.nodes.len() {
+            self.nodes.push(place);
+            self.attributes.push(attributes);
+        } else {
+            self.nodes.set(at, place);
+            self.attributes.set(at, attributes);
+            self.gone += usize::from(old.is_some() && new.is_none());
+            self.gone -= usize::from(old.is_none() && new.is_some());
+        }
+        if self.gone > MOST_GONE + self.nodes.len() / 3 {
+            return Err(Whole);
+        }
+        let devices = self.give(at, old.as_deref(), new.as_deref());
+        Ok(Change {
+            at,
+            old,
+            new,
+            devices,
+        })
+    }
+
+    /// Addresses are one node's: else what one has another may have, too.
+    fn take(&mut self, old: Option<&Node>, new: Option<&Node>) -> Result<(), Whole> {
+        let taken = Arc::make_mut(self.taken.as_mut().ok_or(Whole)?);
+        for &address in addresses_if(true, old) {
+            taken.remove(address);
+        }
+        for &address in addresses_if(true, new) {
+            if taken.contains(address) {
+                return Err(Whole);
+            }
+            taken.insert(address);
+        }
+        Ok(())
+    }
+
+    /// Makes the node its user's, and says whose devices are concerned.
+    fn give(&mut self, at: usize, old: Option<&Node>, new: Option<&Node>) -> Bits {
+        let mut concerned = Bits::collect(0, [at]);
+        if let Some(user) = old.and_then(|node| node.facts.owner()) {
+            let own = Arc::make_mut(self.devices.entry(user).or_default());
+            own.remove(at);
+            concerned.unite(own);
+            if own.iter().next().is_none() {
+                self.devices.remove(&user);
+            }
+        }
+        if let Some(user) = new.and_then(|node| node.facts.owner()) {
+            let own = Arc::make_mut(self.devices.entry(user).or_default());
+            own.insert(at);
+            concerned.unite(own);
+        }
+        concerned
+    }
+
+    /// Takes note of a change in sources, targets, rules and logins.
+    fn follow(&mut self, change: &Change) -> Stale {
+        let mut stale = Stale::default();
+        let mut changed = Vec::new();
+        for (at, source) in self.sources.iter_mut().enumerate() {
+            if follow_source(source, &self.people, &self.reach, change) {
+                changed.push(at);
+            }
+        }
+        for target in &mut self.targets {
+            let is_other = follow_target(target, &self.people, change);
+            if is_other && matches!(target.kind, TargetKind::Via { .. }) {
+                stale.sources = true;
+                stale.nodes.unite(&target.nodes);
+            }
+        }
+        let is_own = |rule: &CompiledRule| {
+            !rule.own_devices.is_empty() || rule.companion == Some(Companion::OwnDevices)
+        };
+        if self.written.iter().any(is_own) {
+            stale.nodes.unite(&change.devices);
+        }
+        if !changed.is_empty() {
+            stale.sources = true;
+            self.reached(&changed, &mut stale);
+            let classes = classes(&self.sources);
+            if classes != *self.classes {
+                self.rules = Arc::new(merge(&self.written, &classes));
+                self.classes = Arc::new(classes);
+                self.reached(&changed, &mut stale);
+            }
+        }
+        self.ssh.follow(&self.document.ssh, &self.people, change);
+        stale
+    }
+
+    /// Who is sent a rule of one of these sources, or of others that are the same.
+    fn reached(&self, sources: &[usize], stale: &mut Stale) {
+        let of_class = sources.iter().filter_map(|&source| self.classes[source]);
+        let of_class = Bits::collect(self.sources.len(), of_class);
+        let rules = self.rules.iter();
+        for rule in rules.filter(|rule| of_class.contains(rule.source)) {
+            for (target, _) in &rule.entries {
+                let target = &self.targets[*target];
+                stale.all |= matches!(target.kind, TargetKind::Any);
+                stale.nodes.unite(&target.nodes);
+            }
+        }
+    }
+}
+
+/// Whether the set is another.
+fn follow_source(
+    source: &mut Arc<Source>,
+    people: &People,
+    tailnet: &AddressSet,
+    change: &Change,
+) -> bool {
+    let named = |node: Option<&Node>| {
+        let mut aliases = source.aliases.iter();
+        aliases.any(|alias| is_named(node, people, alias))
+    };
+    let (old, new) = (change.old.as_deref(), change.new.as_deref());
+    let had = addresses_if(named(old), old);
+    let has = addresses_if(named(new), new);
+    let is_named_itself = |address: &IpAddr| {
+        source.aliases.iter().any(|alias| match alias {
+            Alias::Any => tailnet.contains(*address),
+            Alias::DangerAll => true,
+            Alias::Net(net) => net.contains(address),
+            _ => false,
+        })
+    };
+    let lost: Vec<IpAddr> = had
+        .iter()
+        .filter(|address| !has.contains(address) && !is_named_itself(address))
+        .copied()
+        .collect();
+    let won: Vec<IpAddr> = has
+        .iter()
+        .filter(|address| !source.set.contains(**address))
+        .copied()
+        .collect();
+    let is_other = !lost.is_empty() || !won.is_empty();
+    let stays = |address: &IpAddr| source.set.contains(*address) && !lost.contains(address);
+    let mut addresses = change.addresses().iter();
+    let is_member = addresses.any(|address| has.contains(address) || stays(address));
+    if !is_other && is_member == source.members.contains(change.at) {
+        return false;
+    }
+    let source = Arc::make_mut(source);
+    if is_other {
+        lost.into_iter()
+            .for_each(|address| source.set.remove(address));
+        won.into_iter()
+            .for_each(|address| source.set.insert(address));
+        source.set_changed();
+    }
+    // Without subnet routes, a node's extent is its addresses.
+    source.members.put(change.at, is_member);
+    source.nodes.put(change.at, is_member);
+    is_other
+}
+
+/// Whether what is sent of it through routers is another.
+fn follow_target(target: &mut Arc<Target>, people: &People, change: &Change) -> bool {
+    let (old, new) = (change.old.as_deref(), change.new.as_deref());
+    let (was, is) = [old, new]
+        .map(|node| is_named(node, people, &target.alias))
+        .into();
+    let (had, has) = (addresses_if(was, old), addresses_if(is, new));
+    let addresses = change.addresses();
+    let is_met = match &target.kind {
+        TargetKind::Any => !addresses.is_empty(),
+        TargetKind::Net(net) => addresses.iter().any(|address| net.contains(address)),
+        TargetKind::Internet(_) => new.is_some_and(|node| node.approved.iter().any(is_exit)),
+        TargetKind::Members(_) => !has.is_empty(),
+        TargetKind::Via { .. } => false,
+    };
+    let leads = new.is_some_and(|node| node.facts.tags.iter().any(|tag| target.via.contains(tag)));
+    let had_place = match &target.kind {
+        TargetKind::Members(members) => members.contains(change.at) == is,
+        TargetKind::Via { tagged, .. } => tagged.contains(change.at) == leads,
+        _ => true,
+    };
+    if had == has && had_place && target.nodes.contains(change.at) == is_met {
+        return false;
+    }
+    let target = Arc::make_mut(target);
+    had.iter().for_each(|&address| target.set.remove(address));
+    has.iter().for_each(|&address| target.set.insert(address));
+    target.nodes.put(change.at, is_met);
+    match &mut target.kind {
+        TargetKind::Members(members) => members.put(change.at, is),
+        TargetKind::Via { tagged, texts } => {
+            tagged.put(change.at, leads);
+            if had != has {
+                *texts = target.set.texts();
+            }
+        }
+        TargetKind::Any | TargetKind::Net(_) | TargetKind::Internet(_) => {}
+    }
+    had != has
+}
