@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use jsonc_parser::ast::Value;
-use lowroad_wire::control::{CapGrant, CapMap};
+use lowroad_wire::control::CapMap;
 
 use super::alias::Alias;
 use super::bits::Bits;
@@ -120,7 +120,7 @@ impl CompiledTailnet {
     pub(super) fn capability_rules(
         &self,
         rule: &CompiledRule,
-        capabilities: &CapMap,
+        capabilities: &Arc<CapMap>,
         at: usize,
     ) -> impl Iterator<Item = NodeRule> {
         let parts = self.parts();
@@ -146,11 +146,10 @@ impl CompiledTailnet {
                 sources,
                 destinations: Vec::new(),
                 protocols: Vec::new(),
-                grants: vec![CapGrant {
-                    dsts: to.into_iter().map(IpNet::from).collect(),
-                    caps: Vec::new(),
-                    cap_map: capabilities.clone(),
-                }],
+                granted: Some((
+                    to.into_iter().map(IpNet::from).collect(),
+                    capabilities.clone(),
+                )),
             })
     }
 

@@ -221,6 +221,7 @@ pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailne
     } = builder;
     let sources: Vec<Arc<Source>> = sources.into_iter().map(Arc::new).collect();
     let classes = classes(&sources);
+    let written: Vec<Arc<CompiledRule>> = written.into_iter().map(Arc::new).collect();
     let mut carries: HashMap<usize, Vec<usize>> = HashMap::new();
     let routes: Vec<(IpNet, usize)> = routes.primaries.into_iter().collect();
     for (at, (_, primary)) in routes.iter().enumerate() {

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 
-use lowroad_wire::control::{CapGrant, FilterRule, NetPortRange, PortRange};
+use ipnet::IpNet;
+use lowroad_wire::control::{CapGrant, CapMap, FilterRule, NetPortRange, PortRange};
 
 use super::addresses::net_text;
 use super::bits::Bits;
@@ -23,7 +24,8 @@ pub(super) struct NodeRule {
     pub(super) sources: Arc<[String]>,
     pub(super) destinations: Vec<NetPortRange>,
     pub(super) protocols: Vec<i64>,
-    pub(super) grants: Vec<CapGrant>,
+    /// Capabilities, and the node's addresses at which they hold.
+    pub(super) granted: Option<(Vec<IpNet>, Arc<CapMap>)>,
 }
 
 impl NodeFilter {
@@ -35,9 +37,17 @@ impl NodeFilter {
                 src_ips: rule.sources.to_vec(),
                 dst_ports: rule.destinations.clone(),
                 ip_proto: rule.protocols.clone(),
-                cap_grant: rule.grants.clone(),
+                cap_grant: rule.granted.iter().map(grant).collect(),
             })
             .collect()
+    }
+}
+
+fn grant((at, capabilities): &(Vec<IpNet>, Arc<CapMap>)) -> CapGrant {
+    CapGrant {
+        dsts: at.clone(),
+        caps: Vec::new(),
+        cap_map: CapMap::clone(capabilities),
     }
 }
 
@@ -131,7 +141,7 @@ impl CompiledTailnet {
                     sources: source.texts().clone(),
                     destinations,
                     protocols: protocols(),
-                    grants: Vec::new(),
+                    granted: None,
                 });
             }
             let Some(own) = self
@@ -151,7 +161,7 @@ impl CompiledTailnet {
                         .flat_map(|address| ports_of(address.to_string(), &rule.own_devices))
                         .collect(),
                     protocols: protocols(),
-                    grants: Vec::new(),
+                    granted: None,
                 });
             }
         }

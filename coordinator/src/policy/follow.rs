@@ -294,7 +294,7 @@ impl Parts {
                 stale.nodes.unite(&target.nodes);
             }
         }
-        let is_own = |rule: &CompiledRule| {
+        let is_own = |rule: &Arc<CompiledRule>| {
             !rule.own_devices.is_empty() || rule.companion == Some(Companion::OwnDevices)
         };
         if self.written.iter().any(is_own) {

@@ -77,10 +77,10 @@ pub(crate) struct Parts {
     pub(crate) sources: Vec<Arc<Source>>,
     pub(crate) targets: Vec<Arc<Target>>,
     /// The rules as they stand in the policy.
-    pub(crate) written: Arc<Vec<CompiledRule>>,
+    pub(crate) written: Arc<Vec<Arc<CompiledRule>>>,
     pub(crate) classes: Arc<Classes>,
     /// The rules as they are sent.
-    pub(crate) rules: Arc<Vec<CompiledRule>>,
+    pub(crate) rules: Arc<Vec<Arc<CompiledRule>>>,
 }
 
 impl CompiledTailnet {

@@ -10,6 +10,7 @@ use super::super::addresses::{AddressSet, Collector, net_text};
 use super::super::alias::Alias;
 use super::super::bits::Bits;
 use super::super::capability;
+use super::super::error::Place;
 use super::super::people::People;
 use super::super::routes::{Routes, is_exit};
 use super::super::syntax::Rule;
@@ -28,6 +29,8 @@ pub(super) struct Builder<'a> {
     members: HashMap<Alias, Bits>,
     pub(super) sources: Vec<Source>,
     source_of: HashMap<Arc<[Alias]>, usize>,
+    /// Of the rule before, and where it stands: those of one grant have the same sources.
+    last_source: Option<(Place, usize)>,
     pub(super) targets: Vec<Target>,
     target_of: HashMap<(Alias, Vec<String>), usize>,
     /// In the order in which they are sent.
@@ -45,6 +48,7 @@ impl<'a> Builder<'a> {
             members: HashMap::new(),
             sources: Vec::new(),
             source_of: HashMap::new(),
+            last_source: None,
             targets: Vec::new(),
             target_of: HashMap::new(),
             written: Vec::new(),
@@ -52,7 +56,11 @@ impl<'a> Builder<'a> {
     }
 
     pub(super) fn rule(&mut self, rule: &Rule) {
-        let source = self.source(rule.sources.iter().map(|alias| &alias.value));
+        let source = match self.last_source {
+            Some((place, source)) if place == rule.place => source,
+            _ => self.source(rule.sources.iter().map(|alias| &alias.value)),
+        };
+        self.last_source = Some((rule.place, source));
         let mut entries = Vec::new();
         let mut own_devices = Vec::new();
         for (alias, ports) in &rule.destinations {

@@ -36,16 +36,22 @@ pub(super) fn print(set: &AddressSet) -> u64 {
 }
 
 /// The rules as they are sent: those of nobody left out, those with the same sources and protocols added to the first.
-pub(crate) fn merge(written: &[CompiledRule], classes: &[Option<usize>]) -> Vec<CompiledRule> {
-    let mut rules: Vec<CompiledRule> = Vec::new();
+pub(crate) fn merge(
+    written: &[Arc<CompiledRule>],
+    classes: &[Option<usize>],
+) -> Vec<Arc<CompiledRule>> {
+    let mut rules: Vec<Arc<CompiledRule>> = Vec::new();
     let mut known: HashMap<(usize, &[u8]), usize> = HashMap::new();
     for rule in written {
         let Some(source) = classes[rule.source] else {
             continue;
         };
-        let rule_of_class = || CompiledRule {
-            source,
-            ..rule.clone()
+        let rule_of_class = || {
+            let mut rule = rule.clone();
+            if rule.source != source {
+                Arc::make_mut(&mut rule).source = source;
+            }
+            rule
         };
         if rule.capabilities.is_some() {
             rules.push(rule_of_class());
@@ -58,6 +64,7 @@ pub(crate) fn merge(written: &[CompiledRule], classes: &[Option<usize>]) -> Vec<
             rules.push(rule_of_class());
             continue;
         };
+        let earlier = Arc::make_mut(earlier);
         earlier.entries.extend_from_slice(&rule.entries);
         earlier.own_devices.extend_from_slice(&rule.own_devices);
         let Origins {

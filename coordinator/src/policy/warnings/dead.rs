@@ -27,6 +27,7 @@ pub(super) fn look(
     let nodes = &compiled.parts().nodes;
     let reach = Reach::new(nodes);
     let mut through: HashMap<&[String], AddressSet> = HashMap::new();
+    let mut before = None;
     for rule in document.rules.iter().flatten() {
         let routers = through
             .entry(&rule.via)
@@ -38,12 +39,15 @@ pub(super) fn look(
             routers,
             rule,
         };
-        let sources = rule.sources.iter();
-        look.warn(
-            "src",
-            sources.map(|at| (at, look.dead_source(&at.value))),
-            warnings,
-        );
+        // The rules of one grant have the same sources.
+        if before.replace(rule.place) != Some(rule.place) {
+            let sources = rule.sources.iter();
+            look.warn(
+                "src",
+                sources.map(|at| (at, look.dead_source(&at.value))),
+                warnings,
+            );
+        }
         let destinations = rule.destinations.iter();
         let destinations =
             destinations.map(|(at, ports)| (at, look.dead_destination(&at.value, ports)));
