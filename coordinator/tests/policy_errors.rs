@@ -333,6 +333,38 @@ p.hujson:7:28: warning: this rule never matches: the protocol doesn't exist in I
 }
 
 #[test]
+fn logins_of_nobody_and_at_nobody_are_warned_of() {
+    warned(
+        r##"{
+  "groups": {"group:empty": []},
+  "tagOwners": {"tag:server": ["autogroup:member"], "tag:ghost": []},
+  "ssh": [
+    {"action": "check", "src": ["group:empty"], "dst": ["tag:server"], "users": ["root"]},
+    {"action": "accept", "src": ["autogroup:member"], "dst": ["tag:server", "tag:ghost"], "users": ["root"]},
+    {"action": "accept", "src": [], "dst": ["tag:server"], "users": ["root"]},
+  ],
+}
+"##,
+        r##"p.hujson:2:14: warning: "group:empty" has no members; where it stands, nobody is meant
+    2 |   "groups": {"group:empty": []},
+      |              ^^^^^^^^^^^^^
+p.hujson:3:53: warning: nobody may give "tag:ghost" to a node: it has no owners; it takes an auth key with that tag
+    3 |   "tagOwners": {"tag:server": ["autogroup:member"], "tag:ghost": []},
+      |                                                     ^^^^^^^^^^^
+p.hujson:5:33: warning: this rule never matches: "group:empty" has no members
+    5 |     {"action": "check", "src": ["group:empty"], "dst": ["tag:server"], "users": ["root"]},
+      |                                 ^^^^^^^^^^^^^
+p.hujson:6:77: warning: this entry never matches: no node has "tag:ghost", and nobody may give it to one
+    6 | …togroup:member"], "dst": ["tag:server", "tag:ghost"], "users": ["root"]},
+      |                                          ^^^^^^^^^^^
+p.hujson:7:5: warning: this rule never matches: src is empty
+    7 |     {"action": "accept", "src": [], "dst": ["tag:server"], "users": ["root"]},
+      |     ^
+"##,
+    );
+}
+
+#[test]
 fn what_depends_on_nodes_is_not_warned_of_before_there_are_any() {
     let text = r#"{
         "hosts": {"db": "10.1.0.9"},

@@ -32,6 +32,9 @@ pub struct DiffInfo {
     pub opened_pairs: u64,
     pub closed_pairs: u64,
     pub changes: Vec<ChangeInfo>,
+    /// The same of logins over SSH, which are not among the pairs.
+    #[serde(default)]
+    pub logins: Vec<ChangeInfo>,
 }
 
 /// Everything in `from` may or may no longer do `access` at everything in `to`.
@@ -198,17 +201,18 @@ impl Moment {
     pub fn diff(&self, new: &CompiledTailnet) -> DiffInfo {
         let diff = policy::diff(&self.compiled(), new);
         let labels = self.labels();
+        let changes = |rows: &[DiffRow]| {
+            let rows = rows.iter();
+            rows.map(|row| self.change(row, &labels)).collect()
+        };
         DiffInfo {
-            differs: !diff.rows.is_empty(),
+            differs: !diff.rows.is_empty() || !diff.logins.is_empty(),
             against: self.version,
             nodes: self.world.nodes.len(),
             opened_pairs: diff.opened,
             closed_pairs: diff.closed,
-            changes: diff
-                .rows
-                .iter()
-                .map(|row| self.change(row, &labels))
-                .collect(),
+            changes: changes(&diff.rows),
+            logins: changes(&diff.logins),
         }
     }
 

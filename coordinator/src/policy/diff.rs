@@ -4,6 +4,7 @@
 //! they differ.
 
 mod ends;
+mod logins;
 mod rows;
 
 use std::collections::HashMap;
@@ -25,6 +26,8 @@ pub struct Diff {
     pub opened: u64,
     /// Pairs of nodes between which something closes.
     pub closed: u64,
+    /// Logins over SSH that open and close, between nodes: `ssh as root`. They are not among the pairs.
+    pub logins: Vec<DiffRow>,
 }
 
 /// Everything in `from` may or may no longer do `access` at everything in `to`.
@@ -40,7 +43,7 @@ pub struct DiffRow {
     pub users: DiffUsers,
     /// By this family only, although both ends have both.
     pub family: Option<DiffFamily>,
-    /// `tcp:22,80-90`, `icmp`, and capabilities by name.
+    /// `tcp:22,80-90`, `icmp`, and capabilities by name; of logins, `ssh as NAME`.
     pub access: Vec<String>,
     /// How many pairs of nodes or subnets.
     pub pairs: u64,
@@ -89,7 +92,10 @@ pub fn diff(old: &CompiledTailnet, new: &CompiledTailnet) -> Diff {
             judge.pair((from, &beginning), (to, destination), &mut table);
         }
     }
-    table.finish(&judge.changes)
+    Diff {
+        logins: logins::rows(old, new),
+        ..table.finish(&judge.changes)
+    }
 }
 
 /// What opens and what closes.

@@ -8,7 +8,7 @@ use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
 
 use super::alias::Alias;
-use super::error::{At, PolicyError};
+use super::error::{At, Place, PolicyError};
 use super::hujson::{Fields, Text};
 use super::syntax::Names;
 
@@ -28,6 +28,8 @@ const FIELDS: [&str; 8] = [
 /// One entry of `ssh`.
 #[derive(Clone, Debug)]
 pub(crate) struct SshRule {
+    /// Where it begins.
+    pub(crate) place: Place,
     /// Whether users have to prove again who they are, instead of being accepted.
     pub(crate) check: bool,
     pub(crate) sources: Vec<At<Alias>>,
@@ -71,6 +73,7 @@ pub(crate) fn read<'a>(
         duration::check(text.string(period, "checkPeriod")?)?;
     }
     let rule = SshRule {
+        place: fields.place,
         check,
         sources: aliases(text, &fields, "src", names)?,
         destinations: aliases(text, &fields, "dst", names)?,

@@ -18,7 +18,9 @@ use std::fmt::Write as _;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use lowroad_coordinator::policy::{CompiledTailnet, NodeFacts, Policy, World, recompile};
+use lowroad_coordinator::policy::{
+    CompiledTailnet, Diff, DiffUsers, NodeFacts, Policy, World, diff, recompile,
+};
 use lowroad_wire::control::SshPolicy;
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -194,4 +196,88 @@ fn a_login_is_open_exactly_where_an_ssh_rule_says_so() {
         is_short || outcomes.values().filter(|&&count| count > 500).count() == 3,
         "{outcomes:?}"
     );
+}
+
+/// What a difference says that opens, or closes, from one node to another.
+fn told(diff: &Diff, from: &NodeFacts, to: &NodeFacts, opens: bool) -> Vec<String> {
+    let owner = |node: &NodeFacts| node.user.filter(|_| node.tags.is_empty());
+    let same = owner(from).is_some() && owner(from) == owner(to);
+    let rows = diff.logins.iter().filter(|row| {
+        row.opens == opens
+            && row.from.nodes.contains(&from.id)
+            && row.to.nodes.contains(&to.id)
+            && (row.users == DiffUsers::Any || same)
+    });
+    rows.flat_map(|row| row.access.clone()).collect()
+}
+
+#[test]
+fn a_difference_tells_the_logins_that_open_and_close() {
+    const UNKNOWN: &str = "nobody-knows";
+    const NAMES: [&str; 7] = [
+        "root",
+        "ubuntu",
+        "git",
+        "ann",
+        "carol",
+        "dave",
+        "nobody-knows",
+    ];
+    let mut changed = [0; 2];
+    for case in cases() {
+        let mut other = generate::policy(&mut case.rng.clone());
+        other.groups = case.policy.groups.clone();
+        let parsed = Policy::parse(&other.text()).unwrap();
+        let new = recompile(&parsed, &case.world);
+        let diff = diff(&case.compiled, &new);
+        for to in &case.world.nodes {
+            let sides = [case.compiled.ssh_for(to.id), new.ssh_for(to.id)];
+            for from in case.world.nodes.iter().filter(|from| from.id != to.id) {
+                let rows = [true, false].map(|opens| told(&diff, from, to, opens));
+                for name in NAMES {
+                    let [was, is] = sides.each_ref().map(|side| judged(side, from, name));
+                    let what = |judged: Option<bool>| {
+                        let after = if judged? { " after a check" } else { "" };
+                        let known = rows.iter().flatten().any(|row| {
+                            row.strip_suffix(" after a check").unwrap_or(row)
+                                == format!("ssh as {name}")
+                        });
+                        let names = match known || name == "root" {
+                            true => vec![name],
+                            false => vec!["any name but root", "any other name but root"],
+                        };
+                        let texts = names.into_iter();
+                        Some(
+                            texts
+                                .map(|name| format!("ssh as {name}{after}"))
+                                .collect::<Vec<_>>(),
+                        )
+                    };
+                    for (row, now, before) in [(&rows[0], is, was), (&rows[1], was, is)] {
+                        let says = what(now)
+                            .is_some_and(|texts| texts.iter().any(|text| row.contains(text)));
+                        let is_exception = name != UNKNOWN
+                            && now == before
+                            && row.iter().any(|row| row.contains("any other"));
+                        let which = || {
+                            format!(
+                                "{name} from {} at {}: {rows:?}\n{}\n{}",
+                                from.id,
+                                to.id,
+                                case.shown(),
+                                other.text()
+                            )
+                        };
+                        assert!(
+                            says == (now.is_some() && now != before) || is_exception,
+                            "{}",
+                            which()
+                        );
+                        changed[usize::from(says)] += 1;
+                    }
+                }
+            }
+        }
+    }
+    saw_both(changed, "logins that open or close");
 }

@@ -60,8 +60,13 @@ pub fn diff(diff: &DiffInfo, extent: Extent) -> String {
         );
     }
     let mut out = String::new();
-    for (opens, title) in [(true, "Opens:"), (false, "Closes:")] {
-        let changes = diff.changes.iter().filter(|change| change.opens == opens);
+    for (list, opens, title) in [
+        (&diff.changes, true, "Opens:"),
+        (&diff.changes, false, "Closes:"),
+        (&diff.logins, true, "Opens to logins:"),
+        (&diff.logins, false, "Closes to logins:"),
+    ] {
+        let changes = list.iter().filter(|change| change.opens == opens);
         let changes: Vec<&ChangeInfo> = changes.collect();
         if changes.is_empty() {
             continue;
@@ -92,11 +97,13 @@ fn one_change(change: &ChangeInfo, extent: Extent) -> String {
         Some(family) => format!(", by {family} only"),
         None => String::new(),
     };
+    let is_login = change.access.iter().any(|access| access.contains(' '));
+    let separator = if is_login { ", " } else { " " };
     format!(
         "{} → {}: {}{users}{family}",
         ends(&change.from, extent),
         ends(&change.to, extent),
-        or_dash(&change.access.join(" "))
+        or_dash(&change.access.join(separator))
     )
 }
 
@@ -290,11 +297,18 @@ mod tests {
             opened_pairs: 1,
             closed_pairs: 0,
             changes: (0..SHOWN_CHANGES + 3).map(change).collect(),
+            logins: vec![ChangeInfo {
+                access: vec!["ssh as git".to_owned(), "ssh as root".to_owned()],
+                family: None,
+                ..change(0)
+            }],
         };
         let some = diff(&info, Extent::Some);
         assert!(some.contains("  … and 3 more; --all shows all\n"), "{some}");
         let first = "  n1 → n1: tcp:0, between devices of the same user, by IPv4 only\n";
         assert!(some.contains(first), "{some}");
+        let logins = "Opens to logins:\n  n1 → n1: ssh as git, ssh as root, between";
+        assert!(some.contains(logins), "{some}");
         let all = diff(&info, Extent::All);
         assert!(all.contains("tcp:22,") && !all.contains("more"), "{all}");
     }

@@ -179,6 +179,7 @@ impl<'a> Table<'a> {
             rows,
             opened: self.pairs[0],
             closed: self.pairs[1],
+            logins: Vec::new(),
         }
     }
 

@@ -8,7 +8,7 @@ use lowroad_wire::control::PortRange;
 use super::super::addresses::{AddressSet, Collector};
 use super::super::alias::Alias;
 use super::super::compile::Nodes;
-use super::super::error::At;
+use super::super::error::{At, Place};
 use super::super::routes::is_exit;
 use super::super::syntax::{Document, Rule};
 use super::super::view::CompiledTailnet;
@@ -42,16 +42,64 @@ pub(super) fn look(
         // The rules of one grant have the same sources.
         if before.replace(rule.place) != Some(rule.place) {
             let sources = rule.sources.iter();
-            look.warn(
-                "src",
-                sources.map(|at| (at, look.dead_source(&at.value))),
-                warnings,
-            );
+            let sources = sources.map(|at| (at, look.dead_source(&at.value)));
+            warn(rule.place, "src", sources, warnings);
         }
         let destinations = rule.destinations.iter();
         let destinations =
             destinations.map(|(at, ports)| (at, look.dead_destination(&at.value, ports)));
-        look.warn("dst", destinations, warnings);
+        warn(rule.place, "dst", destinations, warnings);
+    }
+    look_at_logins(document, assignable, warnings);
+}
+
+/// `ssh` rules are about users and tags only.
+fn look_at_logins(document: &Document, assignable: &BTreeSet<&str>, warnings: &mut Collected) {
+    for rule in &document.ssh {
+        for (list, aliases) in [("src", &rule.sources), ("dst", &rule.destinations)] {
+            let entries = aliases.iter();
+            let entries = entries.map(|at| (at, nobody(document, assignable, &at.value)));
+            warn(rule.place, list, entries, warnings);
+        }
+    }
+}
+
+/// One warning if no entry of a rule's list can match, else one for each that can't.
+fn warn<'r>(
+    rule: Place,
+    list: &str,
+    entries: impl ExactSizeIterator<Item = (&'r At<Alias>, Option<String>)>,
+    warnings: &mut Collected,
+) {
+    let kind = PolicyWarningKind::NeverMatches;
+    let all = entries.len();
+    let dead: Vec<_> = entries
+        .filter_map(|(at, why)| Some((at.place, why?)))
+        .collect();
+    if all == 0 {
+        let message = format!("this rule never matches: {list} is empty");
+        return warnings.push(rule, kind, message);
+    }
+    if dead.len() == all {
+        let mut dead = dead.into_iter();
+        if let Some((place, why)) = dead.next() {
+            warnings.push(place, kind, format!("this rule never matches: {why}"));
+        }
+        return;
+    }
+    for (place, why) in dead {
+        warnings.push(place, kind, format!("this entry never matches: {why}"));
+    }
+}
+
+/// Why an alias means nobody, and will not as long as the policy stays.
+fn nobody(document: &Document, assignable: &BTreeSet<&str>, alias: &Alias) -> Option<String> {
+    match alias {
+        Alias::Group(name) if is_empty(document, name) => Some(format!("{name:?} has no members")),
+        Alias::Tag(tag) if !assignable.contains(tag.as_str()) => Some(format!(
+            "no node has {tag:?}, and nobody may give it to one"
+        )),
+        _ => None,
     }
 }
 
@@ -115,34 +163,6 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// One warning if no entry of a list can match, else one for each that can't.
-    fn warn<'r>(
-        &self,
-        list: &str,
-        entries: impl ExactSizeIterator<Item = (&'r At<Alias>, Option<String>)>,
-        warnings: &mut Collected,
-    ) {
-        let kind = PolicyWarningKind::NeverMatches;
-        let all = entries.len();
-        let dead: Vec<_> = entries
-            .filter_map(|(at, why)| Some((at.place, why?)))
-            .collect();
-        if all == 0 {
-            let message = format!("this rule never matches: {list} is empty");
-            return warnings.push(self.rule.place, kind, message);
-        }
-        if dead.len() == all {
-            let mut dead = dead.into_iter();
-            if let Some((place, why)) = dead.next() {
-                warnings.push(place, kind, format!("this rule never matches: {why}"));
-            }
-            return;
-        }
-        for (place, why) in dead {
-            warnings.push(place, kind, format!("this entry never matches: {why}"));
-        }
-    }
-
     /// Why a source is nobody.
     fn dead_source(&self, alias: &Alias) -> Option<String> {
         match alias {
@@ -179,15 +199,7 @@ impl Look<'_> {
     }
 
     fn nobody(&self, alias: &Alias) -> Option<String> {
-        match alias {
-            Alias::Group(name) if is_empty(self.document, name) => {
-                Some(format!("{name:?} has no members"))
-            }
-            Alias::Tag(tag) if !self.assignable.contains(tag.as_str()) => Some(format!(
-                "no node has {tag:?}, and nobody may give it to one"
-            )),
-            _ => None,
-        }
+        nobody(self.document, self.assignable, alias)
     }
 
     /// Why no source speaks the destination's family, or the rule's protocols don't exist in it.
