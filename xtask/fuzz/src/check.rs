@@ -177,10 +177,10 @@ mod tests {
         assert_eq!(over(check(&elsewhere, b"1")), (1 << 20) + 10);
     }
 
-    /// The limit, of two megabytes that were taken.
+    /// The limit, of two megabytes that were taken; libtest's own threads may have given back some bytes meanwhile.
     fn over(result: Result<Spent, Failure>) -> usize {
         match result {
-            Err(Failure::Memory { spent, limit }) if spent >= 2 << 20 => limit,
+            Err(Failure::Memory { spent, limit }) if spent >= (2 << 20) - (16 << 10) => limit,
             other => panic!("{other:?}"),
         }
     }
