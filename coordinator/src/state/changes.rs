@@ -75,9 +75,9 @@ impl State {
         }
     }
 
-    /// Has everything be compiled the next time, after a compilation that came to nothing.
+    /// Has everything be compiled with the next change, after a compilation that came to nothing. Not before: what failed might fail again,
+    /// and again at once.
     pub fn compile_anew(&mut self) {
         self.stale.all = true;
-        self.generation += 1;
     }
 }
