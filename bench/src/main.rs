@@ -8,6 +8,7 @@ mod figure;
 mod filter;
 mod machine;
 mod netmap;
+mod policy;
 mod report;
 mod scenario;
 mod stats;
@@ -48,6 +49,9 @@ struct Arguments {
 enum What {
     /// Run scenarios: all that make sense here, or those whose name contains one of these
     Run(Run),
+    /// Print how many MB of memory a compiled policy takes (a process of its own, for scenarios)
+    #[command(hide = true)]
+    PolicyMemory { nodes: usize, rules: usize },
     /// Write the report of results
     Report {
         /// The results' JSON
@@ -123,6 +127,7 @@ fn own_folder() -> PathBuf {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().what {
         What::Run(options) => run(&options),
+        What::PolicyMemory { nodes, rules } => policy::print_memory(nodes, rules),
         What::Report { results, out } => {
             let text = fs::read_to_string(&results)
                 .with_context(|| format!("read {}", results.display()))?;
@@ -193,6 +198,7 @@ fn measure(scenario: &Scenario, plan: &Plan) -> Result<ScenarioResults> {
         Kind::Netmap(netmap) => netmap::run(netmap, plan),
         Kind::Agent(agent) => agent::run(agent, plan),
         Kind::Filter(filter) => filter::run(filter, plan),
+        Kind::Policy(policy) => policy::run(policy, plan),
     };
     xtask::signals::check()?;
     let (mut figures, failed) = match figures {

@@ -20,6 +20,7 @@ struct File {
     netmap: Option<Netmap>,
     agent: Option<Agent>,
     filter: Option<Filter>,
+    policy: Option<Policy>,
 }
 
 /// One file.
@@ -40,6 +41,7 @@ pub enum Kind {
     Netmap(Netmap),
     Agent(Agent),
     Filter(Filter),
+    Policy(Policy),
 }
 
 /// Where a scenario makes sense.
@@ -155,6 +157,16 @@ pub struct Filter {
     pub quick_rounds: usize,
 }
 
+/// The coordinator's policy compiler, in this process: so many nodes under so many rules.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    pub nodes: Vec<usize>,
+    pub rules: Vec<usize>,
+    pub rounds: usize,
+    pub quick_rounds: usize,
+}
+
 impl Scenario {
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
@@ -169,12 +181,13 @@ impl Scenario {
             file.netmap.map(Kind::Netmap),
             file.agent.map(Kind::Agent),
             file.filter.map(Kind::Filter),
+            file.policy.map(Kind::Policy),
         ]
         .into_iter()
         .flatten();
         let kind = kinds
             .next()
-            .context("has no [tunnel], [netmap], [agent] or [filter]")?;
+            .context("has no [tunnel], [netmap], [agent], [filter] or [policy]")?;
         ensure!(
             kinds.next().is_none(),
             "has more than one kind of measurement"
@@ -224,7 +237,7 @@ mod tests {
     #[test]
     fn the_scenarios_that_come_along_can_be_read() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
-        assert!(all(&folder).unwrap().len() >= 6);
+        assert!(all(&folder).unwrap().len() >= 7);
     }
 
     #[test]
