@@ -119,7 +119,7 @@ impl CompiledTailnet {
             return Ok(());
         }
         let seen = match (known, &old) {
-            (Some(at), Some(_)) => self.sight(at).nodes.clone(),
+            (Some(at), Some(_)) => self.seen_by(at),
             _ => Bits::default(),
         };
         let change = self.parts.put(id, known, old, facts)?;
@@ -154,21 +154,30 @@ impl CompiledTailnet {
         }
     }
 
-    /// Whoever sees one is seen by it: what others see changes by this node only.
+    /// Whom a node sees. Not kept: versions that the half followed one shares the place with see others.
+    fn seen_by(&self, at: usize) -> Bits {
+        let known = self.sights[at].get();
+        known.map_or_else(|| self.look(at).nodes, |sight| sight.nodes.clone())
+    }
+
+    /// Whoever sees one is seen by it: what others see changes by this node only. Also where nobody has looked so far, as the version
+    /// before may be asked yet.
     fn see(&mut self, changed: usize, before: Bits) {
         let sight = self.look(changed);
-        let mut others = before;
+        let mut others = before.clone();
         others.unite(&sight.nodes);
         for other in others.iter() {
-            let Some(known) = self.sights.get(other).and_then(OnceLock::get) else {
-                continue;
-            };
             let sees = sight.nodes.contains(other);
-            if known.nodes.contains(changed) != sees {
-                let mut known = known.clone();
-                Arc::make_mut(&mut known).nodes.put(changed, sees);
-                self.sights.set(other, OnceLock::from(known));
+            if before.contains(other) == sees {
+                continue;
             }
+            let known = self.sights.get(other).and_then(OnceLock::get).cloned();
+            let now = known.map(|mut known| {
+                Arc::make_mut(&mut known).nodes.put(changed, sees);
+                known
+            });
+            self.sights
+                .set(other, now.map_or_else(OnceLock::new, OnceLock::from));
         }
         self.sights.set(changed, OnceLock::from(Arc::new(sight)));
     }

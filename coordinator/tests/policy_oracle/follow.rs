@@ -139,7 +139,7 @@ fn ask(compiled: &CompiledTailnet, tailnet: &Tailnet, rng: &mut StdRng) -> Seen 
     seen
 }
 
-fn assert_same(
+pub fn assert_same(
     followed: &CompiledTailnet,
     fresh: &CompiledTailnet,
     id: NodeId,

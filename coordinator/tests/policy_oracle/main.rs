@@ -7,6 +7,7 @@ mod follow;
 mod generate;
 mod language;
 mod reading;
+mod versions;
 
 #[path = "../support/filters.rs"]
 mod filters;

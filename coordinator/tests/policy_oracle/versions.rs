@@ -1,0 +1,91 @@
+//! Versions of a compiled policy share what a change leaves as it was: asking one of them makes no difference to another.
+
+use std::collections::BTreeMap;
+
+use lowroad_coordinator::policy::{
+    CompiledTailnet, NodeChange, NodeFacts, Policy, World, recompile,
+};
+use lowroad_wire::control::NodeId;
+
+use super::follow::assert_same;
+use super::language::USERS;
+use super::people::{node, user};
+
+const ANN: Option<i64> = Some(1);
+const BOB: Option<i64> = Some(2);
+
+/// More than one piece of the tables that versions share.
+const MANY: i64 = 70;
+
+const SERVERS: &str = r#"{"tagOwners": {"tag:web": []},
+    "acls": [{"action": "accept", "src": ["ann@example.com"], "dst": ["tag:web:22"]}],
+    "ssh": [{"action": "accept", "src": ["ann@example.com"], "dst": ["tag:web"], "users": ["root"]}]}"#;
+
+#[test]
+fn who_joins_is_seen_in_the_new_version_whichever_is_asked_first() {
+    follow(SERVERS, servers(), &[(MANY + 1, Some(server(MANY + 1)))]);
+}
+
+#[test]
+fn who_leaves_or_is_anothers_is_not_seen_in_the_new_version_whichever_is_asked_first() {
+    follow(SERVERS, servers(), &[(MANY, None)]);
+    follow(SERVERS, servers(), &[(MANY, Some(node(MANY, BOB, &[])))]);
+}
+
+#[test]
+fn what_is_looked_up_between_two_changes_is_not_for_the_version_before() {
+    let joins = (MANY + 1, Some(server(MANY + 1)));
+    let is_bobs = (1, Some(node(1, BOB, &[])));
+    follow(SERVERS, servers(), &[joins.clone(), is_bobs.clone()]);
+    // Subnet routes make everything be compiled anew, half way.
+    let mut router = server(2);
+    router.announced = vec!["10.0.0.0/8".parse().unwrap()];
+    router.admin_approved.clone_from(&router.announced);
+    follow(SERVERS, servers(), &[joins, is_bobs, (2, Some(router))]);
+}
+
+fn server(id: i64) -> NodeFacts {
+    node(id, None, &["tag:web"])
+}
+
+/// Ann's device, and servers.
+fn servers() -> Vec<NodeFacts> {
+    let servers = (2..=MANY).map(server);
+    std::iter::once(node(1, ANN, &[])).chain(servers).collect()
+}
+
+/// Follows changes, asks the version before first, then the new one: each says what compiling its nodes makes of them.
+fn follow(policy: &str, nodes: Vec<NodeFacts>, changes: &[(i64, Option<NodeFacts>)]) {
+    let policy = Policy::parse(policy).unwrap();
+    let mut nodes: BTreeMap<NodeId, NodeFacts> =
+        nodes.into_iter().map(|node| (node.id, node)).collect();
+    let fresh = |nodes: &BTreeMap<NodeId, NodeFacts>| {
+        let users = USERS.iter().zip(1..);
+        let world = World {
+            users: users.map(|(name, id)| user(id, name)).collect(),
+            nodes: nodes.values().cloned().collect(),
+            ..World::default()
+        };
+        recompile(&policy, &world)
+    };
+    let old = fresh(&nodes);
+    let changes: Vec<NodeChange> = changes
+        .iter()
+        .map(|(id, facts)| (NodeId(*id), facts.clone()))
+        .collect();
+    let new = old.follow(&changes).compiled;
+    let same = |asked: &CompiledTailnet, nodes: &BTreeMap<NodeId, NodeFacts>| {
+        let fresh = fresh(nodes);
+        for id in nodes.keys() {
+            assert_same(asked, &fresh, *id, &|| format!("{id} with {changes:?}"));
+        }
+    };
+    same(&old, &nodes);
+    for (id, facts) in &changes {
+        match facts {
+            Some(facts) => nodes.insert(*id, facts.clone()),
+            None => nodes.remove(id),
+        };
+    }
+    same(&new, &nodes);
+}
