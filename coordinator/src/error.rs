@@ -52,6 +52,12 @@ pub enum Error {
     )]
     NotSaved,
 
+    /// Nodes have not been told of what is saved.
+    #[error(
+        "the change is saved, but not in force yet: the coordinator has not finished compiling the policy; see its log"
+    )]
+    NotPublished,
+
     #[error(
         "no coordinator answers at {}: {source}; start one with `lowroad-coordinator serve --state-dir …`, or name the right --state-dir",
         socket.display()
@@ -100,7 +106,7 @@ impl Error {
         match self {
             Self::Refused { status, .. } => *status,
             Self::Policy(_) => StatusCode::BAD_REQUEST,
-            Self::NotSaved => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotSaved | Self::NotPublished => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

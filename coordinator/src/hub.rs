@@ -1,5 +1,7 @@
 //! The state and everybody who waits for it: sessions for a new snapshot, answers for what they promise to be on disk.
 
+mod publish;
+
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -12,10 +14,11 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
+use self::publish::Compiled;
 use crate::{
     Error,
     derp::DerpServer,
-    policy::{self, CompiledTailnet, Followed, Policy, UnknownUsers, World},
+    policy::{self, CompiledTailnet, Policy, UnknownUsers, World},
     refused::RefusedPolicy,
     state::{Compile, LONGEST_AUTHOR, NewPolicy, Settings, State},
     store::{Rows, Setting, Store},
@@ -23,12 +26,12 @@ use crate::{
     writer::Writer,
 };
 
-/// How long changes are gathered before sessions hear of them: a join alone makes three.
-const GATHER: Duration = Duration::from_millis(3);
 /// How often time-driven changes are looked for.
 const TICK: Duration = Duration::from_millis(250);
 /// How long an answer waits for the disk before it says that the disk does not take it.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer waits for the snapshot with its change: longer than the costliest policy takes to compile.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The author of what a `--policy` file put into force.
 const SEED_FLAG: &str = "--policy ";
@@ -57,6 +60,8 @@ pub struct Hub {
     stir: Notify,
     snapshot: watch::Sender<Arc<Snapshot>>,
     writer: Writer,
+    /// [`Compile::apply`], unless a test has it fail.
+    compile: fn(&Compile, &Arc<CompiledTailnet>) -> Compiled,
 }
 
 /// To the microsecond, which is what the database keeps.
@@ -126,6 +131,7 @@ impl Hub {
             relay: OnceLock::new(),
             stir: Notify::new(),
             snapshot: watch::Sender::new(Arc::new(snapshot)),
+            compile: Compile::apply,
         };
         hub.writer.wake();
         Ok(Arc::new(hub))
@@ -190,39 +196,21 @@ impl Hub {
     }
 
     /// Waits until a change is in the snapshot that sessions see.
-    pub async fn published(&self, receipt: Receipt) -> Arc<Snapshot> {
+    ///
+    /// # Errors
+    /// If that takes too long.
+    pub async fn published(&self, receipt: Receipt) -> Result<Arc<Snapshot>, Error> {
         let mut snapshots = self.snapshots();
-        match snapshots
-            .wait_for(|snapshot| snapshot.generation >= receipt.generation)
-            .await
-        {
-            Ok(snapshot) => snapshot.clone(),
-            // The sender lives in `self`.
-            Err(_) => self.snapshot(),
+        let wait = snapshots.wait_for(|snapshot| snapshot.generation >= receipt.generation);
+        match tokio::time::timeout(PUBLISH_TIMEOUT, wait).await {
+            Ok(Ok(snapshot)) => Ok(snapshot.clone()),
+            _ => Err(Error::NotPublished),
         }
     }
 
     /// Whether the database takes writes.
     pub fn is_healthy(&self) -> bool {
         self.writer.is_healthy()
-    }
-
-    /// Makes snapshots until dropped.
-    pub async fn publish(self: Arc<Self>) {
-        loop {
-            self.stir.notified().await;
-            tokio::time::sleep(GATHER).await;
-            let hub = self.clone();
-            let began = Instant::now();
-            // Compiling a large policy takes a while.
-            if let Err(error) = tokio::task::spawn_blocking(move || hub.publish_once()).await {
-                tracing::error!(%error, "publishing a change failed");
-                // What was taken out of the state is lost.
-                self.change(State::compile_anew);
-            }
-            // However fast changes come, at least half of the time is for others.
-            tokio::time::sleep(began.elapsed()).await;
-        }
     }
 
     /// Lets time pass in the state until dropped.
@@ -238,24 +226,6 @@ impl Hub {
     /// Writes what is left and ends the writer.
     pub fn close(&self) {
         self.writer.close();
-    }
-
-    fn publish_once(&self) {
-        let last = self.snapshot();
-        let taken = lock(&self.state).take_changes();
-        if let Some(relay) = self.relay.get() {
-            taken.revoked.iter().for_each(|key| relay.disconnect(key));
-        }
-        let (compiled, is_whole) = match &taken.compile {
-            Compile::Nothing => (last.compiled.clone(), false),
-            Compile::Nodes(changes) => {
-                let Followed { compiled, is_whole } = last.compiled.follow(changes);
-                (Arc::new(compiled), is_whole)
-            }
-            Compile::All(policy, world) => (Arc::new(policy::recompile(policy, world)), true),
-        };
-        let snapshot = snapshot_of(taken, last.generation, compiled, is_whole);
-        self.snapshot.send_replace(Arc::new(snapshot));
     }
 }
 

@@ -39,7 +39,7 @@ pub async fn map(peer: &Peer, request: MapRequest) -> Result<Response<Body>, Err
         let (id, receipt) = hub.change(|state| state.update(machine, request, now()));
         let id = id?;
         // Once the answer is there, who asks next sees what was said.
-        let snapshot = hub.published(receipt).await;
+        let snapshot = hub.published(receipt).await?;
         if omit_peers {
             return Ok(text(StatusCode::OK, ""));
         }
@@ -58,7 +58,7 @@ pub async fn map(peer: &Peer, request: MapRequest) -> Result<Response<Body>, Err
         compression,
         channel: peer.end.clone(),
     };
-    let snapshot = hub.published(receipt).await;
+    let snapshot = hub.published(receipt).await?;
     // One message may wait for its reader; what changes meanwhile becomes part of the next.
     let (out, pieces) = outlet();
     let hub = hub.clone();

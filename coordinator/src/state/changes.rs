@@ -13,7 +13,7 @@ use lowroad_wire::{
 use super::{State, facts};
 use crate::{
     model::User,
-    policy::{NodeChange, Policy, World},
+    policy::{CompiledTailnet, Followed, NodeChange, Policy, World, recompile},
     view::Published,
 };
 
@@ -75,9 +75,24 @@ impl State {
         }
     }
 
-    /// Has everything be compiled with the next change, after a compilation that came to nothing. Not before: what failed might fail again,
-    /// and again at once.
+    /// Has everything be compiled with the next snapshot, after a compilation that came to nothing. That is another snapshot then,
+    /// though nothing else has changed.
     pub fn compile_anew(&mut self) {
         self.stale.all = true;
+        self.generation += 1;
+    }
+}
+
+impl Compile {
+    /// The policy as it is after this, and whether all was compiled anew.
+    pub fn apply(&self, last: &Arc<CompiledTailnet>) -> (Arc<CompiledTailnet>, bool) {
+        match self {
+            Self::Nothing => (last.clone(), false),
+            Self::Nodes(changes) => {
+                let Followed { compiled, is_whole } = last.follow(changes);
+                (Arc::new(compiled), is_whole)
+            }
+            Self::All(policy, world) => (Arc::new(recompile(policy, world)), true),
+        }
     }
 }
