@@ -2,6 +2,7 @@
 //! are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -9,7 +10,7 @@ use lowroad_coordinator::policy::{
     CompiledTailnet, NodeChange, NodeFacts, PeerView, Policy, World, recompile,
 };
 use lowroad_wire::control::NodeId;
-use rand::seq::IteratorRandom as _;
+use rand::seq::{IteratorRandom as _, SliceRandom as _};
 use rand::{Rng, rngs::StdRng};
 
 use super::generate::random_node;
@@ -17,6 +18,10 @@ use super::{Case, cases, from_env, saw_both};
 
 /// Changes to each tailnet. `LOWROAD_POLICY_STEPS` says otherwise.
 const STEPS: usize = 25;
+
+/// One tailnet of so many is a large one, more than a piece of the tables that versions share.
+const LARGE: u64 = 20;
+const LARGE_SIZES: RangeInclusive<i64> = 70..=140;
 
 /// Whom nodes see, and how.
 type Seen = BTreeMap<NodeId, BTreeMap<NodeId, PeerView>>;
@@ -71,6 +76,45 @@ impl Tailnet {
     }
 }
 
+/// A version that came about by following changes, and what compiling its nodes makes of them.
+struct Version {
+    followed: CompiledTailnet,
+    fresh: CompiledTailnet,
+    nodes: BTreeMap<NodeId, NodeFacts>,
+    seen: Seen,
+}
+
+impl Version {
+    fn new(policy: &Policy, case: &Case, tailnet: &Tailnet, followed: CompiledTailnet) -> Self {
+        let world = World {
+            nodes: tailnet.nodes.values().cloned().collect(),
+            ..case.world.clone()
+        };
+        Self {
+            followed,
+            fresh: recompile(policy, &world),
+            nodes: tailnet.nodes.clone(),
+            seen: Seen::new(),
+        }
+    }
+
+    /// Asks for some of what is kept once it is known.
+    fn ask(&mut self, id: NodeId, rng: &mut StdRng, which: &dyn Fn() -> String) {
+        let (followed, fresh) = (&self.followed, &self.fresh);
+        if rng.random() {
+            assert_eq!(followed.rules_for(id), fresh.rules_for(id), "{}", which());
+        }
+        if rng.random() {
+            assert_eq!(followed.ssh_for(id), fresh.ssh_for(id), "{}", which());
+        }
+        if rng.random_range(0..4) > 0 {
+            let peers = followed.peers_of(id);
+            assert_eq!(peers, fresh.peers_of(id), "{}", which());
+            self.seen.insert(id, peers);
+        }
+    }
+}
+
 #[test]
 fn what_follows_a_change_is_what_compiling_everything_makes() {
     let mut whole = [0; 2];
@@ -83,62 +127,67 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
             nodes: BTreeMap::new(),
             has_routers: rng.random(),
         };
-        for node in std::mem::take(&mut case.world.nodes) {
-            let node = tailnet.node(&mut rng, node.id.0);
+        if case.seed % LARGE == 0 {
+            tailnet.last = rng.random_range(LARGE_SIZES);
+        }
+        case.world.nodes.clear();
+        for id in 1..=tailnet.last {
+            let node = tailnet.node(&mut rng, id);
             tailnet.nodes.insert(node.id, node);
         }
-        let world = |tailnet: &Tailnet, case: &Case| World {
+        let world = World {
             nodes: tailnet.nodes.values().cloned().collect(),
             ..case.world.clone()
         };
-        let mut compiled = recompile(&parsed, &world(&tailnet, &case));
-        let mut seen = ask(&compiled, &tailnet, &mut rng);
+        let first = recompile(&parsed, &world);
+        let mut old = Version::new(&parsed, &case, &tailnet, first);
         for _ in 0..from_env("LOWROAD_POLICY_STEPS", STEPS) {
             let count = if rng.random_range(0..5) == 0 { 3 } else { 1 };
             let changes: Vec<NodeChange> = (0..count).map(|_| tailnet.change(&mut rng)).collect();
-            let followed = compiled.follow(&changes);
-            let fresh = recompile(&parsed, &world(&tailnet, &case));
-            for (id, node) in &tailnet.nodes {
+            let followed = old.followed.follow(&changes);
+            let mut new = Version::new(&parsed, &case, &tailnet, followed.compiled);
+            // Sessions ask whichever version they have, in any order; some have not asked before the next change.
+            let mut questions: Vec<(bool, NodeId)> = old
+                .nodes
+                .keys()
+                .map(|id| (false, *id))
+                .chain(new.nodes.keys().map(|id| (true, *id)))
+                .filter(|_| rng.random())
+                .collect();
+            questions.shuffle(&mut rng);
+            for (of_new, id) in questions {
+                let version = if of_new { &mut new } else { &mut old };
                 let which = || {
+                    let which = if of_new { "new" } else { "old" };
                     format!(
-                        "{node:?} after {changes:?}\n{}\n{:#?}",
+                        "{id} in the {which} version after {changes:?}\n{}\n{:#?}",
                         case.shown(),
                         tailnet.nodes
                     )
                 };
-                assert_same(&followed.compiled, &fresh, *id, &which);
-                let before = compiled.rules_for(*id);
-                let after = followed.compiled.rules_for(*id);
+                version.ask(id, &mut rng, &which);
+            }
+            for id in old.nodes.keys().filter(|_| rng.random_range(0..4) == 0) {
+                let before = old.followed.rules_for(*id);
+                let after = new.followed.rules_for(*id);
                 kept[usize::from(Arc::ptr_eq(&before, &after))] += 1;
             }
             whole[usize::from(followed.is_whole)] += 1;
-            let now = ask(&followed.compiled, &tailnet, &mut rng);
             if !followed.is_whole {
-                only_the_changed_are_seen_otherwise(&seen, &now, &changes);
+                only_the_changed_are_seen_otherwise(&old.seen, &new.seen, &changes);
             }
-            seen = now;
-            compiled = followed.compiled;
+            old = new;
+        }
+        for id in old.nodes.keys() {
+            let which = || format!("{id} in the end\n{}\n{:#?}", case.shown(), old.nodes);
+            assert_same(&old.followed, &old.fresh, *id, &which);
         }
     }
     saw_both(whole, "changes for which all is compiled anew");
     saw_both(kept, "filters that stayed the same");
 }
 
-/// Asks for everything that is kept once it is known; sometimes for a part of it, so that versions differ in what they know.
-fn ask(compiled: &CompiledTailnet, tailnet: &Tailnet, rng: &mut StdRng) -> Seen {
-    let mut seen = Seen::new();
-    for id in tailnet.nodes.keys() {
-        if rng.random_range(0..4) > 0 {
-            compiled.rules_for(*id);
-            compiled.ssh_for(*id);
-        }
-        if rng.random_range(0..4) > 0 {
-            seen.insert(*id, compiled.peers_of(*id));
-        }
-    }
-    seen
-}
-
+/// Asks for everything.
 pub fn assert_same(
     followed: &CompiledTailnet,
     fresh: &CompiledTailnet,

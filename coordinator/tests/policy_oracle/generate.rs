@@ -8,8 +8,8 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng, rngs::StdRng};
 
 use super::language::{
-    ALL_PORTS, Acl, DOMAIN, GROUPS, Grant, HOSTS, Login, Ports, Protocol, Ssh, TAGS, USERS, Who,
-    Written,
+    ALL_PORTS, Acl, DISABLE_IPV4, DOMAIN, GROUPS, Grant, HOSTS, Login, Ports, Protocol, Ssh, TAGS,
+    USERS, Who, Written,
 };
 use super::people::{node, user};
 
@@ -74,6 +74,7 @@ const CAPABILITIES: [&str; 3] = [
     "tailscale.com/cap/drive",
     "tailscale.com/cap/relay",
 ];
+const ATTRIBUTES: [&str; 4] = ["custom:a", "custom:b", "suggest-exit-node", DISABLE_IPV4];
 pub const LOGINS: [&str; 6] = ["root", "ubuntu", "git", "ann", "carol", "dave"];
 
 fn one<T: Copy>(rng: &mut StdRng, from: &[T]) -> T {
@@ -271,6 +272,9 @@ pub fn policy(rng: &mut StdRng) -> Written {
         route_approvers,
         exit_approvers: several(rng, 2, approver),
         ssh: several(rng, 3, ssh),
+        attributes: several(rng, 3, |rng| {
+            (list(rng, anybody), some(rng, &ATTRIBUTES, 2))
+        }),
     }
 }
 

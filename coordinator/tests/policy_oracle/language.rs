@@ -46,6 +46,9 @@ pub const HOSTS: [(&str, &str); 4] = [
     ("six", "fd00:1::/64"),
 ];
 
+/// Whoever has it is not to know of IPv4 in the tailnet, nor is anybody to know of its IPv4 address.
+pub const DISABLE_IPV4: &str = "disable-ipv4";
+
 #[derive(Clone, Debug)]
 pub struct Acl {
     pub src: Vec<Who>,
@@ -89,6 +92,8 @@ pub struct Written {
     pub route_approvers: Vec<(&'static str, Vec<Who>)>,
     pub exit_approvers: Vec<Who>,
     pub ssh: Vec<Ssh>,
+    /// Who has which attributes.
+    pub attributes: Vec<(Vec<Who>, Vec<&'static str>)>,
 }
 
 impl Who {
@@ -202,6 +207,10 @@ impl Written {
             section("grants", grants.iter().map(Grant::text).collect());
         }
         section("ssh", self.ssh.iter().map(Ssh::text).collect());
+        let given = |(to, names): &(Vec<Who>, Vec<&str>)| {
+            format!(r#"{{"target": {:?}, "attr": {names:?}}}"#, texts(to))
+        };
+        section("nodeAttrs", self.attributes.iter().map(given).collect());
         text + "}\n"
     }
 }

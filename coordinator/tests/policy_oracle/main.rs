@@ -137,6 +137,9 @@ fn two_nodes_see_each_other_exactly_where_a_rule_connects_them() {
         for viewer in &case.world.nodes {
             let approved: BTreeSet<IpNet> = case.compiled.approved(viewer.id).into_iter().collect();
             assert_eq!(approved, reading.approved(viewer), "{}", case.shown());
+            let attributes = case.compiled.attributes_of(viewer.id);
+            let said = reading.attributes(viewer);
+            assert!(attributes.keys().eq(&said), "{said:?}: {}", case.shown());
             let peers = case.compiled.peers_of(viewer.id);
             for peer in &case.world.nodes {
                 let pair = || format!("{} of {}:\n{}", viewer.id, peer.id, case.shown());

@@ -12,7 +12,8 @@ use lowroad_wire::control::UserId;
 
 use super::generate::Packet;
 use super::language::{
-    ALL_PORTS, Acl, DOMAIN, GROUPS, Grant, HOSTS, Login, Ports, Protocol, Ssh, USERS, Who, Written,
+    ALL_PORTS, Acl, DISABLE_IPV4, DOMAIN, GROUPS, Grant, HOSTS, Login, Ports, Protocol, Ssh, USERS,
+    Who, Written,
 };
 
 /// Addresses of one family from one to another, both included.
@@ -146,6 +147,23 @@ impl Reading<'_> {
             }
             _ => false,
         }
+    }
+
+    /// The attributes that the policy gives a node.
+    pub fn attributes(&self, node: &NodeFacts) -> BTreeSet<&'static str> {
+        let is_at = |written: &str| {
+            let net = net(written);
+            addresses(node).iter().any(|own| net.contains(own))
+        };
+        let is_meant = |who: &Who| match who {
+            Who::Any => true,
+            Who::Net(net) => is_at(net),
+            Who::Host(name) => HOSTS.iter().any(|(host, net)| host == name && is_at(net)),
+            who => self.names(*who, node),
+        };
+        let given = self.policy.attributes.iter();
+        let given = given.filter(|(to, _)| to.iter().any(is_meant));
+        given.flat_map(|(_, names)| names).copied().collect()
     }
 
     /// The routes of a node that somebody approved, exit routes among them.
@@ -417,7 +435,12 @@ impl Reading<'_> {
                 && addresses(viewer).iter().any(|own| holds(&sources, *own))
         });
         let exits = approved.iter().filter(|route| is_exit(route) && may_leave);
-        let own = addresses(peer).into_iter().map(IpNet::from);
+        let hides_v4 = [viewer, peer]
+            .iter()
+            .any(|node| self.attributes(node).contains(DISABLE_IPV4));
+        let own = addresses(peer).into_iter();
+        let own = own.filter(|own| own.is_ipv6() || !hides_v4);
+        let own = own.map(IpNet::from);
         let allowed = own.chain(primary.iter().copied()).chain(exits.copied());
         (allowed.collect(), primary)
     }

@@ -14,9 +14,9 @@ use lowroad_coordinator::{
     delta::Sent,
     hub::Hub,
     model::AuthKeyText,
-    policy::{CompiledTailnet, recompile},
+    policy::{CompiledTailnet, Policy, recompile},
     relay_map,
-    state::{Compile, NewAuthKey, NodeRef, Settings, State, Stranger},
+    state::{NewAuthKey, NewPolicy, NodeRef, Settings, State, Stranger},
     store::Store,
     view::{Common, Snapshot},
 };
@@ -153,6 +153,20 @@ pub fn admin_socket_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
+/// Policies that lines put into force.
+const POLICIES: [&str; 3] = [
+    r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#,
+    r#"{"tagOwners": {"tag:a": []}, "groups": {"group:a": ["ann@"]},
+        "acls": [{"action": "accept", "src": ["ann@"], "dst": ["autogroup:self:22"]},
+            {"action": "accept", "src": ["group:a"], "dst": ["autogroup:self:80", "tag:a:443"]}],
+        "ssh": [{"action": "accept", "src": ["ann@"], "dst": ["tag:a", "autogroup:self"], "users": ["root"]}],
+        "nodeAttrs": [{"target": ["tag:a"], "attr": ["disable-ipv4"]}]}"#,
+    r#"{"tagOwners": {"tag:a": []},
+        "grants": [{"src": ["autogroup:member"], "dst": ["10.0.0.0/8"], "via": ["tag:a"], "ip": ["*"]},
+            {"src": ["tag:a"], "dst": ["autogroup:internet"], "ip": ["*"]}],
+        "autoApprovers": {"routes": {"10.0.0.0/8": ["tag:a"]}, "exitNode": ["ann@"]}}"#,
+];
+
 struct Tailnet {
     state: State,
     compiled: Arc<CompiledTailnet>,
@@ -258,6 +272,17 @@ impl Tailnet {
                     self.state.expire_node(node, self.now);
                 }
             }
+            b'P' => {
+                let text = POLICIES[usize::from(machine.as_bytes()[0] - 1) % POLICIES.len()];
+                let policy = Policy::parse(text).expect("a constant");
+                let new = NewPolicy {
+                    text: text.to_owned(),
+                    author: String::new(),
+                    account: String::new(),
+                    note: String::new(),
+                };
+                let _ = self.state.set_policy(new, policy, self.now);
+            }
             b'D' => self.state.delete_node(NodeId(machine.as_bytes()[0].into())),
             _ => {}
         }
@@ -265,18 +290,8 @@ impl Tailnet {
 
     fn publish(&mut self) {
         let taken = self.state.take_changes();
-        let is_whole = match &taken.compile {
-            Compile::Nothing => false,
-            Compile::Nodes(changes) => {
-                let followed = self.compiled.follow(changes);
-                self.compiled = Arc::new(followed.compiled);
-                followed.is_whole
-            }
-            Compile::All(policy, world) => {
-                self.compiled = Arc::new(recompile(policy, world));
-                true
-            }
-        };
+        let (compiled, is_whole) = taken.compile.apply(&self.compiled);
+        let last = std::mem::replace(&mut self.compiled, compiled);
         let snapshot = Snapshot {
             generation: taken.generation,
             previous: std::mem::replace(&mut self.generation, taken.generation),
@@ -286,8 +301,31 @@ impl Tailnet {
             compiled: self.compiled.clone(),
             is_whole,
         };
+        // A session that is behind asks the version before.
+        for node in self.state.nodes() {
+            last.peers_of(node.id);
+        }
         self.tell(&snapshot);
+        // Whoever asks everything hides what is followed without having been asked for.
+        if self.generation.is_multiple_of(3) {
+            self.assert_compiled();
+        }
         self.state.take_rows();
+    }
+
+    /// What is followed is what compiling everything makes.
+    fn assert_compiled(&self) {
+        let fresh = recompile(self.state.policy(), &self.state.world());
+        for node in self.state.nodes() {
+            let (id, ours) = (node.id, &self.compiled);
+            let why = "what is followed is what compiling everything makes";
+            assert_eq!(ours.rules_for(id), fresh.rules_for(id), "{why}");
+            assert_eq!(ours.peers_of(id), fresh.peers_of(id), "{why}");
+            assert_eq!(ours.ssh_for(id), fresh.ssh_for(id), "{why}");
+            assert_eq!(ours.attributes_of(id), fresh.attributes_of(id), "{why}");
+            let routes = |of: &CompiledTailnet| [of.own_allowed_ips(id), of.carried_routes(id)];
+            assert_eq!(routes(ours), routes(&fresh), "{why}");
+        }
     }
 
     fn tell(&mut self, snapshot: &Snapshot) {
@@ -359,8 +397,10 @@ pub fn coordinator_requests_seeds() -> Vec<Vec<u8>> {
     };
     let script = [
         register(0, ""),
+        "P1".to_owned(),
         register(1, r#","RequestTags":["tag:a"]"#),
         map(0, r#","Stream":true"#),
+        "P2".to_owned(),
         map(
             1,
             r#","Hostinfo":{"Hostname":"other","NetInfo":{"PreferredDERP":2,"DERPLatency":{"2-v4":0.5}}}"#,
