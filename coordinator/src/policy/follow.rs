@@ -314,21 +314,38 @@ impl Parts {
             self.reached(&changed, &mut stale);
             let classes = classes(&self.sources);
             if classes != *self.classes {
+                self.reached_among_own(&changed, &mut stale);
                 self.rules = Arc::new(merge(&self.written, &classes));
                 self.classes = Arc::new(classes);
                 self.reached(&changed, &mut stale);
+                self.reached_among_own(&changed, &mut stale);
             }
         }
         self.ssh.follow(&self.document.ssh, &self.people, change);
         stale
     }
 
-    /// Who is sent a rule of one of these sources, or of others that are the same.
-    fn reached(&self, sources: &[usize], stale: &mut Stale) {
+    /// The rules of these sources, and of others that are the same.
+    fn rules_of(&self, sources: &[usize]) -> impl Iterator<Item = &Arc<CompiledRule>> {
         let of_class = sources.iter().filter_map(|&source| self.classes[source]);
         let of_class = Bits::collect(self.sources.len(), of_class);
         let rules = self.rules.iter();
-        for rule in rules.filter(|rule| of_class.contains(rule.source)) {
+        rules.filter(move |rule| of_class.contains(rule.source))
+    }
+
+    /// Who is sent what of rules to own devices, which other rules of the same sources are one with: it is the same in other rules.
+    fn reached_among_own(&self, sources: &[usize], stale: &mut Stale) {
+        let rules = self.rules_of(sources);
+        for rule in rules.filter(|rule| !rule.own_devices.is_empty()) {
+            let members = &self.sources[rule.source].members;
+            let concerned = self.devices.values().filter(|own| own.overlaps(members));
+            concerned.for_each(|own| stale.nodes.unite(own));
+        }
+    }
+
+    /// Who is sent a rule of one of these sources, or of others that are the same.
+    fn reached(&self, sources: &[usize], stale: &mut Stale) {
+        for rule in self.rules_of(sources) {
             for (target, _) in &rule.entries {
                 let target = &self.targets[*target];
                 stale.all |= matches!(target.kind, TargetKind::Any);

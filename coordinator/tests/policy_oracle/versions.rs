@@ -44,6 +44,20 @@ fn what_is_looked_up_between_two_changes_is_not_for_the_version_before() {
     follow(SERVERS, servers(), &[joins, is_bobs, (2, Some(router))]);
 }
 
+/// Groups of the same devices are sent as one rule until a device of bob's joins, or again once it left.
+const OWN: &str = r#"{"groups": {"group:a": ["ann@example.com"], "group:b": ["ann@example.com", "bob@"]},
+    "acls": [{"action": "accept", "src": ["group:a"], "dst": ["autogroup:self:22"]},
+        {"action": "accept", "src": ["group:b"], "dst": ["autogroup:self:80"]}]}"#;
+
+#[test]
+fn rules_to_own_devices_split_and_join_as_their_sources_do() {
+    let anns = vec![node(1, ANN, &[]), node(2, ANN, &[])];
+    let bobs = node(3, BOB, &[]);
+    let all = [anns.clone(), vec![bobs.clone()]].concat();
+    follow(OWN, anns, &[(3, Some(bobs))]);
+    follow(OWN, all, &[(3, None)]);
+}
+
 fn server(id: i64) -> NodeFacts {
     node(id, None, &["tag:web"])
 }
@@ -54,11 +68,23 @@ fn servers() -> Vec<NodeFacts> {
     std::iter::once(node(1, ANN, &[])).chain(servers).collect()
 }
 
-/// Follows changes, asks the version before first, then the new one: each says what compiling its nodes makes of them.
+/// Follows changes of a version that knows nothing yet, and of one that was asked everything; asks that one again, then the new one:
+/// each says what compiling its nodes makes of them.
 fn follow(policy: &str, nodes: Vec<NodeFacts>, changes: &[(i64, Option<NodeFacts>)]) {
     let policy = Policy::parse(policy).unwrap();
-    let mut nodes: BTreeMap<NodeId, NodeFacts> =
+    let before: BTreeMap<NodeId, NodeFacts> =
         nodes.into_iter().map(|node| (node.id, node)).collect();
+    let mut after = before.clone();
+    let changes: Vec<NodeChange> = changes
+        .iter()
+        .map(|(id, facts)| (NodeId(*id), facts.clone()))
+        .collect();
+    for (id, facts) in &changes {
+        match facts {
+            Some(facts) => after.insert(*id, facts.clone()),
+            None => after.remove(id),
+        };
+    }
     let fresh = |nodes: &BTreeMap<NodeId, NodeFacts>| {
         let users = USERS.iter().zip(1..);
         let world = World {
@@ -68,24 +94,20 @@ fn follow(policy: &str, nodes: Vec<NodeFacts>, changes: &[(i64, Option<NodeFacts
         };
         recompile(&policy, &world)
     };
-    let old = fresh(&nodes);
-    let changes: Vec<NodeChange> = changes
-        .iter()
-        .map(|(id, facts)| (NodeId(*id), facts.clone()))
-        .collect();
-    let new = old.follow(&changes).compiled;
-    let same = |asked: &CompiledTailnet, nodes: &BTreeMap<NodeId, NodeFacts>| {
-        let fresh = fresh(nodes);
-        for id in nodes.keys() {
-            assert_same(asked, &fresh, *id, &|| format!("{id} with {changes:?}"));
-        }
-    };
-    same(&old, &nodes);
-    for (id, facts) in &changes {
-        match facts {
-            Some(facts) => nodes.insert(*id, facts.clone()),
-            None => nodes.remove(id),
+    for is_known in [false, true] {
+        let same = |asked: &CompiledTailnet, nodes: &BTreeMap<NodeId, NodeFacts>| {
+            let fresh = fresh(nodes);
+            for id in nodes.keys() {
+                let which = || format!("{id} with {changes:?}, asked before: {is_known}");
+                assert_same(asked, &fresh, *id, &which);
+            }
         };
+        let old = fresh(&before);
+        if is_known {
+            same(&old, &before);
+        }
+        let new = old.follow(&changes).compiled;
+        same(&old, &before);
+        same(&new, &after);
     }
-    same(&new, &nodes);
 }
