@@ -279,6 +279,38 @@ fn a_thousand_nodes_and_a_thousand_rules_take_seconds() {
     assert!(took.as_secs() < 60, "{took:?}");
 }
 
+#[test]
+fn logins_that_very_many_nodes_share_are_compared_once() {
+    let nodes = (1..=3_000).map(|id| match id % 2 {
+        0 => node(id, Some(id % 3 + 1), &[]),
+        _ => node(id, None, &["tag:web"]),
+    });
+    let world = World {
+        users: users(),
+        nodes: nodes.collect(),
+        ..World::default()
+    };
+    let policy = || {
+        compiled(
+            r#""acls": [], "ssh": [{"action": "accept", "src": ["autogroup:member"], "dst": ["tag:web"], "users": ["root"]}]"#,
+            &world,
+        )
+    };
+    let (old, new) = (policy(), policy());
+    for side in [&old, &new] {
+        world
+            .nodes
+            .iter()
+            .for_each(|node| drop(side.ssh_for(node.id)));
+    }
+    let began = Instant::now();
+    assert_eq!(diff(&old, &new).logins, []);
+    let took = began.elapsed();
+    println!("3000 nodes: {took:?}");
+    // Compared for every node it takes some seconds.
+    assert!(took.as_secs() < 1, "{took:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -49,9 +49,6 @@ fn destinations(
     let mut known: HashMap<[*const SshPolicy; 2], usize> = HashMap::new();
     for (at, node) in old.parts().nodes.iter().enumerate() {
         let sides = [old, new].map(|side| side.ssh_for(node.facts.id));
-        if sides[0] == sides[1] {
-            continue;
-        }
         let group = *known
             .entry(sides.each_ref().map(Arc::as_ptr))
             .or_insert(alike.len());
@@ -60,6 +57,8 @@ fn destinations(
             None => alike.push((sides, vec![at])),
         }
     }
+    // What is sent to very many is long: looked at once for all of them.
+    alike.retain(|([old, new], _)| old != new);
     alike
 }
 
