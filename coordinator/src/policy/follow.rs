@@ -22,9 +22,12 @@ use super::routes::{approved, is_exit};
 use super::view::{CompiledTailnet, Parts, plain_view};
 use super::world::{NodeFacts, World};
 
-/// So many changes at once are followed one by one. Compiling everything costs about as much as some hundred of them.
-const MOST_STEPS: usize = 100;
-/// Places of nodes that left, beside half as many as there are nodes, before the next change makes them go.
+/// So many changes at once are followed one by one, and one more for each [`RULES_PER_STEP`] rules. Compiling everything, with every
+/// session that then compares everything, costs about as much. Both grow with the nodes alike, but only compiling with the rules
+/// (`docs/bench/policy`).
+const MOST_STEPS: usize = 8;
+const RULES_PER_STEP: usize = 10;
+/// A third of all places and so many may be of nodes that left, before the next change makes these places go.
 const MOST_GONE: usize = 64;
 
 /// A node that joined or is another than before, or that left.
@@ -77,7 +80,8 @@ impl CompiledTailnet {
     pub fn follow(&self, changes: &[NodeChange]) -> Followed {
         let mut next = self.clone();
         let mut each = changes.iter();
-        if changes.len() <= MOST_STEPS
+        let most_steps = MOST_STEPS + self.parts.written.len() / RULES_PER_STEP;
+        if changes.len() <= most_steps
             && each.all(|(id, facts)| next.step(*id, facts.clone()).is_ok())
         {
             return Followed {
@@ -171,13 +175,10 @@ impl CompiledTailnet {
             if before.contains(other) == sees {
                 continue;
             }
-            let known = self.sights.get(other).and_then(OnceLock::get).cloned();
-            let now = known.map(|mut known| {
-                Arc::make_mut(&mut known).nodes.put(changed, sees);
-                known
-            });
-            self.sights
-                .set(other, now.map_or_else(OnceLock::new, OnceLock::from));
+            let place = self.sights.edit(other);
+            if let Some(known) = place.and_then(OnceLock::get_mut) {
+                Arc::make_mut(known).nodes.put(changed, sees);
+            }
         }
         self.sights.set(changed, OnceLock::from(Arc::new(sight)));
     }

@@ -51,11 +51,15 @@ impl<T: Clone> Table<T> {
         }
     }
 
+    /// An entry of this version alone.
+    pub(crate) fn edit(&mut self, at: usize) -> Option<&mut T> {
+        let piece = self.pieces.get_mut(at / PIECE)?;
+        Arc::make_mut(piece).get_mut(at % PIECE)
+    }
+
     /// Replaces an entry; one that isn't there stays away.
     pub(crate) fn set(&mut self, at: usize, entry: T) {
-        let piece = self.pieces.get_mut(at / PIECE);
-        let old = piece.and_then(|piece| Arc::make_mut(piece).get_mut(at % PIECE));
-        if let Some(old) = old {
+        if let Some(old) = self.edit(at) {
             *old = entry;
         }
     }

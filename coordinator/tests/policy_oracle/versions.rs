@@ -58,6 +58,20 @@ fn rules_to_own_devices_split_and_join_as_their_sources_do() {
     follow(OWN, all, &[(3, None)]);
 }
 
+#[test]
+fn many_changes_at_once_are_followed_only_where_many_rules_would_have_to_be_compiled() {
+    let rule = r#"{"action": "accept", "src": ["ann@example.com"], "dst": ["tag:web:22"]}"#;
+    let is_whole = |rules: usize, changes: i64| {
+        let rules = vec![rule; rules].join(",");
+        let text = format!(r#"{{"tagOwners": {{"tag:web": []}}, "acls": [{rules}]}}"#);
+        let compiled = recompile(&Policy::parse(&text).unwrap(), &World::default());
+        let joins = (1..=changes).map(|id| (NodeId(id), Some(server(id))));
+        compiled.follow(&joins.collect::<Vec<_>>()).is_whole
+    };
+    assert_eq!([is_whole(1, 8), is_whole(1, 20)], [false, true]);
+    assert_eq!([is_whole(500, 50), is_whole(500, 100)], [false, true]);
+}
+
 fn server(id: i64) -> NodeFacts {
     node(id, None, &["tag:web"])
 }
