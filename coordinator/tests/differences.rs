@@ -12,6 +12,7 @@ use lowroad_coordinator::{
     delta::Sent,
     model::{Endpoint, Node, Owner, User},
     policy::{CompiledTailnet, NodeChange, NodeFacts, Policy, UserFacts, World, recompile},
+    state::Compile,
     view::{Common, Published, Snapshot},
 };
 use lowroad_wire::{
@@ -200,6 +201,12 @@ impl Tailnet {
 
     /// Whether all was compiled.
     fn compile(&mut self, facts: &[NodeFacts]) -> bool {
+        let (compiled, is_whole) = self.stale(facts).apply(&self.compiled);
+        self.compiled = compiled;
+        is_whole
+    }
+
+    fn stale(&self, facts: &[NodeFacts]) -> Compile {
         let Some(known) = &self.facts else {
             let user = |user: &Arc<User>| UserFacts {
                 id: user.id,
@@ -210,8 +217,7 @@ impl Tailnet {
                 nodes: facts.to_vec(),
                 ..World::default()
             };
-            self.compiled = Arc::new(recompile(&self.policy, &world));
-            return true;
+            return Compile::All(Arc::new(self.policy.clone()), world);
         };
         let left = known
             .iter()
@@ -220,12 +226,10 @@ impl Tailnet {
         let others = facts.iter().filter(|node| !known.contains(node));
         let others = others.map(|node| (node.id, Some(node.clone())));
         let changes: Vec<NodeChange> = left.chain(others).collect();
-        if changes.is_empty() {
-            return false;
+        match changes.is_empty() {
+            true => Compile::Nothing,
+            false => Compile::Nodes(changes),
         }
-        let followed = self.compiled.follow(&changes);
-        self.compiled = Arc::new(followed.compiled);
-        followed.is_whole
     }
 }
 

@@ -33,9 +33,18 @@ const SHARED_PARTS: Compared = Compared {
 
 #[test]
 fn every_recorded_policy_comes_out_as_the_service_made_it() {
+    if !folder().is_dir() {
+        let folder = folder();
+        println!(
+            "SKIPPED: no samples at {}; set LOWROAD_SAMPLES",
+            folder.display()
+        );
+        println!("skipped 1");
+        return;
+    }
     let mut all = Totals::default();
     for (category, expected) in SHARED {
-        let Some(cases) = load(category) else { return };
+        let cases = load(category);
         let mut totals = Totals::default();
         for case in &cases {
             totals.judge(case);
@@ -112,18 +121,17 @@ fn samples() -> PathBuf {
     std::env::var_os("LOWROAD_SAMPLES").map_or_else(|| default.into(), PathBuf::from)
 }
 
-fn load(category: &str) -> Option<Vec<Case>> {
-    let path = samples().join(format!("vectors/policy/{category}.jsonl"));
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        println!(
-            "SKIPPED: no samples at {}; set LOWROAD_SAMPLES",
-            path.display()
-        );
-        println!("skipped 1");
-        return None;
-    };
+fn folder() -> PathBuf {
+    samples().join("vectors/policy")
+}
+
+/// All cases of a category. Samples that are there lack none.
+fn load(category: &str) -> Vec<Case> {
+    let path = folder().join(format!("{category}.jsonl"));
+    let text = std::fs::read_to_string(&path);
+    let text = text.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let cases = text
         .lines()
         .map(|line| serde_json::from_str(line).expect("a case parses"));
-    Some(cases.collect())
+    cases.collect()
 }
