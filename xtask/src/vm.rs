@@ -39,8 +39,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("wg", "wireguard-tools"),
 ];
 
-/// Far above what the demo or a suite take on a busy machine.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Far above what the demo or a suite take on a busy machine; and with `LOWROAD_LONG`, every step of `traces` included.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+const LONG_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// Runs a shell command in the VM, or without one an interactive shell; `--kernel NAME` in front names the kernel.
 pub fn main(arguments: &[&str]) -> Result<ExitCode> {
@@ -181,7 +182,12 @@ pub fn units() -> Result<ExitCode> {
 fn inside(machine: &Machine, name: &str, command: &str, tally: &mut Tally) -> Result<()> {
     let start = Instant::now();
     let mut inside = Tally::default();
-    let ended = machine.run(command, LIMIT, &mut |line| {
+    let limit = if crate::lab::long() {
+        LONG_LIMIT
+    } else {
+        LIMIT
+    };
+    let ended = machine.run(command, limit, &mut |line| {
         if !inside.read_line(name, line) {
             eprintln!("   | {line}");
         }
@@ -204,6 +210,18 @@ fn inside(machine: &Machine, name: &str, command: &str, tally: &mut Tally) -> Re
     Ok(())
 }
 
+/// Tests that run on the host only, and why.
+const LEFT_OUT: [(&str, &str); 2] = [
+    (
+        "speed::",
+        "a measurement, which means nothing on an emulated CPU",
+    ),
+    (
+        "flood_of_others",
+        "takes an emulated CPU a minute, and ran on the host",
+    ),
+];
+
 /// Inside the VM: the suite itself, or of it the scenarios with these names.
 pub fn suite_inside(kernel: &str, names: &[&str]) -> Result<ExitCode> {
     signals::catch();
@@ -211,18 +229,23 @@ pub fn suite_inside(kernel: &str, names: &[&str]) -> Result<ExitCode> {
     let mut tally = Tally::default();
     if names.is_empty() {
         for binary in image::tests_inside()? {
+            let mut of_binary = Tally::default();
             // The userspace device is the host's affair: there it runs without emulation.
-            // And what a packet costs means nothing on an emulated CPU, which a flood keeps busy for a minute.
-            let only: &[&str] = if binary.wants_vm() {
-                &["kernel::"]
+            let mut arguments = vec!["--test-threads=1"];
+            if binary.wants_vm() {
+                arguments.push("kernel::");
             } else {
-                &["--skip", "speed::", "--skip", "flood_of_others"]
-            };
-            binary.run(&[&["--test-threads=1"], only].concat(), &mut tally)?;
+                for (left_out, why) in LEFT_OUT {
+                    arguments.extend(["--skip", left_out]);
+                    of_binary.skip(&format!("{} {left_out}", binary.name()), why);
+                }
+            }
+            binary.run(&arguments, &mut of_binary)?;
+            of_binary.write_lines();
+            tally.add(of_binary);
         }
     }
     crate::lab::run_in_vm(debian, names, &mut tally)?;
-    tally.write_lines();
     Ok(tally.print())
 }
 
@@ -231,7 +254,6 @@ pub fn units_inside() -> Result<ExitCode> {
     signals::catch();
     let mut tally = Tally::default();
     crate::lab::run_units(&mut tally)?;
-    tally.write_lines();
     Ok(tally.print())
 }
 

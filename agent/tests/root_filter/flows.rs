@@ -56,22 +56,36 @@ fn every_one_of_many_flows_is_answered_and_no_other_port_is() {
     }
 }
 
-/// More than there is room for, and many that are not asked again. The flow in use is used after each of them: an entry used since is never
-/// the next to go, whatever falls into its set.
+/// More than there is room for, and many that are not asked again. One flow is used after each of them: an entry used since is never the next to go,
+/// whatever falls into its set. Others are used less often: two of the flood may fall into one set in between, once in some dozen runs.
 #[test]
 fn flows_in_use_outlive_a_flood_of_others() {
     const IN_USE: (u16, u16) = (1, 7);
+    const SELDOM_USED: std::ops::Range<u16> = 2..9;
+    const SELDOM: usize = 25;
     let mut filter = Filter::detached(&options("flows-flood")).expect("load");
     filter.install(&compile(&no_rules())).expect("install");
     for family in [0, 1] {
-        let mut flood = (0..lowroad_abi::FLOW_ENTRIES + 20_000)
-            .map(|n| (100 + (n % 50_000) as u16, 100 + (n / 50_000) as u16));
         ask(&mut filter, family, IN_USE.0, IN_USE.1);
-        let lost = flood.position(|(local, remote)| {
+        for local in SELDOM_USED {
+            ask(&mut filter, family, local, IN_USE.1);
+        }
+        let mut lost = 0;
+        for n in 0..lowroad_abi::FLOW_ENTRIES + 20_000 {
+            let (local, remote) = (100 + (n % 50_000) as u16, 100 + (n / 50_000) as u16);
             ask(&mut filter, family, local, remote);
-            !is_answered(&mut filter, family, IN_USE.0, IN_USE.1)
-        });
-        assert_eq!(lost, None, "after so many others");
+            assert!(
+                is_answered(&mut filter, family, IN_USE.0, IN_USE.1),
+                "after {n}"
+            );
+            for local in SELDOM_USED.filter(|_| n % SELDOM == 0) {
+                if !is_answered(&mut filter, family, local, IN_USE.1) {
+                    lost += 1;
+                    ask(&mut filter, family, local, IN_USE.1);
+                }
+            }
+        }
+        assert!(lost <= 2, "{lost} times a flow was lost that is used");
         let forgotten = (100..1_100)
             .filter(|local| !is_answered(&mut filter, family, *local, 100))
             .count();

@@ -1,10 +1,12 @@
 //! A control server that means harm. It lets everybody in and makes them each other's peers, so that there is something to
-//! lose; a file whose text is the mode, `mode` in `dir=`, says what it does beside.
+//! lose; a file whose text is the mode, `mode` in `dir=`, says what it does beside. `met-MODE` there has a line for each time that it did it: to whom.
 
 mod messages;
 
 use std::{
     convert::Infallible,
+    fs::OpenOptions,
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -63,6 +65,12 @@ impl Tailnet {
     fn nodes(&self) -> MutexGuard<'_, Vec<Known>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn met(&self, how: &str, whom: &str) -> Result<()> {
+        let path = self.dir.join(format!("met-{how}"));
+        let mut file = OpenOptions::new().append(true).create(true).open(path)?;
+        Ok(file.write_all(format!("{whom}\n").as_bytes())?)
+    }
 }
 
 pub async fn run(args: &Args) -> Result<()> {
@@ -75,11 +83,11 @@ pub async fn run(args: &Args) -> Result<()> {
     });
     let listener = TcpListener::bind(address).await?;
     loop {
-        let (stream, _) = listener.accept().await?;
+        let (stream, from) = listener.accept().await?;
         let tailnet = tailnet.clone();
         tokio::spawn(async move {
             // How it ends is the victim's affair.
-            let _ = connection(stream, tailnet).await;
+            let _ = connection(stream, from.ip().to_string(), tailnet).await;
         });
     }
 }
@@ -90,12 +98,13 @@ fn mode(dir: &Path) -> String {
         .unwrap_or_default()
 }
 
-async fn connection(mut stream: TcpStream, tailnet: Arc<Tailnet>) -> Result<()> {
+async fn connection(mut stream: TcpStream, whom: String, tailnet: Arc<Tailnet>) -> Result<()> {
     stream.set_nodelay(true)?;
     let how = mode(&tailnet.dir);
     match how.as_str() {
-        "close" => return Ok(()),
+        "close" => return tailnet.met(&how, &whom),
         "silent" => {
+            tailnet.met(&how, &whom)?;
             while mode(&tailnet.dir) == how {
                 sleep(LOOK).await;
             }
@@ -103,16 +112,19 @@ async fn connection(mut stream: TcpStream, tailnet: Arc<Tailnet>) -> Result<()> 
         }
         "http-garbage" => {
             let noise: Vec<u8> = (0..1 << 20).map(|_| rand::random()).collect();
+            tailnet.met(&how, &whom)?;
             return Ok(stream.write_all(&noise).await?);
         }
         "endless-headers" => {
             stream.write_all(b"HTTP/1.1 200 OK\r\n").await?;
+            tailnet.met(&how, &whom)?;
             for _ in 0..BURST / 1024 {
                 stream.write_all(&b"X-Header: x\r\n".repeat(80)).await?;
             }
             return Ok(());
         }
         "trickle-head" => {
+            tailnet.met(&how, &whom)?;
             for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
                 .iter()
                 .cycle()
@@ -127,8 +139,8 @@ async fn connection(mut stream: TcpStream, tailnet: Arc<Tailnet>) -> Result<()> 
         _ => {}
     }
     let service = service_fn(move |request| {
-        let tailnet = tailnet.clone();
-        async move { Ok::<_, Infallible>(outer(request, tailnet)) }
+        let (tailnet, whom) = (tailnet.clone(), whom.clone());
+        async move { Ok::<_, Infallible>(outer(request, whom, tailnet)) }
     });
     hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
@@ -137,18 +149,19 @@ async fn connection(mut stream: TcpStream, tailnet: Arc<Tailnet>) -> Result<()> 
     Ok(())
 }
 
-fn outer(request: Request<Incoming>, tailnet: Arc<Tailnet>) -> Response<Full<Bytes>> {
+fn outer(request: Request<Incoming>, whom: String, tailnet: Arc<Tailnet>) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/key" => {
             let mut answer = json!({"publicKey": tailnet.key.public()}).to_string();
             if mode(&tailnet.dir) == "endless-key" {
                 answer = " ".repeat(BURST);
+                let _ = tailnet.met("endless-key", &whom);
             }
             Response::new(Full::from(answer))
         }
         "/ts2021" => {
             tokio::spawn(async move {
-                let _ = channel(request, tailnet).await;
+                let _ = channel(request, whom, tailnet).await;
             });
             let mut answer = Response::new(Full::default());
             *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -171,18 +184,25 @@ fn outer(request: Request<Incoming>, tailnet: Arc<Tailnet>) -> Response<Full<Byt
     }
 }
 
-async fn channel(mut request: Request<Incoming>, tailnet: Arc<Tailnet>) -> Result<()> {
+async fn channel(
+    mut request: Request<Incoming>,
+    whom: String,
+    tailnet: Arc<Tailnet>,
+) -> Result<()> {
     let header = request.headers().get("x-tailscale-handshake");
     let initiation = STANDARD.decode(header.context("no handshake")?.as_bytes())?;
     let (peer, response, mut channel) = respond(&initiation, &tailnet.key, rand::random())?;
     let mut io = TokioIo::new(hyper::upgrade::on(&mut request).await?);
     let how = mode(&tailnet.dir);
     let noise: Vec<u8> = (0..1 << 20).map(|_| rand::random()).collect();
+    let met = || tailnet.met(&how, &whom);
     if how == "handshake-garbage" {
+        met()?;
         return Ok(io.write_all(&noise).await?);
     }
     io.write_all(&response).await?;
     if how == "record-garbage" {
+        met()?;
         return Ok(io.write_all(&noise).await?);
     }
     let mut early = BytesMut::new();
@@ -193,6 +213,7 @@ async fn channel(mut request: Request<Incoming>, tailnet: Arc<Tailnet>) -> Resul
     io.write_all(&early).await?;
     let mut stream = NoiseStream::new(io, channel, &[]);
     if how == "http2-garbage" {
+        met()?;
         return Ok(stream.write_all(&noise).await?);
     }
     let service = service_fn(move |request| inner(request, peer.machine, tailnet.clone()));
@@ -274,7 +295,7 @@ async fn poll(tailnet: &Tailnet, number: usize, out: &mpsc::Sender<Bytes>) -> Re
             if how == "cut" {
                 return Ok(());
             }
-            attack(&how, number, out).await?;
+            attack(&how, number, out, || tailnet.met(&how, &number.to_string())).await?;
             done = how;
         }
         let gone = timeout(LOOK, out.closed());
@@ -295,7 +316,12 @@ fn encode(message: &Value) -> Result<Bytes> {
     )?)
 }
 
-async fn attack(how: &str, number: usize, out: &mpsc::Sender<Bytes>) -> Result<()> {
+async fn attack(
+    how: &str,
+    number: usize,
+    out: &mpsc::Sender<Bytes>,
+    met: impl Fn() -> Result<()>,
+) -> Result<()> {
     let raw = |length: u32, body: Vec<u8>| {
         let mut bytes = length.to_le_bytes().to_vec();
         bytes.extend(body);
@@ -305,12 +331,17 @@ async fn attack(how: &str, number: usize, out: &mpsc::Sender<Bytes>) -> Result<(
         "stream-garbage" => {
             let noise: Vec<u8> = (0..100_000).map(|_| rand::random()).collect();
             out.send(raw(99_996, noise)).await?;
+            met()?;
         }
-        "length-garbage" => out.send(raw(u32::MAX, vec![0; 1 << 20])).await?,
+        "length-garbage" => {
+            out.send(raw(u32::MAX, vec![0; 1 << 20])).await?;
+            met()?;
+        }
         // As long as a message may be, and no zstd.
         "longest-message" => {
             out.send(raw(framing::MAX_MESSAGE as u32, Vec::new()))
                 .await?;
+            met()?;
             for _ in 0..framing::MAX_MESSAGE >> 16 {
                 out.send(Bytes::from(vec![0; 1 << 16])).await?;
             }
@@ -318,6 +349,7 @@ async fn attack(how: &str, number: usize, out: &mpsc::Sender<Bytes>) -> Result<(
         "trickle" => {
             let message = encode(&json!({"Domain": "tail.lab"}))?;
             out.send(message.slice(..4)).await?;
+            met()?;
             for byte in message.slice(4..).iter().take(6) {
                 out.send(Bytes::copy_from_slice(&[*byte])).await?;
                 sleep(Duration::from_millis(700)).await;
@@ -326,6 +358,7 @@ async fn attack(how: &str, number: usize, out: &mpsc::Sender<Bytes>) -> Result<(
         _ => {
             for message in messages::hostile(how, number)? {
                 out.send(message).await?;
+                met()?;
             }
         }
     }

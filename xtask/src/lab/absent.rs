@@ -9,7 +9,7 @@ use super::{
     survival::{find_direct_path, start_watched},
 };
 use crate::{
-    faults::Fault,
+    faults::{Account, Fault, Watched},
     tailnet::{Client as _, Coordinator, Node},
     traffic::{Pinger, Stalls, unmade_answers},
     wait,
@@ -78,56 +78,23 @@ pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> R
     calls.quiet(LIMIT)?;
     let account = calls.disarm();
     lab.note(&format!("one went and one came: {:?}", account.wireguard));
-    let sets: Option<Vec<_>> = account.wireguard.into_iter().collect();
-    let sets = sets.context("a message to WireGuard that cannot be read")?;
-    for set in &sets {
-        ensure!(
-            set.device.is_empty(),
-            "the device was set: {:?}",
-            set.device
-        );
-        for peer in &set.peers {
-            let as_wanted = match &peer.key {
-                key if *key == gone => peer.remove,
-                key if come.contains(key) => !peer.remove,
-                // Where it is may have been asked anew.
-                _ => peer.update_only && !peer.remove && !peer.replace && peer.prefixes == 0,
-            };
-            ensure!(as_wanted, "WireGuard was told {peer:?}");
-        }
-    }
-    let routes = |kind: &str| account.changes.iter().filter(|one| *one == kind).count();
-    let (came, went) = (routes("RTM_NEWROUTE"), routes("RTM_DELROUTE"));
-    ensure!(
-        (came, went) == (1, 1),
-        "{came} routes were made and {went} removed"
-    );
+    tells_of(&account, &come, &gone)?;
 
     // Once without a fault, to know the steps.
     calls.arm(Fault::None);
     trouble.delete("two")?;
     trouble.settles(0)?;
     calls.quiet(LIMIT)?;
-    let steps = calls.disarm().changes.len();
-    for (name, step) in [("three", 1), ("four", steps.div_ceil(2))] {
-        trouble.alpha.kill_9();
-        let calls = start_watched(&mut trouble.alpha, Fault::None, &mut watches)?;
-        trouble.alpha.wait_until_running(LIMIT)?;
-        calls.quiet(LIMIT)?;
-        calls.disarm();
-        calls.arm(Fault::Killed(step));
-        trouble.delete(name)?;
-        wait::wait_for("the agent's end in mid-reconcile", LIMIT, || {
-            Ok(trouble.alpha.agent_has_ended().then_some(()))
-        })?;
-        let account = calls.disarm();
-        ensure!(account.hit, "the agent ended without the fault");
-        lab.note(&format!(
-            "killed at step {step} of {steps}: {}",
-            account.changes.last().context("a step")?
-        ));
-        trouble.alpha.start_agent()?;
-        trouble.settles(0)?;
+    let steps = calls.disarm().changes;
+    for (name, at, left) in [
+        ("three", "WG_CMD_SET_DEVICE", "peer and route"),
+        ("four", "RTM_DELROUTE", "route"),
+    ] {
+        let step = steps.iter().position(|step| step == at);
+        let step = step.with_context(|| format!("no {at} among {steps:?}"))? + 1;
+        let was = trouble.is_killed_at(step, name, &mut watches)?;
+        ensure!(was == left, "killed at {at}, it left {was} and not {left}");
+        lab.note(&format!("killed at {at}: it left {left}"));
     }
 
     let after = trouble.alpha.wireguard_peer_with(&prefix(&bravo)?)?;
@@ -140,7 +107,75 @@ pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> R
     lab.lost(&[(&report, unmade)], Ok(()), &stalls)
 }
 
+/// WireGuard was told of the peers that came and went, and other peers at most where they are; a route came and a route went.
+fn tells_of(account: &Account, come: &[String], gone: &str) -> Result<()> {
+    let sets: Option<Vec<_>> = account.wireguard.iter().cloned().collect();
+    for set in sets.context("a message to WireGuard that cannot be read")? {
+        ensure!(
+            set.device.is_empty(),
+            "the device was set: {:?}",
+            set.device
+        );
+        for peer in &set.peers {
+            let as_wanted = match &peer.key {
+                key if *key == gone => peer.remove,
+                key if come.contains(key) => !peer.remove,
+                _ => peer.update_only && !peer.remove && !peer.replace && peer.prefixes == 0,
+            };
+            ensure!(as_wanted, "WireGuard was told {peer:?}");
+        }
+    }
+    let routes = |kind: &str| account.changes.iter().filter(|one| *one == kind).count();
+    let (came, went) = (routes("RTM_NEWROUTE"), routes("RTM_DELROUTE"));
+    ensure!(
+        (came, went) == (1, 1),
+        "{came} routes were made and {went} removed"
+    );
+    Ok(())
+}
+
 impl Trouble<'_> {
+    /// The agent is killed in place of this step of the removal of a member; returns what was left of that, which the next agent removes, and no more.
+    fn is_killed_at(
+        &mut self,
+        step: usize,
+        name: &str,
+        watches: &mut Vec<Watched>,
+    ) -> Result<&'static str> {
+        self.alpha.kill_9();
+        let calls = start_watched(&mut self.alpha, Fault::None, watches)?;
+        self.alpha.wait_until_running(LIMIT)?;
+        calls.quiet(LIMIT)?;
+        calls.disarm();
+        calls.arm(Fault::Killed(step));
+        let key = self.delete(name)?;
+        wait::wait_for("the agent's end in mid-reconcile", LIMIT, || {
+            Ok(self.alpha.agent_has_ended().then_some(()))
+        })?;
+        ensure!(calls.disarm().hit, "the agent ended without the fault");
+        let peer = keys(&self.alpha)?.contains(&key);
+        let route = routes(&self.alpha)? > self.wanted.len();
+        let left = match (peer, route) {
+            (true, true) => "peer and route",
+            (true, false) => "peer",
+            (false, true) => "route",
+            (false, false) => "nothing",
+        };
+
+        let calls = start_watched(&mut self.alpha, Fault::None, watches)?;
+        self.settles(0)?;
+        calls.quiet(LIMIT)?;
+        let account = calls.disarm();
+        let sets: Option<Vec<_>> = account.wireguard.into_iter().collect();
+        let sets = sets.context("a message to WireGuard that cannot be read")?;
+        let mut peers = sets.iter().flat_map(|set| &set.peers);
+        ensure!(
+            peers.all(|one| one.key == key && one.remove),
+            "after that WireGuard was told {sets:?}"
+        );
+        Ok(left)
+    }
+
     /// Deletes a member; returns its key in WireGuard.
     fn delete(&mut self, name: &str) -> Result<String> {
         let mut members = self.members.iter();
@@ -169,6 +204,13 @@ impl Trouble<'_> {
         self.wanted.extend(new.clone());
         Ok(new)
     }
+}
+
+/// How many peers' IPv4 addresses are routed.
+fn routes(node: &Node) -> Result<usize> {
+    let routes = foreign::run(&node.namespace, "ip", TABLE)?;
+    let routes = routes.lines().filter(|line| line.starts_with("100."));
+    Ok(routes.count())
 }
 
 fn keys(node: &Node) -> Result<Vec<String>> {

@@ -179,7 +179,7 @@ pub const IN_THE_VM: &[(&str, bool, Scenario)] = &[
     ),
     (
         "underlay-ipv6",
-        false,
+        true,
         underlay::without_ipv4_the_upgrade_to_a_direct_path_loses_nothing,
     ),
     (
@@ -199,22 +199,22 @@ pub const IN_THE_VM: &[(&str, bool, Scenario)] = &[
     ),
     (
         "kernel-spoof",
-        false,
+        true,
         spoof::a_peer_sends_from_its_own_addresses_only,
     ),
     (
         "kernel-roaming",
-        false,
+        true,
         roaming::an_endpoint_that_a_middlebox_moved_is_put_back,
     ),
     (
         "kernel-late-relay",
-        false,
+        true,
         roaming::what_comes_late_by_the_relay_moves_no_endpoint,
     ),
     (
         "kernel-foreign",
-        false,
+        true,
         foreign::what_others_put_on_the_device_and_into_the_tables_stays,
     ),
     (

@@ -77,10 +77,11 @@ pub fn a_hostile_control_server_stops_nothing_that_works(lab: &Lab) -> Result<()
     for mode in IN_THE_STREAM {
         siege.under(mode, || {
             server.set(mode)?;
+            met(&server, mode)?;
             wait::pass(ATTACK)?;
             server.set("good")?;
             connected(&alpha, &bravo)?;
-            Ok("said".to_owned())
+            Ok("said to both".to_owned())
         })?;
     }
     for mode in ["many-peers", "million-peers"] {
@@ -97,14 +98,28 @@ pub fn a_hostile_control_server_stops_nothing_that_works(lab: &Lab) -> Result<()
             server.set("cut")?;
             wait::pass(ms(150))?;
             server.set(mode)?;
+            met(&server, mode)?;
             wait::pass(ATTACK)?;
             // Or pauses between attempts would grow, and the next mode meet nobody.
             server.set("good")?;
             connected(&alpha, &bravo)?;
-            Ok("done".to_owned())
+            Ok("done to both".to_owned())
         })?;
     }
     siege.end()
+}
+
+/// Waits until both victims have met it.
+fn met(server: &Standing, mode: &str) -> Result<()> {
+    let what = format!("two who meet {mode}");
+    wait::wait_for(&what, secs(30), || {
+        let lines = server.read(&format!("met-{mode}"))?;
+        let mut whom: Vec<&str> = lines.lines().collect();
+        whom.sort_unstable();
+        whom.dedup();
+        Ok((whom.len() >= 2).then_some(()))
+    })
+    .map(drop)
 }
 
 fn up(node: &Node) -> Result<()> {

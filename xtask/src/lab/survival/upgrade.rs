@@ -14,7 +14,7 @@ use crate::{lab::Lab, tailnet::binaries, wait};
 pub fn to_another_version(lab: &Lab, case: &mut Case, other: &Path) -> Result<()> {
     let ours = case.node.program.clone();
     for program in [other, &ours, other] {
-        case.node.stop_agent();
+        case.node.stop_agent_gracefully()?;
         case.node.program = program.to_owned();
         case.start_agent()?;
     }
@@ -33,7 +33,7 @@ pub fn to_other_maps(case: &mut Case, program: &Path) -> Result<()> {
     let [ours] = &versions_of_maps(&pins)?[..] else {
         anyhow::bail!("not one folder of maps in {}", pins.display());
     };
-    case.node.stop_agent();
+    case.node.stop_agent_gracefully()?;
     fs::rename(ours, pins.join("v0")).context("rename the folder of pinned maps")?;
     case.counter_kept = false;
     case.node.program = program.to_owned();
