@@ -10,23 +10,15 @@ use crate::{
     lab::Lab,
 };
 
-/// The promise, which the median of all changes must keep.
+/// The promise is 200 ms; loaded test machines get some more.
 const PROMPT: Duration = Duration::from_millis(200);
-/// For one of them, on a machine that does other things as well: 342 ms were seen beside an emulated one.
-const LOADED: Duration = Duration::from_secs(2);
 
 /// Waits for `is` and says how long it took.
-async fn prompt(
-    poll: &mut Poll,
-    what: &str,
-    since: Instant,
-    is: impl Fn(&NetMap) -> bool,
-) -> Duration {
+async fn prompt(poll: &mut Poll, what: &str, since: Instant, is: impl Fn(&NetMap) -> bool) {
     poll.until(what, is).await;
     let took = since.elapsed();
     println!("{what}: {took:?}");
-    assert!(took < LOADED, "{what} took {took:?}");
-    took
+    assert!(took < PROMPT, "{what} took {took:?}");
 }
 
 fn route(text: &str) -> ipnet::IpNet {
@@ -40,11 +32,10 @@ async fn every_change_reaches_a_connected_node_promptly() {
     let mut a = Client::joined(lab.address(), "a", &key).await;
     let mut poll = a.poll().await;
     poll.until("a netmap", |_| true).await;
-    let mut times = Vec::new();
 
     let now = Instant::now();
     let mut b = Client::joined(lab.address(), "b", &key).await;
-    times.push(prompt(&mut poll, "join", now, |netmap| peer(netmap, "b").is_some()).await);
+    prompt(&mut poll, "join", now, |netmap| peer(netmap, "b").is_some()).await;
     let id = poll.peer("b").unwrap().id;
     let b_is = move |netmap: &NetMap, is: &dyn Fn(&lowroad_wire::control::Node) -> bool| {
         netmap.peers.get(&id).is_some_and(|node| is(node))
@@ -52,32 +43,26 @@ async fn every_change_reaches_a_connected_node_promptly() {
 
     let now = Instant::now();
     let _b_poll = b.poll().await;
-    times.push(
-        prompt(&mut poll, "online", now, |netmap| {
-            b_is(netmap, &|b| b.online == Some(true))
-        })
-        .await,
-    );
+    prompt(&mut poll, "online", now, |netmap| {
+        b_is(netmap, &|b| b.online == Some(true))
+    })
+    .await;
 
     let now = Instant::now();
     b.update(&["192.0.2.7:41641", "10.0.0.7:41641"], Some(999))
         .await;
-    times.push(
-        prompt(&mut poll, "endpoints and home", now, |netmap| {
-            b_is(netmap, &|b| b.endpoints.len() == 2 && b.home_derp.is_some())
-        })
-        .await,
-    );
+    prompt(&mut poll, "endpoints and home", now, |netmap| {
+        b_is(netmap, &|b| b.endpoints.len() == 2 && b.home_derp.is_some())
+    })
+    .await;
 
     let now = Instant::now();
     b.update(&["192.0.2.8:1", "10.0.0.7:41641"], Some(999))
         .await;
-    times.push(
-        prompt(&mut poll, "a new STUN endpoint", now, |netmap| {
-            b_is(netmap, &|b| b.endpoints[0].port() == 1)
-        })
-        .await,
-    );
+    prompt(&mut poll, "a new STUN endpoint", now, |netmap| {
+        b_is(netmap, &|b| b.endpoints[0].port() == 1)
+    })
+    .await;
     let last = poll.log.last().unwrap();
     assert!(
         last.peers_changed.is_empty() && last.peers_changed_patch.len() == 1,
@@ -88,12 +73,10 @@ async fn every_change_reaches_a_connected_node_promptly() {
     b.disco = lowroad_wire::key::DiscoPrivate::from_random([77; 32]);
     let disco = b.disco.public();
     b.update(&["192.0.2.8:1"], Some(999)).await;
-    times.push(
-        prompt(&mut poll, "disco key", now, |netmap| {
-            b_is(netmap, &|b| b.disco_key == Some(disco))
-        })
-        .await,
-    );
+    prompt(&mut poll, "disco key", now, |netmap| {
+        b_is(netmap, &|b| b.disco_key == Some(disco))
+    })
+    .await;
 
     let now = Instant::now();
     b.new_node_key();
@@ -104,43 +87,35 @@ async fn every_change_reaches_a_connected_node_promptly() {
             .unwrap()
             .machine_authorized
     );
-    times.push(
-        prompt(&mut poll, "node key", now, |netmap| {
-            b_is(netmap, &|b| b.key == key)
-        })
-        .await,
-    );
+    prompt(&mut poll, "node key", now, |netmap| {
+        b_is(netmap, &|b| b.key == key)
+    })
+    .await;
 
     let now = Instant::now();
     lab.set_policy(r#"{"acls": [{"action": "accept", "src": ["lab@"], "dst": ["lab@:22"]}]}"#)
         .await;
-    times.push(
-        prompt(&mut poll, "policy", now, |netmap| {
-            netmap
-                .filter_rules()
-                .any(|rule| rule.dst_ports.iter().all(|port| port.ports.last == 22))
-        })
-        .await,
-    );
+    prompt(&mut poll, "policy", now, |netmap| {
+        netmap
+            .filter_rules()
+            .any(|rule| rule.dst_ports.iter().all(|port| port.ports.last == 22))
+    })
+    .await;
 
     let now = Instant::now();
     lab.set_policy(r#"{"acls": []}"#).await;
-    times.push(
-        prompt(&mut poll, "a policy that allows nothing", now, |netmap| {
-            netmap.filter_rules().count() == 0 && netmap.peers.is_empty()
-        })
-        .await,
-    );
+    prompt(&mut poll, "a policy that allows nothing", now, |netmap| {
+        netmap.filter_rules().count() == 0 && netmap.peers.is_empty()
+    })
+    .await;
 
     let now = Instant::now();
     lab.set_policy(r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#)
         .await;
-    times.push(
-        prompt(&mut poll, "a policy that allows all", now, |netmap| {
-            netmap.filter_rules().count() > 0 && b_is(netmap, &|_| true)
-        })
-        .await,
-    );
+    prompt(&mut poll, "a policy that allows all", now, |netmap| {
+        netmap.filter_rules().count() > 0 && b_is(netmap, &|_| true)
+    })
+    .await;
 
     let now = Instant::now();
     lab.ask(Ask::NodesRename {
@@ -149,12 +124,10 @@ async fn every_change_reaches_a_connected_node_promptly() {
     })
     .await
     .unwrap();
-    times.push(
-        prompt(&mut poll, "name", now, |netmap| {
-            b_is(netmap, &|b| b.name == "bee.tail.test.")
-        })
-        .await,
-    );
+    prompt(&mut poll, "name", now, |netmap| {
+        b_is(netmap, &|b| b.name == "bee.tail.test.")
+    })
+    .await;
 
     let now = Instant::now();
     lab.ask(Ask::NodesExpire {
@@ -162,12 +135,10 @@ async fn every_change_reaches_a_connected_node_promptly() {
     })
     .await
     .unwrap();
-    times.push(
-        prompt(&mut poll, "expiry", now, |netmap| {
-            b_is(netmap, &|b| b.expired && b.key_expiry.is_some())
-        })
-        .await,
-    );
+    prompt(&mut poll, "expiry", now, |netmap| {
+        b_is(netmap, &|b| b.expired && b.key_expiry.is_some())
+    })
+    .await;
 
     let now = Instant::now();
     lab.ask(Ask::NodesDelete {
@@ -175,15 +146,10 @@ async fn every_change_reaches_a_connected_node_promptly() {
     })
     .await
     .unwrap();
-    times.push(
-        prompt(&mut poll, "deletion", now, |netmap| {
-            !netmap.peers.contains_key(&id)
-        })
-        .await,
-    );
-    times.sort_unstable();
-    let median = times[times.len() / 2];
-    assert!(median < PROMPT, "half of them took {median:?} or longer");
+    prompt(&mut poll, "deletion", now, |netmap| {
+        !netmap.peers.contains_key(&id)
+    })
+    .await;
 }
 
 #[tokio::test]
