@@ -40,7 +40,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 ];
 
 /// Far above what the demo or a suite take on a busy machine; and with `LOWROAD_LONG`, every step of `traces` included.
-const LIMIT: Duration = Duration::from_secs(30 * 60);
+const LIMIT: Duration = Duration::from_secs(20 * 60);
 const LONG_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// Runs a shell command in the VM, or without one an interactive shell; `--kernel NAME` in front names the kernel.

@@ -66,23 +66,25 @@ fn empty(_: usize, to: &mut String) {
 
 /// A node with as many capabilities as the bytes of one take.
 fn capable(number: usize, to: &mut String) {
-    let _ = write!(
-        to,
-        "{{\"ID\":{},\"Key\":\"nodekey:{number:064x}\",\"CapMap\":{{",
-        number + 1
-    );
+    begin_node(number, to);
+    to.push_str(",\"CapMap\":{");
     joined(5_000, null, to);
     to.push_str("}}");
 }
 
 fn measured(number: usize, to: &mut String) {
-    let _ = write!(
-        to,
-        "{{\"ID\":{},\"Key\":\"nodekey:{number:064x}\",\"Hostinfo\":{{\"NetInfo\":{{\"DERPLatency\":{{",
-        number + 1
-    );
+    begin_node(number, to);
+    to.push_str(",\"Hostinfo\":{\"NetInfo\":{\"DERPLatency\":{");
     joined(7_000, member, to);
     to.push_str("}}}}");
+}
+
+fn begin_node(number: usize, to: &mut String) {
+    let _ = write!(
+        to,
+        "{{\"ID\":{},\"Key\":\"nodekey:{number:064x}\"",
+        number + 1
+    );
 }
 
 fn granting(_: usize, to: &mut String) {
