@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, net::SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -73,7 +73,8 @@ pub fn hostile(how: &str, number: usize) -> Result<Vec<Bytes>> {
         "login-pages" => (0..500)
             .map(|number| encode(&json!({"PopBrowserURL": format!("https://x.example/{number}\u{1b}[2J")})))
             .collect::<Result<_>>()?,
-        _ => Vec::new(),
+        "good" => Vec::new(),
+        unknown => bail!("no mode `{unknown}`"),
     })
 }
 

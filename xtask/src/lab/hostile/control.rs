@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::{ATTACK, EVIL, EVIL_ADDRESS, Memory, Siege, Standing, argument, direct};
 use crate::{
-    lab::{Lab, ms, secs},
+    lab::{Lab, secs},
     tailnet::{Client as _, Node},
     wait,
 };
@@ -95,8 +95,6 @@ pub fn a_hostile_control_server_stops_nothing_that_works(lab: &Lab) -> Result<()
     }
     for mode in WITH_CONNECTIONS {
         siege.under(mode, || {
-            server.set("cut")?;
-            wait::pass(ms(150))?;
             server.set(mode)?;
             met(&server, mode)?;
             wait::pass(ATTACK)?;
