@@ -8,6 +8,7 @@ mod host;
 mod hostile;
 mod join;
 mod kernel;
+mod losses;
 mod network;
 mod outage;
 mod paths;
@@ -33,13 +34,16 @@ use std::{
 
 use anyhow::{Result, anyhow, bail};
 
-use self::scenarios::{IN_THE_VM, SCENARIOS, Scenario};
+use self::{
+    losses::{Traffic, Verdict},
+    scenarios::{IN_THE_VM, SCENARIOS, Scenario},
+};
 use crate::{
     setup, signals,
     tailnet::{self, Build, Coordinator, Node},
     test::Tally,
     topology::{Nat, Net},
-    traffic::{Report, Stalls},
+    traffic::Stalls,
     vm::Debian,
     workspace::is_root,
 };
@@ -162,6 +166,37 @@ pub fn names() -> Vec<&'static str> {
 }
 
 fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {
+    match again_if_busy(name, || attempt(name, scenario))? {
+        Ok(()) => tally.pass(1),
+        Err(error) if error.is::<NotJudged>() => {
+            tally.skip(&format!("lab/{name}"), &error.to_string());
+        }
+        Err(error) => tally.fail(&format!("lab/{name}"), &format!("{error:#}")),
+    }
+    Ok(())
+}
+
+/// Once more, and no oftener: that a machine was busy says nothing, and another moment may be better. Its second judgement counts.
+fn again_if_busy(
+    name: &str,
+    mut attempt: impl FnMut() -> Result<Result<()>>,
+) -> Result<Result<()>> {
+    let result = attempt()?;
+    let Err(error) = &result else {
+        return Ok(result);
+    };
+    let Some(NotJudged::Busy(why)) = error.downcast_ref() else {
+        return Ok(result);
+    };
+    eprintln!("   lab/{name}: not judged, so it is run once more: {why}");
+    attempt()
+}
+
+/// In a network of its own.
+///
+/// # Errors
+/// A network could not be made, or a signal came. What became of the scenario is the value.
+fn attempt(name: &str, scenario: Scenario) -> Result<Result<()>> {
     let start = Instant::now();
     eprintln!("   lab/{name}");
     let net = Net::new()?;
@@ -175,21 +210,15 @@ fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {
         .unwrap_or_else(|_| Err(anyhow!("panicked")));
     let result = with_cleanup(result, &tailnet::cleanup_failures());
     signals::check()?;
-    match result {
-        Ok(()) => {
-            tally.pass(1);
-            eprintln!("   lab/{name}: ok, {:.1} s", start.elapsed().as_secs_f32());
-        }
-        Err(error) if error.is::<NotJudged>() => {
-            tally.skip(&format!("lab/{name}"), &error.to_string());
-        }
+    match &result {
+        Ok(()) => eprintln!("   lab/{name}: ok, {:.1} s", start.elapsed().as_secs_f32()),
+        Err(error) if error.is::<NotJudged>() => {}
         Err(error) => {
             tailnet::print_logs(net.folder(), 40);
             eprintln!("   lab/{name}: FAILED: {error:#}");
-            tally.fail(&format!("lab/{name}"), &format!("{error:#}"));
         }
     }
-    Ok(())
+    Ok(result)
 }
 
 /// A scenario whose nodes could not be cleaned up has failed, whatever else became of it.
@@ -203,11 +232,17 @@ fn with_cleanup(result: Result<()>, failures: &[String]) -> Result<()> {
 
 /// The scenario saw something that says nothing of lowroad: why.
 #[derive(Debug)]
-struct NotJudged(String);
+enum NotJudged {
+    /// The machine had no time, which may be otherwise soon.
+    Busy(String),
+    /// This machine never shows it.
+    Never(String),
+}
 
 impl fmt::Display for NotJudged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        let (Self::Busy(why) | Self::Never(why)) = self;
+        f.write_str(why)
     }
 }
 
@@ -235,44 +270,17 @@ impl Lab<'_> {
         Ok(())
     }
 
-    /// Fails if something was lost, unless it was while the emulated CPU stood still: then queues run over that a running one empties, whoever made them. Each
-    /// ping report comes with the number of answers that the kernel could not make; `rest` is what has no time.
-    pub fn lost(
-        &self,
-        pings: &[(&Report, usize)],
-        rest: Result<()>,
-        stalls: &Stalls,
-    ) -> Result<()> {
+    /// Fails if something was lost, unless it was while the emulated CPU stood still or had no time for what was queued: then queues run over that a running one empties, whoever made them.
+    pub fn lost(&self, cases: &[Traffic], stalls: &Stalls) -> Result<()> {
+        let standstills = stalls.seen();
         self.note(&format!(
             "this machine stood still for {} ms at most",
-            stalls.longest().as_millis()
+            standstills.longest.as_millis()
         ));
-        for (report, unmade) in pings {
-            let ours = report.lost_by_us(stalls);
-            if ours > *unmade {
-                bail!(
-                    "{report}; {unmade} of them had come, {ours} were lost while the machine ran"
-                );
-            }
-        }
-        let unanswered = pings.iter().flat_map(|(report, _)| &report.unanswered);
-        let queued = unanswered.filter(|one| one.queued());
-        let queued = queued.map(|one| one.beside).max();
-        let all = pings
-            .iter()
-            .find(|(report, unmade)| report.lost() > *unmade);
-        let lost = all.map(|(report, _)| anyhow!("{report}"));
-        let result = rest.and(lost.map_or(Ok(()), Err));
-        match result {
-            Err(error) if self.emulated && (stalls.any() || queued.is_some()) => {
-                Err(NotJudged(format!(
-                    "the emulated CPU stood still for {:.1} s at a time and left answers waiting for {:.1} s, this host's being wanted elsewhere: {error:#}",
-                    stalls.longest().as_secs_f32(),
-                    queued.unwrap_or_default().as_secs_f32(),
-                ))
-                .into())
-            }
-            result => result,
+        match losses::judge(cases, &standstills, self.emulated) {
+            Verdict::Kept => Ok(()),
+            Verdict::Excused(why) => Err(NotJudged::Busy(why).into()),
+            Verdict::Lost(what) => bail!(what),
         }
     }
 
@@ -303,3 +311,6 @@ impl Lab<'_> {
         eprintln!("      {text}");
     }
 }
+
+#[cfg(test)]
+mod tests;

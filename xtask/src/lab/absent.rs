@@ -1,9 +1,13 @@
 //! Peers that come and go while no agent runs, or while one dies: the next one changes what differs, and nothing else.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    ALLOW_ALL, Lab, foreign, ms,
+    ALLOW_ALL, Lab, foreign,
+    losses::Traffic,
+    ms,
     peers::prefix,
     secs,
     survival::{find_direct_path, start_watched},
@@ -15,7 +19,7 @@ use crate::{
     wait,
 };
 
-const LIMIT: std::time::Duration = secs(120);
+const LIMIT: Duration = secs(120);
 /// Our own routes, one for each peer.
 const TABLE: &str = "route show table 7052";
 
@@ -59,6 +63,7 @@ pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> R
     find_direct_path(&alpha, &bravo)?;
     let stalls = Stalls::watch();
     let unmade = unmade_answers(&bravo.namespace)?;
+    let start = Instant::now();
     let ping = Pinger::start(&alpha.namespace, bravo.ip(4)?, ms(50))?;
     ping.first_answer(LIMIT)?;
     let before = alpha.wireguard_peer_with(&prefix(&bravo)?)?;
@@ -104,7 +109,15 @@ pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> R
     let unmade = unmade_answers(&bravo.namespace)?.saturating_sub(unmade);
     // A watch outlives no agent.
     trouble.alpha.stop_agent();
-    lab.lost(&[(&report, unmade)], Ok(()), &stalls)
+    let traffic = Traffic {
+        what: "alpha to bravo",
+        ran: (start, Instant::now()),
+        ping: &report,
+        unmade,
+        stream: None,
+        refused: None,
+    };
+    lab.lost(&[traffic], &stalls)
 }
 
 /// WireGuard was told of the peers that came and went, and other peers at most where they are; a route came and a route went.

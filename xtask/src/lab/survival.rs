@@ -50,6 +50,7 @@ struct Case {
     what: &'static str,
     node: Node,
     device: u32,
+    start: Instant,
     ping: Pinger,
     stream: Stream,
     flood: Flood,
@@ -119,8 +120,8 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     }
     rows.iter().try_for_each(Row::check_kept)?;
     what_was_refused_would_have_been_seen(&coordinator, &hub, &nodes[0])?;
-    let pings: Vec<_> = rows.iter().map(|row| (&row.ping, row.unmade)).collect();
-    lab.lost(&pings, rows.iter().try_for_each(Row::check_lost), &stalls)
+    let traffic: Vec<_> = rows.iter().map(Row::traffic).collect();
+    lab.lost(&traffic, &stalls)
 }
 
 /// Few at a time: what an emulated CPU has no room for is lost by nobody's fault.
@@ -184,6 +185,7 @@ pub fn find_direct_path(hub: &Node, node: &Node) -> Result<()> {
 
 impl Case {
     fn start(lab: &Lab, hub: &Node, node: Node, what: &'static str) -> Result<Self> {
+        let start = Instant::now();
         let address = node.ip(4)?;
         let stream = Stream::start(
             &hub.namespace,
@@ -201,6 +203,7 @@ impl Case {
         let case = Self {
             what,
             device: device_index(&node)?,
+            start,
             ping: Pinger::start(&hub.namespace, address, PING)?,
             stream,
             flood,
@@ -319,13 +322,15 @@ impl Case {
                 drops(&self.node)?
             );
         }
+        let refused_counted = counted()?;
         let row = Row {
             what: self.what,
+            ran: (self.start, Instant::now()),
             ping,
             stream,
             refused_sent: sent,
             refused_passed: self.flood.received(),
-            refused_counted: counted()?,
+            refused_counted,
             counter_kept: self.counter_kept,
             session: self.before.has_become(&after),
             events: self.events.seen()?,

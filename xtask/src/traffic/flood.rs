@@ -88,7 +88,8 @@ fn send(socket: &UdpSocket, target: SocketAddr, shared: &Shared, interval: Durat
         if socket.send_to(b"refused", target).is_ok() {
             shared.sent.fetch_add(1, Ordering::Relaxed);
         }
-        due += interval;
+        // As a ping: what was missed while this thread had no time is not made up for.
+        due = (due + interval).max(Instant::now());
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
 }

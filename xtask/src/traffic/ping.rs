@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::Stalls;
+use super::Standstills;
 use crate::{topology::Namespace, wait};
 
 static IDENTIFIERS: AtomicU16 = AtomicU16::new(1);
@@ -137,8 +137,8 @@ impl Report {
     }
 
     /// How many of those are not excused by a machine that stood still, or had no time for what was queued.
-    pub fn lost_by_us(&self, stalls: &Stalls) -> usize {
-        let excused = |one: &&Unanswered| stalls.excuse(one.sent) || one.queued();
+    pub fn lost_by_us(&self, standstills: &Standstills) -> usize {
+        let excused = |one: &&Unanswered| standstills.excuse(one.sent) || one.queued();
         self.unanswered.iter().filter(|one| !excused(one)).count()
     }
 }

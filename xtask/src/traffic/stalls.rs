@@ -25,18 +25,20 @@ pub struct Stalls {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    seen: Mutex<Seen>,
+    seen: Mutex<Standstills>,
 }
 
-#[derive(Debug, Default)]
-struct Seen {
-    longest: Duration,
-    /// From when to when it stood still.
-    stood: Vec<(Instant, Instant)>,
+/// What was seen until some moment.
+#[derive(Debug, Clone, Default)]
+pub struct Standstills {
+    /// By how much a thread that wanted to run was late, at most.
+    pub longest: Duration,
+    /// From when to when the machine stood still, for more than a second each.
+    pub stood: Vec<(Instant, Instant)>,
 }
 
 impl Shared {
-    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+    fn seen(&self) -> std::sync::MutexGuard<'_, Standstills> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -64,23 +66,25 @@ impl Stalls {
         }
     }
 
-    /// By how much a thread that wanted to run was late, at most.
-    pub fn longest(&self) -> Duration {
-        self.shared.seen().longest
+    pub fn seen(&self) -> Standstills {
+        self.shared.seen().clone()
     }
+}
 
-    /// Whether it ever stood still for more than a second.
-    pub fn any(&self) -> bool {
-        !self.shared.seen().stood.is_empty()
-    }
-
+impl Standstills {
     /// Whether what was sent then met a machine that stood still, or that had just done so.
     pub fn excuse(&self, sent: Instant) -> bool {
-        let seen = self.shared.seen();
         let met = |(from, to): &(Instant, Instant)| {
             sent + AFTERWARDS >= *from && sent <= *to + AFTERWARDS
         };
-        seen.stood.iter().any(met)
+        self.stood.iter().any(met)
+    }
+
+    /// The longest of those that fell, with what they left in queues, into this time.
+    pub fn during(&self, (begin, end): (Instant, Instant)) -> Option<Duration> {
+        let met = |(from, to): &&(Instant, Instant)| *from <= end && *to + AFTERWARDS >= begin;
+        let stood = self.stood.iter().filter(met);
+        stood.map(|(from, to)| *to - *from).max()
     }
 }
 

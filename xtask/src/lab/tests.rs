@@ -1,0 +1,28 @@
+use super::*;
+
+#[test]
+fn a_scenario_that_a_busy_machine_kept_from_judging_is_run_once_more_and_no_oftener() {
+    let busy = || Err(NotJudged::Busy("stood still".to_owned()).into());
+    let never = || Err(NotJudged::Never("dumps no core".to_owned()).into());
+    let lost = || Err(anyhow!("a packet was lost"));
+    let runs = |results: &[&dyn Fn() -> Result<()>]| {
+        let (mut results, mut count) = (results.iter(), 0);
+        let last = again_if_busy("scenario", || {
+            count += 1;
+            Ok(results.next().expect("no more runs than wanted")())
+        });
+        let last = last.unwrap();
+        let last = last.map_err(|error| (error.is::<NotJudged>(), error.to_string()));
+        (count, last)
+    };
+    let fails = |skip, why: &str| Err((skip, why.to_owned()));
+    assert_eq!(runs(&[&|| Ok(())]), (1, Ok(())));
+    assert_eq!(runs(&[&lost]), (1, fails(false, "a packet was lost")));
+    assert_eq!(runs(&[&never]), (1, fails(true, "dumps no core")));
+    assert_eq!(runs(&[&busy, &|| Ok(())]), (2, Ok(())));
+    assert_eq!(
+        runs(&[&busy, &lost]),
+        (2, fails(false, "a packet was lost"))
+    );
+    assert_eq!(runs(&[&busy, &busy]), (2, fails(true, "stood still")));
+}
