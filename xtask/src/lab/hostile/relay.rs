@@ -185,6 +185,7 @@ fn mallory(evil: &Namespace, relay: &Standing, key: &str, number: u16) -> Result
         argument("home", REGION + number),
         argument("victim", "alpha"),
         argument("attack", "nothing"),
+        argument("prepared", 0),
         argument("ms", 120_000),
     ]);
     Daemon::spawn(&mut program, &relay.folder.join("member"))
