@@ -99,13 +99,17 @@ pub fn run_in_vm(debian: Debian, names: &[&str], tally: &mut Tally) -> Result<()
             "takes minutes, and ran on Debian 13's kernel: here by its name, or with LOWROAD_LONG=1",
         );
     }
-    let all: Vec<(&str, Scenario)> = IN_THE_VM
+    run_some(&in_vm(debian, names, brief), names, tally)
+}
+
+/// Among which `names` chooses there.
+fn in_vm(debian: Debian, names: &[&str], brief: bool) -> Vec<(&'static str, Scenario)> {
+    IN_THE_VM
         .iter()
-        .filter(|(_, everywhere, _)| *everywhere || debian == Debian::Trixie || !names.is_empty())
+        .filter(|(_, on, _)| on.includes(debian) || !names.is_empty())
         .filter(|(name, ..)| !(brief && *name == TAKES_MINUTES))
         .map(|(name, _, scenario)| (*name, *scenario))
-        .collect();
-    run_some(&all, names, tally)
+        .collect()
 }
 
 /// The tests have 45 minutes.

@@ -26,3 +26,23 @@ fn a_scenario_that_a_busy_machine_kept_from_judging_is_run_once_more_and_no_ofte
     );
     assert_eq!(runs(&[&busy, &busy]), (2, fails(true, "stood still")));
 }
+
+#[test]
+fn a_scenario_runs_by_itself_on_its_own_kernels_and_by_its_name_on_any() {
+    let runs = |name: &str, debian, names: &[&str]| {
+        let brief = debian == Debian::Bookworm && names.is_empty();
+        let all = in_vm(debian, names, brief);
+        all.iter().any(|(one, _)| *one == name)
+    };
+    for (name, trixie, bookworm) in [
+        ("kernel", true, true),
+        ("kernel-survival", false, true),
+        ("agents-die", true, false),
+    ] {
+        assert_eq!(runs(name, Debian::Trixie, &[]), trixie, "{name}");
+        assert_eq!(runs(name, Debian::Bookworm, &[]), bookworm, "{name}");
+        for debian in [Debian::Trixie, Debian::Bookworm] {
+            assert!(runs(name, debian, &[name]), "{name}");
+        }
+    }
+}
