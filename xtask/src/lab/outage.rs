@@ -9,8 +9,6 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Lab, losses::Traffic, ms, policy, secs, survival};
 use crate::{
-    process,
-    shell::find_program,
     tailnet::{Client as _, Coordinator, Node},
     topology::{Namespace, Nat},
     traffic::{self, Pinger, Report, Stalls, Stream, unmade_answers},
@@ -249,7 +247,7 @@ impl<'a> Knocks<'a> {
     }
 
     fn count(&self) -> Result<u64> {
-        knocks(self.host)
+        self.host.nft_counter("knocks")
     }
 
     fn note(&mut self) -> Result<()> {
@@ -272,19 +270,6 @@ impl<'a> Knocks<'a> {
         let one = |(at, count): &(Duration, u64)| format!("{} at {:.0} s", count, at.as_secs_f64());
         self.seen.iter().map(one).collect::<Vec<_>>().join(", ")
     }
-}
-
-/// How many connections were asked for.
-fn knocks(host: &Namespace) -> Result<u64> {
-    let nft = find_program("nft").context("there is no nft")?;
-    let mut command = host.command(nft);
-    command.args(["list", "table", "inet", "knocks"]);
-    let text = process::run(&mut command, "", secs(30))?
-        .ok("nft list")?
-        .stdout;
-    let (_, rest) = text.split_once("counter packets ").context("no counter")?;
-    let number = rest.split(' ').next().unwrap_or_default();
-    Ok(number.parse()?)
 }
 
 /// The coordinator's host lets nothing through of one kind of connections, or all again.

@@ -9,19 +9,19 @@ mod upgrade;
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::{Lab, kernel::device_index, ms, secs};
+use super::{Lab, kernel::device_index, ms, policy, secs};
 use crate::{
     process,
     tailnet::{Client as _, Coordinator, Node, WgPeer},
-    topology::Events,
-    traffic::{Flood, Pinger, Stalls, Stream, Unanswered, unmade_answers},
+    topology::{Events, Nat},
+    traffic::{self, Flood, Pinger, Stalls, Stream, Unanswered, unmade_answers},
     wait,
 };
 use table::{Adoption, Row};
@@ -42,6 +42,8 @@ const ADOPTED_CPU: Duration = secs(10);
 /// For how long an agent stays dead: always longer than a path of stock's lives without an answer (6.5 s) and than a session that
 /// gets none (15 s), and with `LOWROAD_LONG` a minute.
 const DEAD: [Duration; 2] = [secs(20), secs(60)];
+/// For new connections while agents are dead: two that are served, and two that nobody answers for a second each.
+const CONNECTING: Duration = secs(8);
 /// How much traffic counts as "it goes on".
 const MORE_ANSWERS: usize = 100;
 
@@ -51,12 +53,15 @@ struct Case {
     node: Node,
     device: u32,
     start: Instant,
+    address: IpAddr,
     ping: Pinger,
     stream: Stream,
     flood: Flood,
     /// The hub in this node's WireGuard, before the trouble.
     before: WgPeer,
     refused_before: u64,
+    /// Packets that asked for connections, beside the flood.
+    refused_connecting: u64,
     unmade_before: usize,
     hub_prefix: String,
     events: Events,
@@ -74,7 +79,12 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     // All join and find their paths before any traffic: on a busy machine an emulated CPU has no room for both.
     let mut nodes = Vec::new();
     for number in 0..5 {
-        let node = lab.single_path_node(&format!("node{number}"), 40 + number)?;
+        let (name, last) = (format!("node{number}"), 40 + number);
+        // The first, whose agent is killed, is where most nodes are.
+        let node = match number {
+            0 => lab.node_behind(&name, last, Nat::Easy)?,
+            _ => lab.single_path_node(&name, last)?,
+        };
         node.up(&key)?;
         find_direct_path(&hub, &node)?;
         nodes.push(node);
@@ -91,10 +101,16 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
         let start = Instant::now();
         killed.node.kill_9();
         stopped.node.stop_agent_gracefully()?;
-        wait::pass(DEAD[usize::from(lab.long)])?;
+        let dead = DEAD[usize::from(lab.long)];
+        wait::pass(dead.saturating_sub(CONNECTING))?;
+        for case in [&mut *killed, &mut *stopped] {
+            case.serves_and_refuses(&hub)?;
+        }
+        wait::pass(dead.saturating_sub(start.elapsed()))?;
         lab.note(&format!("agents dead for {} s", start.elapsed().as_secs()));
         killed.start_agent()?;
-        stopped.start_agent()
+        stopped.start_agent()?;
+        killed.serves_and_refuses(&hub)
     })?;
     let other = upgrade::another_version(lab)?;
     cases.run(
@@ -204,11 +220,13 @@ impl Case {
             what,
             device: device_index(&node)?,
             start,
+            address,
             ping: Pinger::start(&hub.namespace, address, PING)?,
             stream,
             flood,
             before: node.wireguard_peer_with(&hub_prefix)?,
             refused_before,
+            refused_connecting: 0,
             unmade_before: unmade_answers(&node.namespace)?,
             hub_prefix,
             events: Events::watch(
@@ -239,6 +257,29 @@ impl Case {
             Ok(more.then_some(()))
         })
         .map(drop)
+    }
+
+    /// A new connection is served where the policy admits it and dropped where not, whether an agent runs or none.
+    fn serves_and_refuses(&mut self, hub: &Node) -> Result<()> {
+        let [open, closed] = [STREAM, REFUSED].map(|port| SocketAddr::new(self.address, port));
+        let _both = [
+            traffic::Server::start(&self.node.namespace, STREAM)?,
+            traffic::Server::start(&self.node.namespace, REFUSED)?,
+        ];
+        traffic::get(&hub.namespace, open, 10_000, secs(20)).context(self.what)?;
+        // How often a kernel asks for a connection depends on how long a second is.
+        let address = self.address;
+        hub.namespace.nft(&format!(
+            "table inet asked {{}}
+             delete table inet asked
+             table inet asked {{ chain out {{ type filter hook output priority 0; ip daddr {address} tcp dport {REFUSED} counter; }}; }}
+            "
+        ))?;
+        policy::refused(hub, closed).context(self.what)?;
+        let asked = hub.namespace.nft_counter("asked")?;
+        ensure!(asked > 0, "{}: nobody asked for a connection", self.what);
+        self.refused_connecting += asked;
+        Ok(())
     }
 
     /// Starts the agent, and notes how long it says that it took until the kernel held what it should.
@@ -292,7 +333,7 @@ impl Case {
         let ping = self.ping.stop();
         let stream = self.stream.stop()?;
         self.flood.end_sending();
-        let sent = self.flood.sent();
+        let sent = self.flood.sent() + self.refused_connecting;
         let before = if self.counter_kept {
             self.refused_before
         } else {

@@ -132,6 +132,19 @@ impl Namespace {
             .map(drop)
     }
 
+    /// How many packets the first counter of this table has seen.
+    pub fn nft_counter(&self, table: &str) -> Result<u64> {
+        let nft = find_program("nft").context("there is no nft: run `cargo xtask setup`")?;
+        let mut command = self.command(nft);
+        command.args(["list", "table", "inet", table]);
+        let text = process::run(&mut command, "", LIMIT)?
+            .ok("nft list")?
+            .stdout;
+        let (_, rest) = text.split_once("counter packets ").context("no counter")?;
+        let number = rest.split(' ').next().unwrap_or_default();
+        Ok(number.parse()?)
+    }
+
     /// Writes `/proc/sys/<key>`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key);
