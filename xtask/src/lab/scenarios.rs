@@ -248,6 +248,11 @@ pub const IN_THE_VM: &[(&str, On, Scenario)] = &[
         survival::nothing_is_lost_while_agents_die_and_others_take_over,
     ),
     (
+        "hostile-peer",
+        On::Only(Debian::Trixie),
+        hostile::peer::a_hostile_peer_harms_no_other,
+    ),
+    (
         "outage",
         On::Only(Debian::Trixie),
         outage::direct_paths_outlive_control_and_relay_and_all_comes_back_without_a_storm,

@@ -38,6 +38,7 @@ fn a_scenario_runs_by_itself_on_its_own_kernels_and_by_its_name_on_any() {
         ("kernel", true, true),
         ("kernel-survival", false, true),
         ("agents-die", true, false),
+        ("hostile-peer", true, false),
     ] {
         assert_eq!(runs(name, Debian::Trixie, &[]), trixie, "{name}");
         assert_eq!(runs(name, Debian::Bookworm, &[]), bookworm, "{name}");

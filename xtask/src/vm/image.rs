@@ -75,7 +75,7 @@ pub fn build(
     // By our process: a build may have replaced the file meanwhile.
     let ourselves = format!("/proc/{}/exe", std::process::id());
     image.program("/bin/xtask", Path::new(&ourselves))?;
-    for name in ["lowroad", "lowroad-coordinator"] {
+    for name in ["lowroad", "lowroad-coordinator", "lowroad-hostile"] {
         image.program(&format!("/bin/{name}"), &tailnet::binaries().join(name))?;
     }
     for test in tests {
