@@ -1,7 +1,7 @@
 //! Relays that mean harm, each in its own way.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     future::pending,
     net::SocketAddr,
@@ -46,6 +46,9 @@ const BURST: usize = 64 << 20;
 static CHANGE_EACH: AtomicU64 = AtomicU64::new(0);
 static CARRIED: AtomicU64 = AtomicU64::new(0);
 static CHANGED: AtomicU64 = AtomicU64::new(0);
+
+/// How many bytes each relay has attacked with, as the file `sent` says, a line each: beyond what any relay says.
+static SENT: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
 
 type Clients = Arc<Mutex<HashMap<NodePublic, mpsc::Sender<Bytes>>>>;
 
@@ -104,6 +107,11 @@ async fn follow(dir: PathBuf) -> Result<()> {
             &dir.join("changed"),
             &CHANGED.load(Ordering::Relaxed).to_string(),
         )?;
+        let sent: String = lock(&SENT)
+            .iter()
+            .map(|(how, bytes)| format!("{how} {bytes}\n"))
+            .collect();
+        write(&dir.join("sent"), &sent)?;
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -146,6 +154,10 @@ async fn accept(
     }
 }
 
+fn sent(how: &str, bytes: usize) {
+    *lock(&SENT).entry(how.to_owned()).or_default() += bytes as u64;
+}
+
 /// In one step: others read it at any time.
 fn write(path: &Path, text: &str) -> Result<()> {
     let new = path.with_extension("new");
@@ -167,24 +179,25 @@ async fn serve(
     let mut stream = acceptor.accept(stream).await?;
     head(&mut stream).await?;
     match how {
-        "endless-head" => return endless(&mut stream, b"X-Header: x\r\n").await,
+        "endless-head" => return endless(&mut stream, how, b"X-Header: x\r\n").await,
         "no-answer" => return pending().await,
         _ => stream.write_all(HEAD).await?,
     }
     match how {
         "garbage" => {
             let noise: Vec<u8> = (0..1 << 20).map(|_| rand::random()).collect();
-            endless(&mut stream, &noise).await
+            endless(&mut stream, how, &noise).await
         }
         "huge-length" => {
             stream.write_all(&[1, 0xff, 0xff, 0xff, 0xff]).await?;
-            endless(&mut stream, &[0; 4096]).await
+            endless(&mut stream, how, &[0; 4096]).await
         }
         "trickle" => {
             let mut hello = BytesMut::new();
             Codec::server().encode(Frame::ServerKey(server_key().public()), &mut hello)?;
             for byte in hello {
                 stream.write_all(&[byte]).await?;
+                sent(how, 1);
                 sleep(Duration::from_secs(1)).await;
             }
             Ok(())
@@ -193,11 +206,15 @@ async fn serve(
     }
 }
 
-async fn endless(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) -> Result<()> {
-    let mut sent = 0;
-    while sent < BURST {
-        stream.write_all(bytes).await?;
-        sent += bytes.len();
+async fn endless(stream: &mut TlsStream<TcpStream>, how: &str, bytes: &[u8]) -> Result<()> {
+    let mut length = 0;
+    while length < BURST {
+        // A victim that ends the connection at the first of them has got it.
+        for piece in bytes.chunks(4096) {
+            stream.write_all(piece).await?;
+            sent(how, piece.len());
+        }
+        length += bytes.len();
     }
     Ok(())
 }
@@ -258,6 +275,7 @@ async fn greeted(mut stream: TlsStream<TcpStream>, clients: &Clients, how: &str)
                 continue;
             };
             writing.write_all(&bytes).await?;
+            sent(how, bytes.len());
             sleep(Duration::from_millis(1)).await;
         }
     };

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use serde_json::{Value, json};
 
-use super::{ATTACK, EVIL, EVIL_ADDRESS, Memory, Siege, Standing, argument, direct};
+use super::{ATTACK, EVIL, EVIL_ADDRESS, Memory, Siege, Standing, argument, at_least, direct};
 use crate::{
     lab::{ALLOW_ALL, Lab, ms, secs},
     process::Daemon,
@@ -18,21 +18,22 @@ use crate::{
 
 const PORT: u16 = 8443;
 const REGION: u16 = 66;
-/// Each is a relay of its own, and the last a good one.
-const MODES: &[&str] = &[
-    "close",
-    "silent",
-    "no-answer",
-    "endless-head",
-    "trickle",
-    "garbage",
-    "huge-length",
-    "unknown-keys",
-    "gone",
-    "pings",
-    "health",
-    "large-frames",
-    "good",
+/// Each is a relay of its own, and the last a good one;
+/// with how many bytes it attacks at least.
+const MODES: &[(&str, u64)] = &[
+    ("close", 0),
+    ("silent", 0),
+    ("no-answer", 0),
+    ("endless-head", 10_000),
+    ("trickle", 1),
+    ("garbage", 4096),
+    ("huge-length", 4096),
+    ("unknown-keys", 50_000),
+    ("gone", 20_000),
+    ("pings", 10_000),
+    ("health", 100_000),
+    ("large-frames", 1 << 20),
+    ("good", 0),
 ];
 /// Carries packets, and changes some of WireGuard's.
 const CHANGING: &str = "changing";
@@ -44,10 +45,11 @@ const MAX_CONNECTIONS: u64 = 10;
 pub fn a_hostile_relay_harms_no_path_but_its_own(lab: &Lab) -> Result<()> {
     let evil = lab.net.public("evil", EVIL)?;
     let listen = argument("listen", format!("{EVIL_ADDRESS}:{PORT}"));
-    let modes = argument("modes", MODES.join(","));
+    let names: Vec<&str> = MODES.iter().map(|(mode, _)| *mode).collect();
+    let modes = argument("modes", names.join(","));
     let mut relay = Standing::start(lab, &evil, "relay", &[listen, modes])?;
     let file = lab.net.folder().join("derp-map.json");
-    fs::write(&file, regions(&relay.pin()?, MODES).to_string())?;
+    fs::write(&file, regions(&relay.pin()?, &names).to_string())?;
     let file = file.to_str().context("a path that is not UTF-8")?;
     let coordinator = Coordinator::start_with(lab.net, ALLOW_ALL, &["--derp-map", file])?;
     let key = coordinator.auth_key("ann", "")?;
@@ -63,7 +65,7 @@ pub fn a_hostile_relay_harms_no_path_but_its_own(lab: &Lab) -> Result<()> {
     };
     let pair = (&alpha.namespace, bravo.ip(4)?);
     let siege = Siege::begin(lab, pair, &victims, allowed)?;
-    for (number, mode) in (0..).zip(MODES) {
+    for (number, (mode, least)) in (0..).zip(MODES) {
         let name = format!("mallory{number}");
         let _mallory = mallory(&evil, &relay, &key, number)?;
         alpha.wait_for_peer(&name, secs(20))?;
@@ -84,7 +86,13 @@ pub fn a_hostile_relay_harms_no_path_but_its_own(lab: &Lab) -> Result<()> {
                 connections <= MAX_CONNECTIONS,
                 "{connections} connections: no pause between them"
             );
-            Ok(format!("{connections} connections"))
+            let sent = relay.read("sent")?;
+            let sent = sent
+                .lines()
+                .find_map(|line| line.strip_prefix(mode)?.strip_prefix(' '));
+            let sent = format!("{} bytes", sent.unwrap_or("0"));
+            let sent = at_least(*least, &sent)?;
+            Ok(format!("{connections} connections, {sent}"))
         })?;
     }
     siege.end()
