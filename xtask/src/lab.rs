@@ -173,7 +173,7 @@ fn one(name: &str, scenario: Scenario, tally: &mut Tally) -> Result<()> {
     match again_if_busy(name, || attempt(name, scenario))? {
         Ok(()) => tally.pass(1),
         Err(error) if error.is::<NotJudged>() => {
-            tally.skip(&format!("lab/{name}"), &error.to_string());
+            tally.skip(&format!("lab/{name}"), &format!("{error:#}"));
         }
         Err(error) => tally.fail(&format!("lab/{name}"), &format!("{error:#}")),
     }

@@ -1,3 +1,5 @@
+use anyhow::Context as _;
+
 use super::*;
 
 #[test]
@@ -20,6 +22,8 @@ fn a_scenario_that_a_busy_machine_kept_from_judging_is_run_once_more_and_no_ofte
     assert_eq!(runs(&[&lost]), (1, fails(false, "a packet was lost")));
     assert_eq!(runs(&[&never]), (1, fails(true, "dumps no core")));
     assert_eq!(runs(&[&busy, &|| Ok(())]), (2, Ok(())));
+    let in_attack = || busy().context("garbage");
+    assert_eq!(runs(&[&in_attack, &|| Ok(())]), (2, Ok(())));
     assert_eq!(
         runs(&[&busy, &lost]),
         (2, fails(false, "a packet was lost"))

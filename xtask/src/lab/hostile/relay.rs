@@ -18,8 +18,7 @@ use crate::{
 
 const PORT: u16 = 8443;
 const REGION: u16 = 66;
-/// Each is a relay of its own, and the last a good one;
-/// with how many bytes it attacks at least.
+/// Each is a relay of its own, and the last a good one; with how many bytes it attacks at least.
 const MODES: &[(&str, u64)] = &[
     ("close", 0),
     ("silent", 0),

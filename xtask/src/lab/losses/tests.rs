@@ -43,7 +43,9 @@ fn segments_are_excused_by_what_their_own_case_met() {
     assert!(is_excused(&judge(&case(), &world.never(), true)));
     assert!(is_lost(&judge(&case(), &world.never(), false), "queued"));
     let case = || [world.case(&none).without_segments(3)];
-    assert!(is_excused(&judge(&case(), &world.stood(3..5), true)));
+    for meanwhile in [3..5, -9..-1, 9..12] {
+        assert!(is_excused(&judge(&case(), &world.stood(meanwhile), true)));
+    }
     // Before it ran, and its queues empty again; and after it had run.
     for other in [-9..-3, 11..13] {
         let verdict = judge(&case(), &world.stood(other), true);
