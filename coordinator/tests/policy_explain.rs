@@ -8,7 +8,7 @@ mod people;
 use std::collections::BTreeSet;
 
 use lowroad_coordinator::policy::{
-    Clause, CompiledTailnet, NodeFacts, Policy, WhyEnd, WhyProbe, WhyVerdict, World, recompile,
+    Clause, CompiledTailnet, NodeFacts, Policy, TailnetFacts, WhyEnd, WhyProbe, WhyVerdict, World, recompile,
 };
 use lowroad_wire::control::NodeId;
 
@@ -31,6 +31,12 @@ const POLICY: &str = r#"{
         {"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:22"]},
         {"action": "accept", "src": ["bob@"], "dst": ["autogroup:internet:*"]},
     ],
+    "ssh": [
+        {"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["root", "autogroup:nonroot", "x"]},
+        {"action": "accept", "src": ["alice@"], "dst": ["tag:db"], "users": ["b", "a"]},
+        {"action": "check", "src": ["alice@", "tag:router"], "dst": ["tag:db"], "users": ["root", "localpart:*@example.com"]},
+        {"action": "accept", "src": ["tag:other"], "dst": ["tag:db"], "users": ["root"]},
+    ],
 }"#;
 
 const GRANT_VIA: u32 = 5;
@@ -39,6 +45,9 @@ const DB: u32 = 9;
 const OFFICE: u32 = 10;
 const OWN: u32 = 15;
 const INTERNET: u32 = 16;
+const SSH_OWN: u32 = 19;
+const SSH_NAMES: u32 = 20;
+const SSH_CHECK: u32 = 21;
 
 fn router(id: i64, tags: &[&str], routes: &[&str]) -> NodeFacts {
     let routes: Vec<_> = routes.iter().map(|route| route.parse().unwrap()).collect();
@@ -55,6 +64,10 @@ fn world() -> World {
     let mut waiting = router(6, &["tag:router"], &["10.8.0.0/16"]);
     waiting.admin_approved.clear();
     World {
+        tailnet: TailnetFacts {
+            domains: vec!["example.com".to_owned()],
+            ..TailnetFacts::default()
+        },
         users: vec![user(1, "alice"), user(2, "bob")],
         nodes: vec![
             node(1, Some(1), &[]),
@@ -68,7 +81,6 @@ fn world() -> World {
             ),
             waiting,
         ],
-        ..World::default()
     }
 }
 
@@ -300,6 +312,67 @@ fn explain_tells_what_each_rule_means_for_a_node() {
         ]
     );
     assert!(compiled.explain(NodeId(99)).is_none());
+}
+
+#[test]
+fn explain_tells_who_may_log_in_where_and_by_which_rule() {
+    let (_, compiled) = compiled();
+    let database = compiled.explain(NodeId(4)).unwrap();
+    let local = "what stands before @example.com in one's own name";
+    assert_eq!(
+        short(&database.logins_here),
+        [
+            format!(
+                "{SSH_CHECK}: 1,2,5,6 ->  [4] ssh as root after a check ssh as {local} after a check"
+            ),
+            format!("{SSH_NAMES}: 1,2 ->  [4] ssh as a ssh as b"),
+        ],
+        "rules that check come first: the node takes the first that knows the login"
+    );
+    assert_eq!(database.logins_elsewhere, []);
+    let alice = compiled.explain(NodeId(1)).unwrap();
+    let own = "ssh as root ssh as any name but root";
+    assert_eq!(
+        short(&alice.logins_here),
+        [
+            // The hosted service sends these to their sources as well.
+            format!(
+                "{SSH_CHECK}: 2 ->  [1] ssh as root after a check ssh as {local} after a check"
+            ),
+            format!("{SSH_OWN}: 2 ->  [1] {own}"),
+        ]
+    );
+    assert_eq!(
+        short(&alice.logins_elsewhere),
+        [
+            format!(
+                "{SSH_CHECK}: 1 ->  [2,4] ssh as root after a check ssh as {local} after a check"
+            ),
+            format!("{SSH_OWN}: 1 ->  [2] {own}"),
+            format!("{SSH_NAMES}: 1 ->  [4] ssh as a ssh as b"),
+        ]
+    );
+    // One device alone is nobody's other device.
+    let bob = compiled.explain(NodeId(3)).unwrap();
+    assert_eq!((bob.logins_here, bob.logins_elsewhere), (vec![], vec![]));
+    // What is told is what nodes are sent.
+    for id in 1..=6 {
+        let told: BTreeSet<i64> = compiled
+            .explain(NodeId(id))
+            .unwrap()
+            .logins_here
+            .iter()
+            .flat_map(|clause| clause.from_nodes.iter().map(|from| from.0))
+            .collect();
+        let policy = compiled.ssh_for(NodeId(id));
+        let principals = policy.rules.iter().flat_map(|rule| &rule.principals);
+        let sent = principals.map(|principal| {
+            let (_, last) = principal.node_ip.rsplit_once(['.', ':']).unwrap();
+            last.parse().unwrap()
+        });
+        let sent: BTreeSet<i64> = sent.filter(|from| *from != id).collect();
+        assert_eq!(told, sent, "node {id}");
+    }
 }
 
 #[test]

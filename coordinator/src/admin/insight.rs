@@ -10,7 +10,7 @@ use crate::{
     Error,
     model::VersionNumber,
     policy::{
-        self, Clause, CompiledTailnet, DiffEnds, DiffFamily, DiffRow, DiffUsers, Explanation,
+        self, Clause, CompiledTailnet, DiffEnds, DiffFamily, DiffRow, DiffUsers,
         Origin, Policy, PolicyRule, Why, WhyEnd, WhyProbe, WhyVerdict, World,
     },
     state::{NodeRef, State},
@@ -81,12 +81,17 @@ pub struct SubnetInfo {
 
 /// What the policy means for one node.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ExplanationInfo {
     pub node: String,
     /// What others may do at the node, and behind it.
     pub receives: Vec<ClauseInfo>,
     /// What the node may do elsewhere.
     pub reaches: Vec<ClauseInfo>,
+    /// Who may log in at the node over SSH; of several rules that know a login, the first decides.
+    pub logins_here: Vec<ClauseInfo>,
+    /// Where the node's users may log in.
+    pub logins_elsewhere: Vec<ClauseInfo>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -273,13 +278,18 @@ impl Moment {
     /// What the policy means for a node.
     pub fn explain(&self, node: NodeId) -> Result<ExplanationInfo, Error> {
         let explained = self.compiled().explain(node);
-        let Explanation { receives, reaches } =
+        let explained =
             explained.ok_or_else(|| Error::not_found("the node has just been deleted"))?;
-        let clauses = |clauses: Vec<Clause>| clauses.into_iter().map(|clause| self.clause(clause));
+        let clauses = |clauses: Vec<Clause>| {
+            let clauses = clauses.into_iter();
+            clauses.map(|clause| self.clause(clause)).collect()
+        };
         Ok(ExplanationInfo {
             node: self.name(node),
-            receives: clauses(receives).collect(),
-            reaches: clauses(reaches).collect(),
+            receives: clauses(explained.receives),
+            reaches: clauses(explained.reaches),
+            logins_here: clauses(explained.logins_here),
+            logins_elsewhere: clauses(explained.logins_elsewhere),
         })
     }
 

@@ -18,12 +18,16 @@ pub struct Explanation {
     pub receives: Vec<Clause>,
     /// What the node, and what lies behind it, may do elsewhere.
     pub reaches: Vec<Clause>,
+    /// Who may log in here over SSH, in the order in which the node looks: the first rule that knows a login decides.
+    pub logins_here: Vec<Clause>,
+    /// Where the node may log in.
+    pub logins_elsewhere: Vec<Clause>,
 }
 
 /// What one rule of the policy file means for a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Clause {
-    /// The rule; none is the one that holds without a policy.
+    /// The rule, or ssh rule; none is the one that holds without a policy.
     pub origin: Option<Origin>,
     /// It isn't written: it follows from granting a capability of which both ends have to know.
     pub follows: bool,
@@ -35,7 +39,7 @@ pub struct Clause {
     pub to: Vec<String>,
     /// Nodes that are meant.
     pub to_nodes: Vec<NodeId>,
-    /// `tcp:22,80-90`, `icmp`, and capabilities by name.
+    /// `tcp:22,80-90`, `icmp`, and capabilities by name; of logins, `ssh as NAME`.
     pub access: Vec<String>,
 }
 
@@ -52,6 +56,8 @@ impl CompiledTailnet {
         Some(Explanation {
             receives: receives.finish(),
             reaches: reaches.finish(),
+            logins_here: self.logins_here(at),
+            logins_elsewhere: self.logins_elsewhere(at),
         })
     }
 
@@ -150,7 +156,7 @@ impl CompiledTailnet {
         }
     }
 
-    fn ids(&self, nodes: impl Iterator<Item = usize>) -> Vec<NodeId> {
+    pub(super) fn ids(&self, nodes: impl Iterator<Item = usize>) -> Vec<NodeId> {
         nodes.map(|at| self.parts().nodes[at].facts.id).collect()
     }
 }

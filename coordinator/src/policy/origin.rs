@@ -2,7 +2,7 @@
 
 use super::error::Place;
 
-/// The text of an ACL or a grant.
+/// The text of an ACL, a grant or an ssh rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin {
     pub(crate) place: Place,

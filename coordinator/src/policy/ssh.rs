@@ -2,14 +2,16 @@
 
 mod compile;
 mod duration;
+mod explain;
 mod follow;
 
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
 
 use super::alias::Alias;
-use super::error::{At, Place, PolicyError};
+use super::error::{At, PolicyError};
 use super::hujson::{Fields, Text};
+use super::origin::Origin;
 use super::syntax::Names;
 
 pub(crate) use compile::SshAccess;
@@ -28,8 +30,7 @@ const FIELDS: [&str; 8] = [
 /// One entry of `ssh`.
 #[derive(Clone, Debug)]
 pub(crate) struct SshRule {
-    /// Where it begins.
-    pub(crate) place: Place,
+    pub(crate) origin: Origin,
     /// Whether users have to prove again who they are, instead of being accepted.
     pub(crate) check: bool,
     pub(crate) sources: Vec<At<Alias>>,
@@ -73,7 +74,7 @@ pub(crate) fn read<'a>(
         duration::check(text.string(period, "checkPeriod")?)?;
     }
     let rule = SshRule {
-        place: fields.place,
+        origin: text.origin(value.range()),
         check,
         sources: aliases(text, &fields, "src", names)?,
         destinations: aliases(text, &fields, "dst", names)?,

@@ -21,6 +21,7 @@ const NEW: &str = r#"{
         {"action": "accept", "proto": "tcp", "src": ["alice@"], "dst": ["tag:db:5432,22"]},
         {"action": "accept", "proto": "tcp", "src": ["tag:db"], "dst": ["tag:db:7000"]},
     ],
+    "ssh": [{"action": "accept", "src": ["alice@"], "dst": ["tag:db"], "users": ["root", "postgres"]}],
 }
 "#;
 
@@ -123,6 +124,21 @@ async fn a_policy_is_seen_before_it_is_set_and_explained_after() {
     let shown = text(&state, &["policy", "explain", "db1"]);
     assert!(
         shown.contains("  line 5: {\"action\": \"accept\""),
+        "{shown}"
+    );
+    let logins = &explained["loginsHere"][0];
+    assert_eq!(names(&logins["fromNodes"]), ["laptop"]);
+    assert_eq!(names(&logins["access"]), ["ssh as postgres", "ssh as root"]);
+    assert!(
+        shown.contains("    laptop: ssh as postgres, ssh as root\n"),
+        "{shown}"
+    );
+    let shown = text(&state, &["policy", "explain", "laptop"]);
+    let (_, elsewhere) = shown
+        .split_once("Where laptop may log in over SSH:\n  line 8: ")
+        .unwrap();
+    assert!(
+        elsewhere.contains("    → db1, db2: ssh as postgres, ssh as root\n"),
         "{shown}"
     );
 

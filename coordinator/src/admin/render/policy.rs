@@ -97,14 +97,18 @@ fn one_change(change: &ChangeInfo, extent: Extent) -> String {
         Some(family) => format!(", by {family} only"),
         None => String::new(),
     };
-    let is_login = change.access.iter().any(|access| access.contains(' '));
-    let separator = if is_login { ", " } else { " " };
     format!(
         "{} → {}: {}{users}{family}",
         ends(&change.from, extent),
         ends(&change.to, extent),
-        or_dash(&change.access.join(separator))
+        or_dash(&joined(&change.access))
     )
+}
+
+/// Logins are phrases.
+fn joined(access: &[String]) -> String {
+    let is_login = access.iter().any(|access| access.starts_with("ssh as "));
+    access.join(if is_login { ", " } else { " " })
 }
 
 fn ends(ends: &EndsInfo, extent: Extent) -> String {
@@ -147,6 +151,20 @@ pub fn explanation(explained: &ExplanationInfo, extent: Extent) -> String {
     clauses(&explained.reaches, extent, &mut out, |clause| {
         format!("→ {}", with_nodes(&clause.to, &clause.to_nodes, extent))
     });
+    if !explained.logins_here.is_empty() {
+        out += &format!(
+            "\nWho may log in at {node} over SSH, where it runs a server; the first rule that knows the login decides:\n"
+        );
+        clauses(&explained.logins_here, extent, &mut out, |clause| {
+            names(&clause.from_nodes, extent)
+        });
+    }
+    if !explained.logins_elsewhere.is_empty() {
+        out += &format!("\nWhere {node} may log in over SSH:\n");
+        clauses(&explained.logins_elsewhere, extent, &mut out, |clause| {
+            format!("→ {}", names(&clause.to_nodes, extent))
+        });
+    }
     out
 }
 
@@ -173,7 +191,7 @@ fn clauses(
         } else {
             ""
         };
-        let access = or_dash(&clause.access.join(" "));
+        let access = or_dash(&joined(&clause.access));
         *out += &format!("    {}: {access}{follows}\n", ends(clause));
     }
 }

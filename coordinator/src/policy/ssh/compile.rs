@@ -10,6 +10,7 @@ use super::super::alias::Alias;
 use super::super::bits::Bits;
 use super::super::compile::{Node, Nodes};
 use super::super::error::At;
+use super::super::origin::Origin;
 use super::super::people::People;
 use super::super::table::Table;
 use super::super::view::CompiledTailnet;
@@ -33,6 +34,7 @@ pub(crate) struct SshAccess {
 
 #[derive(Clone, Debug)]
 pub(super) struct Access {
+    pub(super) origin: Origin,
     pub(super) sources: Bits,
     pub(super) destinations: Bits,
     /// Whether it is about the devices of the same user (`autogroup:self`), and whether about anything else.
@@ -84,6 +86,7 @@ fn access(rule: &SshRule, people: &People, nodes: &Nodes) -> Access {
     }
     let domains = logins.domains.iter().map(|domain| domain.value.clone());
     Access {
+        origin: rule.origin,
         sources: named(&rule.sources),
         destinations: named(&rule.destinations),
         to_own: rule.destinations.iter().any(is_own),
@@ -92,6 +95,28 @@ fn access(rule: &SshRule, people: &People, nodes: &Nodes) -> Access {
         domains: domains.collect(),
         action: action(rule.check),
         accept_env: rule.accept_env.clone(),
+    }
+}
+
+impl Access {
+    /// What it allows, as people say it: `ssh as root`.
+    pub(super) fn texts(&self) -> Vec<String> {
+        let after = if self.action.accept {
+            ""
+        } else {
+            " after a check"
+        };
+        let others = self.users.get("*").map(|_| "any name but root".to_owned());
+        // Beside `*`, names say nothing more; but root.
+        let named = self.users.iter().filter(|(name, local)| {
+            !local.is_empty() && (others.is_none() || *name == "root") && *name != "*"
+        });
+        let named = named.map(|(name, _)| name.clone());
+        let domains = self.domains.iter();
+        let domains =
+            domains.map(|domain| format!("what stands before @{domain} in one's own name"));
+        let all = named.chain(others.clone()).chain(domains);
+        all.map(|who| format!("ssh as {who}{after}")).collect()
     }
 }
 
@@ -150,7 +175,7 @@ impl CompiledTailnet {
     }
 
     /// From which nodes a rule lets users log in to a node: from all sources if it is a destination, else perhaps from some.
-    fn sources_of_logins<'a>(&self, access: &'a Access, at: usize) -> Option<Cow<'a, Bits>> {
+    pub(super) fn sources_of_logins<'a>(&self, access: &'a Access, at: usize) -> Option<Cow<'a, Bits>> {
         if access.destinations.contains(at) {
             return Some(Cow::Borrowed(&access.sources));
         }

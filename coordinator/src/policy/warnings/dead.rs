@@ -59,7 +59,7 @@ fn look_at_logins(document: &Document, assignable: &BTreeSet<&str>, warnings: &m
         for (list, aliases) in [("src", &rule.sources), ("dst", &rule.destinations)] {
             let entries = aliases.iter();
             let entries = entries.map(|at| (at, nobody(document, assignable, &at.value)));
-            warn(rule.place, list, entries, warnings);
+            warn(rule.origin.place, list, entries, warnings);
         }
     }
 }
