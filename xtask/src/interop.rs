@@ -13,6 +13,7 @@ mod relay;
 mod routes;
 mod served;
 mod server;
+mod ssh;
 mod stock;
 mod table;
 mod upgrade;
@@ -80,6 +81,7 @@ enum Part {
     Changes(server::Kind, member::Kind),
     Idle(server::Kind),
     Mixed(server::Kind),
+    SshOnOurs,
 }
 
 const PARTS: &[(&str, Part)] = &[
@@ -88,6 +90,7 @@ const PARTS: &[(&str, Part)] = &[
     ("policies", Part::Policies),
     ("local-api", Part::LocalApi),
     ("stock-on-ours", Part::StockOnOurs),
+    ("ssh-ours", Part::SshOnOurs),
     ("old-stock-on-ours", Part::OldStockOnOurs),
     ("headscale-upgraded", Part::HeadscaleUpgraded),
     ("peers-headscale-easy", Part::Pair(Headscale, peers::EASY)),
@@ -127,6 +130,7 @@ impl Part {
             Self::Policies => policies::on_headscale(lab, table),
             Self::LocalApi => local_api::stock_command_line(lab, table),
             Self::StockOnOurs => served::stock_nodes(lab, table, ""),
+            Self::SshOnOurs => ssh::on_ours(lab, table),
             Self::OldStockOnOurs => old_stock_on_ours(lab, table),
             Self::HeadscaleUpgraded => upgrade::of_headscale(lab, table),
             Self::Pair(server, places) => peers::pair(lab, table, server, places),

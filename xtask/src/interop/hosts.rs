@@ -33,6 +33,9 @@ pub fn certify(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// An account of a stock node's host that is not root.
+pub const ORDINARY: &str = "guest";
+
 /// The same host, with an `/etc` of its own: the stock client writes to it.
 pub fn with_etc(namespace: &Namespace, folder: &Path) -> Result<Namespace> {
     let etc = folder.join(format!("etc-{}", namespace.name()));
@@ -54,8 +57,13 @@ pub fn with_etc(namespace: &Namespace, folder: &Path) -> Result<Namespace> {
     // Nobody answers there: names that nobody knows fail at once.
     fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.1\n")?;
     fs::write(etc.join("nsswitch.conf"), "hosts: files dns\n")?;
-    fs::write(etc.join("passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
-    fs::write(etc.join("group"), "root:x:0:\n")?;
+    // Two accounts for logins over SSH.
+    let accounts = format!("root:x:0:0:root:/root:/bin/sh\n{ORDINARY}:x:1000:1000::/:/bin/sh\n");
+    fs::write(etc.join("passwd"), accounts)?;
+    fs::write(
+        etc.join("group"),
+        format!("root:x:0:\n{ORDINARY}:x:1000:\n"),
+    )?;
     fs::write(
         etc.join("os-release"),
         "ID=debian\nNAME=Debian\nVERSION_ID=12\n",
