@@ -39,6 +39,10 @@ const OWN: &str = r#"{"action": "accept", "src": ["autogroup:member"], "dst": ["
 const TAGGED: &str =
     r#"{"action": "accept", "src": ["bob@"], "dst": ["tag:web"], "users": ["autogroup:nonroot"]}"#;
 
+const CHECKED: &str = r#"{"action": "check", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["root"]}"#;
+/// What our coordinator has stock nodes say.
+const NO_CHECKS: &str = "has this login checked";
+
 pub fn on_ours(lab: &Lab, table: &mut Table) -> Result<()> {
     table.area("ssh: a stock server on our coordinator");
     find_program("ssh").context("there is no ssh: install openssh-client")?;
@@ -88,6 +92,13 @@ pub fn on_ours(lab: &Lab, table: &mut Table) -> Result<()> {
     });
     table.try_it("and closes the first", || becomes(ann, anns, "root", false));
     table.try_it("whose open session ends", || session.ends());
+    table.try_it("a check is refused at once, and told why", || {
+        server.set_policy(&policy(CHECKED))?;
+        becomes(ann, anns, "root", false)?;
+        let (_, said) = attempt(ann, anns, "root")?;
+        ensure!(said.contains(NO_CHECKS), "it says {said}");
+        Ok(String::new())
+    });
     table.try_it("without a section nobody logs in", || {
         server.set_policy(&policy(""))?;
         becomes(bob, tagged, ORDINARY, false)
@@ -136,7 +147,9 @@ fn attempt(from: &Member, to: &Member, user: &str) -> Result<(Option<bool>, Stri
     let finished = process::run(&mut ssh, "", LOGIN)?;
     let said = format!("{} {}", finished.stdout.trim(), finished.stderr.trim());
     let is_in = said.starts_with(&format!("in as {user}"));
-    let is_refused = said.contains("policy does not permit") || said.contains("Permission denied");
+    let is_refused = ["policy does not permit", "Permission denied", NO_CHECKS]
+        .iter()
+        .any(|why| said.contains(why));
     // Any other failure says nothing of the policy.
     let known = (is_in || is_refused).then_some(is_in);
     Ok((known, said))
