@@ -2,12 +2,22 @@
 
 use std::io;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+
 use anyhow::{Context, Result};
 
 /// The user that we run as.
 pub fn own_user() -> u32 {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() }
+}
+
+/// Runs what takes some milliseconds, and lets the other tasks of this worker (the userspace WireGuard's) go elsewhere meanwhile.
+pub fn without_stalling<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 /// No core dump of us is ever written, wherever the host wants them, and no other process of our user may read our memory: it holds private keys.

@@ -8,7 +8,8 @@ mod people;
 use std::collections::BTreeSet;
 
 use lowroad_coordinator::policy::{
-    Clause, CompiledTailnet, NodeFacts, Policy, TailnetFacts, WhyEnd, WhyProbe, WhyVerdict, World, recompile,
+    Clause, CompiledTailnet, NodeFacts, Policy, TailnetFacts, WhyEnd, WhyProbe, WhyVerdict, World,
+    recompile,
 };
 use lowroad_wire::control::NodeId;
 

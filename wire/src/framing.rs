@@ -81,6 +81,15 @@ impl MessageReader {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Whether [`Self::next_message`] has a message to unpack, which takes a while where it is long.
+    pub fn is_complete(&self) -> bool {
+        let prefix = self.buffer.first_chunk::<PREFIX>();
+        prefix.is_some_and(|prefix| {
+            let length = u32::from_le_bytes(*prefix) as usize;
+            length <= MAX_MESSAGE && self.buffer.len() >= PREFIX + length
+        })
+    }
+
     /// The JSON of the next message, once it is complete.
     pub fn next_message(&mut self) -> Result<Option<Bytes>, Error> {
         let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else {

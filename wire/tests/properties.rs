@@ -127,7 +127,11 @@ proptest! {
         let (mut reader, mut got) = (MessageReader::new(compression), Vec::new());
         for chunk in stream.chunks(cut) {
             reader.push(chunk);
-            while let Some(message) = reader.next_message().unwrap() {
+            loop {
+                let is_complete = reader.is_complete();
+                let message = reader.next_message().unwrap();
+                prop_assert_eq!(is_complete, message.is_some());
+                let Some(message) = message else { break };
                 got.push(message.to_vec());
             }
         }

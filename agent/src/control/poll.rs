@@ -17,6 +17,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{Channel, ControlError, ControlEvent, Facts, backoff::Backoff, dial::error_text};
+use crate::process::without_stalling;
 
 const PATH: &str = "/machine/map";
 /// Silence after which the connection counts as dead; servers send something at least every 60 s.
@@ -70,6 +71,14 @@ impl Poll {
         })
     }
 
+    /// A second for the longest that may be.
+    fn parse(&mut self) -> Result<Option<(MapResponse, Vec<Malformed>)>, lowroad_wire::Error> {
+        let message = self.reader.next_message()?;
+        message
+            .map(|message| MapResponse::parse(&message))
+            .transpose()
+    }
+
     /// The next message, keep-alives included. Cancel-safe.
     pub async fn next(&mut self) -> Result<(MapResponse, Vec<Malformed>), ControlError> {
         let unreadable = |source| ControlError::Unreadable {
@@ -77,8 +86,13 @@ impl Poll {
             source,
         };
         loop {
-            if let Some(message) = self.reader.next_message().map_err(unreadable)? {
-                return MapResponse::parse(&message).map_err(unreadable);
+            let parsed = match self.reader.is_complete() {
+                true => without_stalling(|| self.parse()),
+                // Or it is too long.
+                false => self.parse(),
+            };
+            if let Some(message) = parsed.map_err(unreadable)? {
+                return Ok(message);
             }
             match timeout(WATCHDOG, self.body.frame()).await {
                 Err(_) => return Err(ControlError::Silent(WATCHDOG)),

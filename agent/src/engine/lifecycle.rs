@@ -18,8 +18,12 @@ use crate::{
     control::{Control, ControlEvent, ControlOptions, Facts, hostinfo::hostinfo},
     kernel::{KernelError, KernelOptions},
     prefs::{AuthKey, Prefs},
+    process::without_stalling,
     tls::Verification,
 };
+
+/// Of a map of more peers, packets that this worker would carry don't wait for the end.
+const LONG_MAP: usize = 256;
 
 /// How a session's login differs from a restart with what is saved.
 #[derive(Clone, Debug, Default)]
@@ -187,11 +191,19 @@ impl Engine {
                 let Some(node) = &mut session.node else {
                     return;
                 };
-                // For the kept netmap; one that begins it is kept as a whole.
-                let difference = (!node.begins() && !response.keep_alive)
-                    .then(|| serde_json::to_vec(&response).expect("what was read can be written"));
                 let clock = OffsetDateTime::now_utc();
-                let consequences = node.take_map(*response, &malformed, now, clock);
+                let is_long = response.peers.len() + response.peers_changed.len() > LONG_MAP;
+                let take = || {
+                    // For the kept netmap; one that begins it is kept as a whole.
+                    let difference = (!node.begins() && !response.keep_alive).then(|| {
+                        serde_json::to_vec(&response).expect("what was read can be written")
+                    });
+                    (difference, node.take_map(*response, &malformed, now, clock))
+                };
+                let (difference, consequences) = match is_long {
+                    true => without_stalling(take),
+                    false => take(),
+                };
                 let clock_offset = node.map.as_ref().and_then(|map| map.clock_offset);
                 if consequences.derp_map {
                     session.set_derp_map();

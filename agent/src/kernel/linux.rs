@@ -24,6 +24,7 @@ use super::sole::{self, Sole};
 use super::userspace::Userspace;
 use super::wireguard::{Snapshot, WireGuard, is_wireguards};
 use super::{Dataplane, Kernel, KernelError, KernelFuture, KernelOptions, Started, route};
+use crate::process::without_stalling;
 use crate::traversal::port::Port;
 
 /// Filter events that wait for the engine; the newest are lost beyond that.
@@ -448,14 +449,6 @@ fn filter_options(options: &KernelOptions) -> FilterOptions {
 
 fn filter_failed(what: &'static str) -> impl FnOnce(FilterError) -> KernelError {
     move |source| KernelError::Filter { what, source }
-}
-
-/// Runs what takes some milliseconds, and lets the other tasks of this worker (the userspace WireGuard's) go elsewhere meanwhile.
-fn without_stalling<T>(work: impl FnOnce() -> T) -> T {
-    match tokio::runtime::Handle::current().runtime_flavor() {
-        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
-        _ => work(),
-    }
 }
 
 /// Each attached filter has a channel of its own; the engine keeps one.

@@ -10,8 +10,8 @@ use crate::{
     Error,
     model::VersionNumber,
     policy::{
-        self, Clause, CompiledTailnet, DiffEnds, DiffFamily, DiffRow, DiffUsers,
-        Origin, Policy, PolicyRule, Why, WhyEnd, WhyProbe, WhyVerdict, World,
+        self, Clause, CompiledTailnet, DiffEnds, DiffFamily, DiffRow, DiffUsers, Origin, Policy,
+        PolicyRule, Why, WhyEnd, WhyProbe, WhyVerdict, World,
     },
     state::{NodeRef, State},
 };

@@ -1,5 +1,3 @@
-use anyhow::Context as _;
-
 use super::*;
 
 #[test]
@@ -7,16 +5,21 @@ fn a_scenario_that_a_busy_machine_kept_from_judging_is_run_once_more_and_no_ofte
     let busy = || Err(NotJudged::Busy("stood still".to_owned()).into());
     let never = || Err(NotJudged::Never("dumps no core".to_owned()).into());
     let lost = || Err(anyhow!("a packet was lost"));
-    let runs = |results: &[&dyn Fn() -> Result<()>]| {
+    let runs_in = |time, results: &[&dyn Fn() -> Result<()>]| {
         let (mut results, mut count) = (results.iter(), 0);
-        let last = again_if_busy("scenario", || {
-            count += 1;
-            Ok(results.next().expect("no more runs than wanted")())
-        });
+        let last = again_if_busy(
+            "scenario",
+            || Ok(time),
+            || {
+                count += 1;
+                Ok(results.next().expect("no more runs than wanted")())
+            },
+        );
         let last = last.unwrap();
         let last = last.map_err(|error| (error.is::<NotJudged>(), error.to_string()));
         (count, last)
     };
+    let runs = |results: &[&dyn Fn() -> Result<()>]| runs_in(true, results);
     let fails = |skip, why: &str| Err((skip, why.to_owned()));
     assert_eq!(runs(&[&|| Ok(())]), (1, Ok(())));
     assert_eq!(runs(&[&lost]), (1, fails(false, "a packet was lost")));
@@ -29,6 +32,7 @@ fn a_scenario_that_a_busy_machine_kept_from_judging_is_run_once_more_and_no_ofte
         (2, fails(false, "a packet was lost"))
     );
     assert_eq!(runs(&[&busy, &busy]), (2, fails(true, "stood still")));
+    assert_eq!(runs_in(false, &[&busy]), (1, fails(true, "stood still")));
 }
 
 #[test]
@@ -50,4 +54,6 @@ fn a_scenario_runs_by_itself_on_its_own_kernels_and_by_its_name_on_any() {
             assert!(runs(name, debian, &[name]), "{name}");
         }
     }
+    // A part of many names is none of theirs.
+    assert!(!runs("kernel-tcx", Debian::Bookworm, &["kernel"]));
 }

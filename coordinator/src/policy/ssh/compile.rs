@@ -175,7 +175,11 @@ impl CompiledTailnet {
     }
 
     /// From which nodes a rule lets users log in to a node: from all sources if it is a destination, else perhaps from some.
-    pub(super) fn sources_of_logins<'a>(&self, access: &'a Access, at: usize) -> Option<Cow<'a, Bits>> {
+    pub(super) fn sources_of_logins<'a>(
+        &self,
+        access: &'a Access,
+        at: usize,
+    ) -> Option<Cow<'a, Bits>> {
         if access.destinations.contains(at) {
             return Some(Cow::Borrowed(&access.sources));
         }

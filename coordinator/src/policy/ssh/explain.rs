@@ -35,11 +35,7 @@ impl CompiledTailnet {
                     from.is_some_and(|from| from.contains(at))
                 }));
                 to.remove(&at);
-                clause(
-                    access,
-                    self.ids([at].into_iter()),
-                    self.ids(to.into_iter()),
-                )
+                clause(access, self.ids([at].into_iter()), self.ids(to.into_iter()))
             })
             .collect()
     }
