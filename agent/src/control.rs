@@ -32,7 +32,10 @@ use self::{
     register::{Attempt, Registered},
 };
 pub use self::{error::ControlError, ping::c2n, register::retry_after};
-use crate::prefs::AuthKey;
+use crate::{
+    prefs::AuthKey,
+    process::{give_memory_back, without_stalling},
+};
 
 /// Events waiting for the engine; when it is behind, the poll stops reading.
 const EVENT_QUEUE: usize = 64;
@@ -192,6 +195,8 @@ impl Client {
                 let _ = self.events.send(ControlEvent::Failed(why)).await;
                 return;
             }
+            // By now nothing of the connection is left, a message that could not be read included.
+            without_stalling(give_memory_back);
             let mut retry_in = backoff.next(rand::random());
             if let ControlError::RateLimited(wait) = &why {
                 retry_in = retry_in.max(*wait);

@@ -20,6 +20,15 @@ pub fn without_stalling<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Gives memory that is free back to the host: after what took much of it. Else each thread's share of the heap keeps what it once needed.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number of bytes to keep, and touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// No core dump of us is ever written, wherever the host wants them, and no other process of our user may read our memory: it holds private keys.
 ///
 /// From then on our entries in `/proc` belong to root.

@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{Channel, ControlError, ControlEvent, Facts, backoff::Backoff, dial::error_text};
-use crate::process::without_stalling;
+use crate::process::{give_memory_back, without_stalling};
 
 const PATH: &str = "/machine/map";
 /// Silence after which the connection counts as dead; servers send something at least every 60 s.
@@ -25,6 +25,8 @@ const WATCHDOG: Duration = Duration::from_secs(120);
 /// How long a report may go unanswered. Reports follow changes of this host's addresses, which is when connections die silently: one that is not answered
 /// ends the connection.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of an unpacked message in bytes: what it took is given back.
+const LONG: usize = 1 << 20;
 /// A report's answer is not looked at, but read so that its stream ends.
 const REPORT_LIMIT: usize = 16 << 20;
 
@@ -71,12 +73,17 @@ impl Poll {
         })
     }
 
-    /// A second for the longest that may be.
+    /// Takes a second for the longest that may be.
     fn parse(&mut self) -> Result<Option<(MapResponse, Vec<Malformed>)>, lowroad_wire::Error> {
-        let message = self.reader.next_message()?;
-        message
-            .map(|message| MapResponse::parse(&message))
-            .transpose()
+        let Some(message) = self.reader.next_message()? else {
+            return Ok(None);
+        };
+        let parsed = MapResponse::parse(&message);
+        if message.len() > LONG {
+            drop(message);
+            give_memory_back();
+        }
+        parsed.map(Some)
     }
 
     /// The next message, keep-alives included. Cancel-safe.

@@ -18,7 +18,7 @@ use crate::{
     control::{Control, ControlEvent, ControlOptions, Facts, hostinfo::hostinfo},
     kernel::{KernelError, KernelOptions},
     prefs::{AuthKey, Prefs},
-    process::without_stalling,
+    process::{give_memory_back, without_stalling},
     tls::Verification,
 };
 
@@ -201,7 +201,11 @@ impl Engine {
                     (difference, node.take_map(*response, &malformed, now, clock))
                 };
                 let (difference, consequences) = match is_long {
-                    true => without_stalling(take),
+                    true => without_stalling(|| {
+                        let taken = take();
+                        give_memory_back();
+                        taken
+                    }),
                     false => take(),
                 };
                 let clock_offset = node.map.as_ref().and_then(|map| map.clock_offset);
