@@ -14,13 +14,12 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
-use self::publish::Compiled;
 use crate::{
     Error,
     derp::DerpServer,
     policy::{self, CompiledTailnet, Policy, UnknownUsers, World},
     refused::RefusedPolicy,
-    state::{Compile, LONGEST_AUTHOR, NewPolicy, Settings, State},
+    state::{Compile, Compiled, LONGEST_AUTHOR, NewPolicy, Settings, State, Taken},
     store::{Rows, Setting, Store},
     view::{Common, Snapshot},
     writer::Writer,
@@ -119,8 +118,8 @@ impl Hub {
                 "no policy: all nodes may reach each other; `policy set FILE` changes that"
             );
         }
-        let compiled = Arc::new(policy::recompile(state.policy(), &state.world()));
-        let snapshot = take_snapshot(&mut state, 0, compiled);
+        let compiled = Compiled::whole(policy::recompile(state.policy(), &state.world()));
+        let snapshot = snapshot_of(state.take_changes(), 0, compiled);
         let state = Arc::new(Mutex::new(state));
         let hub = Self {
             writer: Writer::start(store, state.clone())?,
@@ -263,31 +262,17 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn take_snapshot(state: &mut State, previous: u64, compiled: Arc<CompiledTailnet>) -> Snapshot {
-    snapshot_of(state.take_changes(), previous, compiled, true)
-}
-
-fn snapshot_of(
-    taken: crate::state::Taken,
-    previous: u64,
-    compiled: Arc<CompiledTailnet>,
-    is_whole: bool,
-) -> Snapshot {
-    let crate::state::Taken {
-        generation,
-        nodes,
-        users,
-        changed,
-        ..
-    } = taken;
+fn snapshot_of(taken: Taken, previous: u64, mut compiled: Compiled) -> Snapshot {
+    let mut changed = taken.changed;
+    changed.append(&mut compiled.others);
     Snapshot {
-        generation,
+        generation: taken.generation,
         previous,
         changed,
-        nodes,
-        users,
-        compiled,
-        is_whole,
+        nodes: taken.nodes,
+        users: taken.users,
+        compiled: compiled.tailnet,
+        is_whole: compiled.is_whole,
     }
 }
 

@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 pub use admin::NodeRef;
 pub use auth_keys::NewAuthKey;
-pub use changes::{Compile, Taken};
+pub use changes::{Compile, Compiled, Taken};
 pub use history::{History, LONGEST_AUTHOR, NewPolicy};
 pub use poll::Attached;
 pub(crate) use poll::check_size;

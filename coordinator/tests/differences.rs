@@ -61,11 +61,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (id.clone(), any::<u8>()).prop_map(|(id, seed)| Step::Disco(id, seed)),
         2 => (id.clone(), prop::collection::vec(1u16..9, 0..3)).prop_map(|(id, ports)| Step::Endpoints(id, ports)),
         1 => (id.clone(), 0u16..3).prop_map(|(id, region)| Step::Home(id, region)),
-        2 => (id.clone(), any::<bool>()).prop_map(|(id, online)| Step::Online(id, online)),
+        3 => (id.clone(), any::<bool>()).prop_map(|(id, online)| Step::Online(id, online)),
         1 => (id.clone(), 0u16..3).prop_map(|(id, version)| Step::Version(id, version)),
         1 => (id.clone(), any::<bool>()).prop_map(|(id, expired)| Step::Expire(id, expired)),
         1 => (id.clone(), "[a-c]").prop_map(|(id, name)| Step::Host(id, name)),
-        1 => (id.clone(), 0u8..4).prop_map(|(id, routes)| Step::Routes(id, routes)),
+        2 => (id.clone(), 0u8..4).prop_map(|(id, routes)| Step::Routes(id, routes)),
         1 => (id, 0u8..4).prop_map(|(id, owner)| Step::Owner(id, owner)),
         1 => (0..POLICIES.len()).prop_map(Step::Policy),
         3 => Just(Step::Look),
@@ -178,13 +178,15 @@ impl Tailnet {
     }
 
     /// As the server does: compiled anew only if what the policy depends on has changed.
-    fn snapshot(&mut self, changed: BTreeSet<NodeId>) -> Snapshot {
+    fn snapshot(&mut self, mut changed: BTreeSet<NodeId>) -> Snapshot {
         let facts: Vec<_> = self
             .nodes
             .values()
             .map(|published| facts(&published.node))
             .collect();
-        let is_whole = self.compile(&facts);
+        let mut compiled = self.stale(&facts).apply(&self.compiled);
+        self.compiled = compiled.tailnet;
+        changed.append(&mut compiled.others);
         self.facts = Some(facts);
         let previous = self.generation;
         self.generation += 1;
@@ -195,15 +197,8 @@ impl Tailnet {
             nodes: self.nodes.clone(),
             users: self.users.clone(),
             compiled: self.compiled.clone(),
-            is_whole,
+            is_whole: compiled.is_whole,
         }
-    }
-
-    /// Whether all was compiled.
-    fn compile(&mut self, facts: &[NodeFacts]) -> bool {
-        let (compiled, is_whole) = self.stale(facts).apply(&self.compiled);
-        self.compiled = compiled;
-        is_whole
     }
 
     fn stale(&self, facts: &[NodeFacts]) -> Compile {

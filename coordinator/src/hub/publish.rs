@@ -10,7 +10,7 @@ use std::{
 use super::{Hub, lock, snapshot_of};
 use crate::{
     policy::{CompiledTailnet, Policy, World, recompile},
-    state::{Compile, Taken},
+    state::{Compile, Compiled, Taken},
 };
 
 /// How long changes are gathered before sessions hear of them: a join alone makes three.
@@ -18,9 +18,6 @@ const GATHER: Duration = Duration::from_millis(3);
 /// After how long what failed is tried again, unless something changes before. Twice as long each time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-
-/// A compiled policy, and whether all was compiled anew.
-pub(super) type Compiled = (Arc<CompiledTailnet>, bool);
 
 impl Hub {
     /// Makes snapshots until dropped.
@@ -66,8 +63,8 @@ impl Hub {
             compiled = self.try_to_compile(&taken.compile, &last.compiled);
         }
         let is_in_force = compiled.is_some();
-        let (compiled, is_whole) = compiled.unwrap_or_else(|| (closed(&taken.compile), true));
-        let snapshot = snapshot_of(taken, last.generation, compiled, is_whole);
+        let compiled = compiled.unwrap_or_else(|| closed(&taken.compile));
+        let snapshot = snapshot_of(taken, last.generation, compiled);
         self.snapshot.send_replace(Arc::new(snapshot));
         is_in_force
     }
@@ -97,7 +94,7 @@ fn attempt<R>(work: impl FnOnce() -> R) -> Option<R> {
 }
 
 /// What holds while the policy cannot be compiled: nobody reaches anybody.
-fn closed(compile: &Compile) -> Arc<CompiledTailnet> {
+fn closed(compile: &Compile) -> Compiled {
     tracing::error!("the policy cannot be compiled; until it can, nodes refuse everything");
     let none = Policy::allow_none();
     let of_nodes = match compile {
@@ -105,7 +102,7 @@ fn closed(compile: &Compile) -> Arc<CompiledTailnet> {
         Compile::Nothing | Compile::Nodes(_) => None,
     };
     // Who isn't in the world is sent an empty filter, too.
-    Arc::new(of_nodes.unwrap_or_else(|| recompile(&none, &World::default())))
+    Compiled::whole(of_nodes.unwrap_or_else(|| recompile(&none, &World::default())))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ mod builder;
 mod merge;
 mod ranges;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -17,7 +17,7 @@ use super::attributes::attributes;
 use super::bits::Bits;
 use super::origin::Origin;
 use super::people::People;
-use super::routes::{Routes, is_exit};
+use super::routes::{Routes, Subnet, is_exit};
 use super::ssh::SshAccess;
 use super::syntax::{Document, Rule};
 use super::table::Table;
@@ -39,8 +39,10 @@ pub(crate) struct Node {
     pub(crate) is_gone: bool,
     pub(crate) facts: NodeFacts,
     pub(crate) addresses: Vec<IpAddr>,
-    /// Its approved routes, exit routes included.
+    /// Its approved routes, exit routes included, sorted.
     pub(crate) approved: Vec<IpNet>,
+    /// Its approved subnet routes as positions in the list of all, sorted.
+    pub(crate) offers: Vec<usize>,
     /// Its approved subnet routes as addresses.
     pub(crate) behind: AddressSet,
     /// Its addresses and all behind it.
@@ -48,7 +50,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(facts: NodeFacts, approved: Vec<IpNet>) -> Self {
+    pub(crate) fn new(facts: NodeFacts, approved: Vec<IpNet>, offers: Vec<usize>) -> Self {
         let addresses: Vec<IpAddr> = facts.addresses().collect();
         let mut behind = Collector::default();
         for route in approved.iter().filter(|route| !is_exit(route)) {
@@ -64,6 +66,7 @@ impl Node {
             is_gone: false,
             extent: extent.finish(),
             approved,
+            offers,
             addresses,
             behind,
             facts,
@@ -85,7 +88,7 @@ impl Node {
         };
         Self {
             is_gone: true,
-            ..Self::new(facts, Vec::new())
+            ..Self::new(facts, Vec::new(), Vec::new())
         }
     }
 }
@@ -200,9 +203,10 @@ pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailne
     let mut facts = world.nodes.clone();
     facts.sort_by_key(|node| node.id);
     let routes = Routes::new(document, &people, &facts);
-    let prepared = facts.into_iter().zip(&routes.approved);
+    let offers = offers(facts.len(), &routes.subnets);
+    let prepared = facts.into_iter().zip(routes.approved.iter().zip(offers));
     let nodes: Nodes = prepared
-        .map(|(facts, approved)| Arc::new(Node::new(facts, approved.clone())))
+        .map(|(facts, (approved, offers))| Arc::new(Node::new(facts, approved.clone(), offers)))
         .collect();
     let attributes = attributes(&document.attributes, &people, &world.tailnet, &nodes);
     let ssh = SshAccess::new(&document.ssh, &people, &nodes);
@@ -222,11 +226,6 @@ pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailne
     let sources: Vec<Arc<Source>> = sources.into_iter().map(Arc::new).collect();
     let classes = classes(&sources);
     let written: Vec<Arc<CompiledRule>> = written.into_iter().map(Arc::new).collect();
-    let mut carries: HashMap<usize, Vec<usize>> = HashMap::new();
-    let routes: Vec<(IpNet, usize)> = routes.primaries.into_iter().collect();
-    for (at, (_, primary)) in routes.iter().enumerate() {
-        carries.entry(*primary).or_default().push(at);
-    }
     CompiledTailnet::new(Parts {
         tailnet: world.tailnet.clone(),
         users: world.users.clone().into(),
@@ -235,8 +234,7 @@ pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailne
         taken: taken(&nodes),
         gone: 0,
         reach: Arc::new(tailnet),
-        routes: Arc::new(routes),
-        carries: Arc::new(carries),
+        routes: routes.subnets.into_iter().collect(),
         people: Arc::new(people),
         rules: Arc::new(merge(&written, &classes)),
         classes: Arc::new(classes),
@@ -247,6 +245,18 @@ pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailne
         sources,
         targets: targets.into_iter().map(Arc::new).collect(),
     })
+}
+
+/// Per node, its subnet routes.
+fn offers(nodes: usize, routes: &[Arc<Subnet>]) -> Vec<Vec<usize>> {
+    let mut offers = vec![Vec::new(); nodes];
+    for (at, route) in routes.iter().enumerate() {
+        route
+            .routers
+            .iter()
+            .for_each(|&router| offers[router].push(at));
+    }
+    offers
 }
 
 /// All addresses of nodes; `None` if two have one in common, which no server gives.

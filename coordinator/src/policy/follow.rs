@@ -1,26 +1,27 @@
 //! A compiled policy after a change of some nodes, at a cost in proportion to what the change means for others.
 //!
-//! A node without subnet routes is one bit in sources, targets, logins and what others see, and its addresses in the sets that name
-//! it. Everything else is shared with the version before, filters included. Subnet routes are part of what `*` means and of whom routers
-//! see: where they change, all is compiled anew.
+//! A node is one bit in sources, targets, logins and what others see, its addresses in the sets that name it, and one of the routers of
+//! its subnet routes. Everything else is shared with the version before, filters included. Which subnet routes there are is part of what
+//! `*` means and of whom routers see, as are addresses inside one: where these change, all is compiled anew.
 
-use std::collections::HashMap;
+mod routes;
+mod sets;
+
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
+use ipnet::IpNet;
 use lowroad_wire::control::NodeId;
 
-use super::addresses::AddressSet;
 use super::alias::Alias;
 use super::attributes::attributes_of;
 use super::bits::Bits;
-use super::compile::{
-    Companion, CompiledRule, Node, Source, Target, TargetKind, classes, compile, merge,
-};
+use super::compile::{Companion, CompiledRule, Node, TargetKind, classes, compile, merge};
 use super::people::People;
-use super::routes::{approved, is_exit};
 use super::view::{CompiledTailnet, Parts, plain_view};
 use super::world::{NodeFacts, World};
+use sets::{follow_source, follow_target};
 
 /// So many changes at once are followed one by one, and one more for each [`RULES_PER_STEP`] rules. Compiling everything, with every
 /// session that then compares everything, costs about as much. Both grow with the nodes alike, but only compiling with the rules
@@ -38,12 +39,16 @@ pub type NodeChange = (NodeId, Option<NodeFacts>);
 pub struct Followed {
     /// The policy for the nodes as they are.
     pub compiled: CompiledTailnet,
-    /// Whether all was compiled anew. If not, nodes see others as before, but for those that changed.
+    /// Whether all was compiled anew. If not, nodes see others as before, but for those that changed and `others`.
     pub is_whole: bool,
+    /// Routers that may be seen otherwise because another one is.
+    pub others: BTreeSet<NodeId>,
 }
 
-/// Something changes that is more than one node.
-struct Whole;
+/// Something changes that is more than one node: what.
+struct Whole(&'static str);
+
+const SHARED: Whole = Whole("nodes have an address in common");
 
 /// One node's change.
 pub(crate) struct Change {
@@ -63,6 +68,25 @@ impl Change {
     fn addresses(&self) -> &[IpAddr] {
         self.new.as_ref().map_or(&[], |node| &node.addresses)
     }
+
+    /// Whether the node is what it was for everything but routes.
+    fn keeps_its_name(&self) -> bool {
+        keeps_its_name(self.old.as_deref(), self.new.as_deref())
+    }
+}
+
+/// Whether a node is there before and after, with the same addresses, user and tags.
+fn keeps_its_name(old: Option<&Node>, new: Option<&Node>) -> bool {
+    let (Some(old), Some(new)) = (old, new) else {
+        return false;
+    };
+    old.addresses == new.addresses
+        && old.facts.user == new.facts.user
+        && old.facts.tags == new.facts.tags
+}
+
+fn approved_of(node: Option<&Node>) -> &[IpNet] {
+    node.map_or(&[], |node| &node.approved)
 }
 
 fn is_named(node: Option<&Node>, people: &People, alias: &Alias) -> bool {
@@ -78,21 +102,31 @@ impl CompiledTailnet {
     /// The same policy for the same users after nodes changed. What comes out is what [`recompile`](super::recompile) makes of the nodes
     /// as they are.
     pub fn follow(&self, changes: &[NodeChange]) -> Followed {
+        self.step_by_step(changes).unwrap_or_else(|Whole(why)| {
+            tracing::debug!(why, changes = changes.len(), "the whole policy is compiled");
+            Followed {
+                compiled: self.anew(changes),
+                is_whole: true,
+                others: BTreeSet::new(),
+            }
+        })
+    }
+
+    fn step_by_step(&self, changes: &[NodeChange]) -> Result<Followed, Whole> {
+        if changes.len() > MOST_STEPS + self.parts.written.len() / RULES_PER_STEP {
+            return Err(Whole("many nodes changed at once"));
+        }
         let mut next = self.clone();
-        let mut each = changes.iter();
-        let most_steps = MOST_STEPS + self.parts.written.len() / RULES_PER_STEP;
-        if changes.len() <= most_steps
-            && each.all(|(id, facts)| next.step(*id, facts.clone()).is_ok())
-        {
-            return Followed {
-                compiled: next,
-                is_whole: false,
-            };
+        let mut others = Bits::default();
+        for (id, facts) in changes {
+            others.unite(&next.step(*id, facts.clone())?);
         }
-        Followed {
-            compiled: self.anew(changes),
-            is_whole: true,
-        }
+        let others = others.iter().map(|at| next.parts.nodes[at].facts.id);
+        Ok(Followed {
+            others: others.collect(),
+            compiled: next,
+            is_whole: false,
+        })
     }
 
     fn anew(&self, changes: &[NodeChange]) -> Self {
@@ -114,23 +148,35 @@ impl CompiledTailnet {
         compile(&self.parts.document, &world)
     }
 
-    /// Half done if it fails.
-    fn step(&mut self, id: NodeId, facts: Option<NodeFacts>) -> Result<(), Whole> {
+    /// Says which other nodes may be seen otherwise. Half done if it fails.
+    fn step(&mut self, id: NodeId, facts: Option<NodeFacts>) -> Result<Bits, Whole> {
         let known = self.parts.nodes.position_of(&id, |node| node.facts.id);
         let old = known.map(|at| self.parts.nodes[at].clone());
         let old = old.filter(|node| !node.is_gone);
         if old.as_ref().map(|node| &node.facts) == facts.as_ref() {
-            return Ok(());
+            return Ok(Bits::default());
         }
-        let seen = match (known, &old) {
-            (Some(at), Some(_)) => self.seen_by(at),
-            _ => Bits::default(),
+        let new = facts.map(|facts| self.parts.prepare(facts)).transpose()?;
+        let is_of_rank_only = keeps_its_name(old.as_deref(), new.as_deref())
+            && approved_of(old.as_deref()) == approved_of(new.as_deref());
+        let seen = match known.filter(|_| old.is_some() && !is_of_rank_only) {
+            Some(at) => self.seen_by(at),
+            None => Bits::default(),
         };
-        let change = self.parts.put(id, known, old, facts)?;
+        let change = self.parts.put(id, known, old, new)?;
+        let rerouted = self.parts.lead(&change)?;
+        if !is_of_rank_only {
+            self.follow_node(&change, seen);
+        }
+        for at in rerouted.viewers.iter() {
+            self.sights.set(at, OnceLock::new());
+        }
+        Ok(rerouted.routers)
+    }
+
+    fn follow_node(&mut self, change: &Change, seen: Bits) {
         let (at, parts) = (change.at, &self.parts);
-        let empty = Node::gone(id);
-        let node = change.new.as_deref().unwrap_or(&empty);
-        let plain = plain_view(node, &parts.attributes[at]);
+        let plain = plain_view(&parts.nodes[at], &parts.attributes[at]);
         if at == self.plain.len() {
             self.plain.push(plain);
             self.filters.push(OnceLock::new());
@@ -138,10 +184,9 @@ impl CompiledTailnet {
         } else {
             self.plain.set(at, plain);
         }
-        let stale = self.parts.follow(&change);
+        let stale = self.parts.follow(change);
         self.forget(&stale, at);
         self.see(at, seen);
-        Ok(())
     }
 
     /// Drops filters that are no longer right; they are made again when somebody asks.
@@ -201,28 +246,25 @@ impl Parts {
         id: NodeId,
         known: Option<usize>,
         old: Option<Arc<Node>>,
-        facts: Option<NodeFacts>,
+        new: Option<Arc<Node>>,
     ) -> Result<Change, Whole> {
-        let new = facts.map(|facts| {
-            let approved = approved(&self.document, &self.people, &facts);
-            Arc::new(Node::new(facts, approved))
-        });
-        let both = || old.iter().chain(&new);
-        let is_behind_a_router = |address: &IpAddr| {
-            let mut routes = self.routes.iter();
-            routes.any(|(route, _)| route.contains(address))
-        };
-        let mut addresses = both().flat_map(|node| &node.addresses);
-        if both().any(|node| !node.behind.is_empty()) || addresses.any(is_behind_a_router) {
-            return Err(Whole);
+        if self.taken.is_none() {
+            return Err(SHARED);
         }
-        self.take(old.as_deref(), new.as_deref())?;
+        if !keeps_its_name(old.as_deref(), new.as_deref()) {
+            let both = old.iter().chain(&new);
+            let mut addresses = both.flat_map(|node| &node.addresses);
+            if addresses.any(|address| self.is_behind_a_router(address)) {
+                return Err(Whole("a node has an address inside a subnet route"));
+            }
+            self.take(old.as_deref(), new.as_deref())?;
+        }
         let at = match known {
             Some(at) => at,
             None if self.nodes.is_empty() || self.nodes[self.nodes.len() - 1].facts.id < id => {
                 self.nodes.len()
             }
-            None => return Err(Whole),
+            None => return Err(Whole("a node joined whose number is not the highest")),
         };
         let place = new.clone().unwrap_or_else(|| Arc::new(Node::gone(id)));
         let like = old.as_ref().map_or(at.checked_sub(1), |_| Some(at));
@@ -243,7 +285,7 @@ impl Parts {
             self.gone -= usize::from(old.is_none() && new.is_some());
         }
         if self.gone > MOST_GONE + self.nodes.len() / 3 {
-            return Err(Whole);
+            return Err(Whole("many nodes left"));
         }
         let devices = self.give(at, old.as_deref(), new.as_deref());
         Ok(Change {
@@ -256,13 +298,13 @@ impl Parts {
 
     /// Addresses are one node's: else what one has another may have, too.
     fn take(&mut self, old: Option<&Node>, new: Option<&Node>) -> Result<(), Whole> {
-        let taken = Arc::make_mut(self.taken.as_mut().ok_or(Whole)?);
+        let taken = Arc::make_mut(self.taken.as_mut().ok_or(SHARED)?);
         for &address in addresses_if(true, old) {
             taken.remove(address);
         }
         for &address in addresses_if(true, new) {
             if taken.contains(address) {
-                return Err(Whole);
+                return Err(SHARED);
             }
             taken.insert(address);
         }
@@ -307,7 +349,8 @@ impl Parts {
         let is_own = |rule: &Arc<CompiledRule>| {
             !rule.own_devices.is_empty() || rule.companion == Some(Companion::OwnDevices)
         };
-        if self.written.iter().any(is_own) {
+        let keeps_its_name = change.keeps_its_name();
+        if !keeps_its_name && self.written.iter().any(is_own) {
             stale.nodes.unite(&change.devices);
         }
         if !changed.is_empty() {
@@ -322,7 +365,9 @@ impl Parts {
                 self.reached_among_own(&changed, &mut stale);
             }
         }
-        self.ssh.follow(&self.document.ssh, &self.people, change);
+        if !keeps_its_name {
+            self.ssh.follow(&self.document.ssh, &self.people, change);
+        }
         stale
     }
 
@@ -354,98 +399,4 @@ impl Parts {
             }
         }
     }
-}
-
-/// Whether the set is another.
-fn follow_source(
-    source: &mut Arc<Source>,
-    people: &People,
-    tailnet: &AddressSet,
-    change: &Change,
-) -> bool {
-    let named = |node: Option<&Node>| {
-        let mut aliases = source.aliases.iter();
-        aliases.any(|alias| is_named(node, people, alias))
-    };
-    let (old, new) = (change.old.as_deref(), change.new.as_deref());
-    let had = addresses_if(named(old), old);
-    let has = addresses_if(named(new), new);
-    let is_named_itself = |address: &IpAddr| {
-        source.aliases.iter().any(|alias| match alias {
-            Alias::Any => tailnet.contains(*address),
-            Alias::DangerAll => true,
-            Alias::Net(net) => net.contains(address),
-            _ => false,
-        })
-    };
-    let lost: Vec<IpAddr> = had
-        .iter()
-        .filter(|address| !has.contains(address) && !is_named_itself(address))
-        .copied()
-        .collect();
-    let won: Vec<IpAddr> = has
-        .iter()
-        .filter(|address| !source.set.contains(**address))
-        .copied()
-        .collect();
-    let is_other = !lost.is_empty() || !won.is_empty();
-    let stays = |address: &IpAddr| source.set.contains(*address) && !lost.contains(address);
-    let mut addresses = change.addresses().iter();
-    let is_member = addresses.any(|address| has.contains(address) || stays(address));
-    if !is_other && is_member == source.members.contains(change.at) {
-        return false;
-    }
-    let source = Arc::make_mut(source);
-    if is_other {
-        lost.into_iter()
-            .for_each(|address| source.set.remove(address));
-        won.into_iter()
-            .for_each(|address| source.set.insert(address));
-        source.set_changed();
-    }
-    // Without subnet routes, a node's extent is its addresses.
-    source.members.put(change.at, is_member);
-    source.nodes.put(change.at, is_member);
-    is_other
-}
-
-/// Whether what is sent of it through routers is another.
-fn follow_target(target: &mut Arc<Target>, people: &People, change: &Change) -> bool {
-    let (old, new) = (change.old.as_deref(), change.new.as_deref());
-    let (was, is) = [old, new]
-        .map(|node| is_named(node, people, &target.alias))
-        .into();
-    let (had, has) = (addresses_if(was, old), addresses_if(is, new));
-    let addresses = change.addresses();
-    let is_met = match &target.kind {
-        TargetKind::Any => !addresses.is_empty(),
-        TargetKind::Net(net) => addresses.iter().any(|address| net.contains(address)),
-        TargetKind::Internet(_) => new.is_some_and(|node| node.approved.iter().any(is_exit)),
-        TargetKind::Members(_) => !has.is_empty(),
-        TargetKind::Via { .. } => false,
-    };
-    let leads = new.is_some_and(|node| node.facts.tags.iter().any(|tag| target.via.contains(tag)));
-    let had_place = match &target.kind {
-        TargetKind::Members(members) => members.contains(change.at) == is,
-        TargetKind::Via { tagged, .. } => tagged.contains(change.at) == leads,
-        _ => true,
-    };
-    if had == has && had_place && target.nodes.contains(change.at) == is_met {
-        return false;
-    }
-    let target = Arc::make_mut(target);
-    had.iter().for_each(|&address| target.set.remove(address));
-    has.iter().for_each(|&address| target.set.insert(address));
-    target.nodes.put(change.at, is_met);
-    match &mut target.kind {
-        TargetKind::Members(members) => members.put(change.at, is),
-        TargetKind::Via { tagged, texts } => {
-            tagged.put(change.at, leads);
-            if had != has {
-                *texts = target.set.texts();
-            }
-        }
-        TargetKind::Any | TargetKind::Net(_) | TargetKind::Internet(_) => {}
-    }
-    had != has
 }

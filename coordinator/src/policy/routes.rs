@@ -1,6 +1,7 @@
 //! Which announced routes are approved, and which node carries each.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use lowroad_wire::control::NodeId;
@@ -9,13 +10,39 @@ use super::people::People;
 use super::syntax::Document;
 use super::world::NodeFacts;
 
-/// The approved routes of all nodes, by position in the list of nodes.
+/// The approved routes of all nodes.
 #[derive(Debug)]
 pub(crate) struct Routes {
     /// Per node: its approved subnet routes and exit routes, sorted.
     pub(crate) approved: Vec<Vec<IpNet>>,
-    /// Every approved subnet route once, and who carries it.
-    pub(crate) primaries: BTreeMap<IpNet, usize>,
+    /// Sorted.
+    pub(crate) subnets: Vec<Arc<Subnet>>,
+}
+
+/// An approved subnet route. Nodes are positions in the list of nodes.
+#[derive(Clone, Debug)]
+pub(crate) struct Subnet {
+    pub(crate) net: IpNet,
+    /// Who offers it: at least one, sorted.
+    pub(crate) routers: Vec<usize>,
+    /// Who carries it: the router of lowest rank.
+    pub(crate) primary: usize,
+}
+
+impl Subnet {
+    /// `None` if nobody offers it.
+    pub(crate) fn new<K: Ord>(
+        net: IpNet,
+        routers: Vec<usize>,
+        rank: impl Fn(usize) -> K,
+    ) -> Option<Self> {
+        let primary = routers.iter().copied().min_by_key(|&at| rank(at))?;
+        Some(Self {
+            net,
+            routers,
+            primary,
+        })
+    }
 }
 
 pub(crate) fn is_exit(route: &IpNet) -> bool {
@@ -33,19 +60,19 @@ impl Routes {
             .iter()
             .map(|node| approved(document, people, node))
             .collect();
-        let mut primaries = BTreeMap::new();
-        let rank = |at: usize| rank(&nodes[at]);
+        let mut routers: BTreeMap<IpNet, Vec<usize>> = BTreeMap::new();
         for (at, routes) in approved.iter().enumerate() {
             for route in routes.iter().filter(|route| !is_exit(route)) {
-                let primary = primaries.entry(*route).or_insert(at);
-                if rank(at) < rank(*primary) {
-                    *primary = at;
-                }
+                routers.entry(*route).or_default().push(at);
             }
         }
+        let rank = |at: usize| rank(&nodes[at]);
+        let subnets = routers.into_iter();
+        let subnets =
+            subnets.filter_map(|(net, routers)| Subnet::new(net, routers, rank).map(Arc::new));
         Self {
+            subnets: subnets.collect(),
             approved,
-            primaries,
         }
     }
 }

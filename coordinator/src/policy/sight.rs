@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::bits::Bits;
 use super::compile::TargetKind;
-use super::routes::{is_exit, rank};
+use super::routes::{Subnet, is_exit, rank};
 use super::view::{CompiledTailnet, PeerView};
 
 /// Whom and what a node sees.
@@ -31,8 +31,7 @@ impl CompiledTailnet {
         }
         let addresses = plain.allowed_ips.iter();
         let addresses = addresses.filter(|net| !sight.v6_only || matches!(net, IpNet::V6(_)));
-        let carried = self.parts.carries.get(&peer);
-        let carried = carried.into_iter().flatten().copied();
+        let carried = self.parts.carried(peer);
         let steered = sight.steered.iter().filter(|(at, _)| *at == peer);
         let mut shown: Vec<usize> = carried
             .filter(|&route| sight.routes.contains(route))
@@ -40,7 +39,7 @@ impl CompiledTailnet {
             .collect();
         // Positions go up as the routes do.
         shown.sort_unstable();
-        let shown = shown.into_iter().map(|route| self.parts.routes[route].0);
+        let shown = shown.into_iter().map(|route| self.parts.routes[route].net);
         let primary: Arc<[IpNet]> = shown.collect();
         let exits = node
             .approved
@@ -114,12 +113,8 @@ impl CompiledTailnet {
         }
         sight.nodes.remove(viewer);
         // Who offers a route itself is shown who carries it.
-        for route in &self.parts.nodes[viewer].approved {
-            let place = self
-                .parts
-                .routes
-                .binary_search_by_key(route, |(net, _)| *net);
-            place.into_iter().for_each(|at| sight.routes.insert(at));
+        for &route in &self.parts.nodes[viewer].offers {
+            sight.routes.insert(route);
         }
         self.steer(&mut sight, steering);
         sight
@@ -128,16 +123,16 @@ impl CompiledTailnet {
     /// Shows routes through the routers that grants name, unless another rule shows them whoever carries them.
     fn steer(&self, sight: &mut Sight, steering: BTreeMap<usize, Bits>) {
         for (route, via) in steering {
-            let (net, primary) = &self.parts.routes[route];
+            let Subnet {
+                primary, routers, ..
+            } = &*self.parts.routes[route];
             if via.contains(*primary) {
                 sight.routes.insert(route);
             }
             if sight.routes.contains(route) {
                 continue;
             }
-            let routers = via
-                .iter()
-                .filter(|&at| self.parts.nodes[at].approved.contains(net));
+            let routers = routers.iter().copied().filter(|&at| via.contains(at));
             let first = routers.min_by_key(|&at| rank(&self.parts.nodes[at].facts));
             sight.steered.extend(first.map(|at| (at, route)));
         }

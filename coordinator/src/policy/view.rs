@@ -14,6 +14,7 @@ use super::compile::{Classes, CompiledRule, Devices, Node, Nodes, Source, Target
 use super::error::At;
 use super::filter::{EntryAt, NodeFilter};
 use super::people::People;
+use super::routes::Subnet;
 use super::sight::Sight;
 use super::ssh::SshAccess;
 use super::syntax::Document;
@@ -70,10 +71,8 @@ pub(crate) struct Parts {
     /// Per node.
     pub(crate) attributes: Table<NodeAttributes>,
     pub(crate) ssh: SshAccess,
-    /// Every approved subnet route, and the position of the node that carries it.
-    pub(crate) routes: Arc<Vec<(IpNet, usize)>>,
-    /// The routes that a node carries, as positions in `routes`.
-    pub(crate) carries: Arc<HashMap<usize, Vec<usize>>>,
+    /// Every approved subnet route, sorted.
+    pub(crate) routes: Table<Arc<Subnet>>,
     /// What `*` is as a source.
     pub(crate) reach: Arc<AddressSet>,
     pub(crate) sources: Vec<Arc<Source>>,
@@ -168,10 +167,9 @@ impl CompiledTailnet {
 
     /// The subnet routes that a node carries, sorted: nobody else is sent packets for them.
     pub fn carried_routes(&self, node: NodeId) -> Vec<IpNet> {
-        let at = self.position(node);
-        let carried = at.and_then(|at| self.parts.carries.get(&at));
-        let carried = carried.into_iter().flatten();
-        carried.map(|&route| self.parts.routes[route].0).collect()
+        let at = self.position(node).into_iter();
+        let carried = at.flat_map(|at| self.parts.carried(at));
+        carried.map(|route| self.parts.routes[route].net).collect()
     }
 
     /// Whether a user may give nodes this tag (with its `tag:` prefix).
@@ -210,6 +208,14 @@ impl CompiledTailnet {
 
     pub(crate) fn parts(&self) -> &Parts {
         &self.parts
+    }
+}
+
+impl Parts {
+    /// The subnet routes that a node carries, as positions in the list of them.
+    pub(crate) fn carried(&self, at: usize) -> impl Iterator<Item = usize> {
+        let offers = self.nodes[at].offers.iter().copied();
+        offers.filter(move |&route| self.routes[route].primary == at)
     }
 }
 

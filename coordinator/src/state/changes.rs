@@ -13,7 +13,7 @@ use lowroad_wire::{
 use super::{State, facts};
 use crate::{
     model::User,
-    policy::{CompiledTailnet, Followed, NodeChange, Policy, World, recompile},
+    policy::{CompiledTailnet, NodeChange, Policy, World, recompile},
     view::Published,
 };
 
@@ -35,6 +35,26 @@ pub enum Compile {
     /// What became of some nodes.
     Nodes(Vec<NodeChange>),
     All(Arc<Policy>, World),
+}
+
+/// What became of the compiled policy.
+#[derive(Debug)]
+pub struct Compiled {
+    pub tailnet: Arc<CompiledTailnet>,
+    /// Whether all was compiled anew.
+    pub is_whole: bool,
+    /// If not: nodes that may be seen otherwise though they have not changed.
+    pub others: BTreeSet<NodeId>,
+}
+
+impl Compiled {
+    pub fn whole(tailnet: CompiledTailnet) -> Self {
+        Self {
+            tailnet: Arc::new(tailnet),
+            is_whole: true,
+            others: BTreeSet::new(),
+        }
+    }
 }
 
 /// What the policy last compiled does not know of.
@@ -84,15 +104,23 @@ impl State {
 }
 
 impl Compile {
-    /// The policy as it is after this, and whether all was compiled anew.
-    pub fn apply(&self, last: &Arc<CompiledTailnet>) -> (Arc<CompiledTailnet>, bool) {
+    /// The policy as it is after this.
+    pub fn apply(&self, last: &Arc<CompiledTailnet>) -> Compiled {
         match self {
-            Self::Nothing => (last.clone(), false),
+            Self::Nothing => Compiled {
+                tailnet: last.clone(),
+                is_whole: false,
+                others: BTreeSet::new(),
+            },
             Self::Nodes(changes) => {
-                let Followed { compiled, is_whole } = last.follow(changes);
-                (Arc::new(compiled), is_whole)
+                let followed = last.follow(changes);
+                Compiled {
+                    tailnet: Arc::new(followed.compiled),
+                    is_whole: followed.is_whole,
+                    others: followed.others,
+                }
             }
-            Self::All(policy, world) => (Arc::new(recompile(policy, world)), true),
+            Self::All(policy, world) => Compiled::whole(recompile(policy, world)),
         }
     }
 }

@@ -2,10 +2,11 @@
 //! are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use lowroad_coordinator::policy::{
     CompiledTailnet, NodeChange, NodeFacts, PeerView, Policy, World, recompile,
 };
@@ -29,23 +30,85 @@ type Seen = BTreeMap<NodeId, BTreeMap<NodeId, PeerView>>;
 struct Tailnet {
     nodes: BTreeMap<NodeId, NodeFacts>,
     last: i64,
-    /// Subnet routes make everything be compiled anew: half of the tailnets have none.
-    has_routers: bool,
+    routers: Routers,
 }
+
+/// Other subnet routes make everything be compiled anew, as do changes of nodes with an address inside one.
+#[derive(Clone, Copy, PartialEq)]
+enum Routers {
+    None,
+    /// Of networks of their own, most offered by several.
+    Outside,
+    /// Of anything, the tailnet's own addresses as well.
+    Any,
+}
+
+impl Routers {
+    fn random(rng: &mut StdRng) -> Self {
+        match rng.random_range(0..4) {
+            0 => Self::None,
+            1 => Self::Any,
+            _ => Self::Outside,
+        }
+    }
+
+    fn may_be(self, route: &IpNet) -> bool {
+        match self {
+            Self::None => route.prefix_len() == 0,
+            Self::Outside => route.prefix_len() == 0 || !IpNet::V4(INSIDE).contains(route),
+            Self::Any => true,
+        }
+    }
+}
+
+/// Where the addresses of nodes are.
+const INSIDE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 
 impl Tailnet {
     fn node(&self, rng: &mut StdRng, id: i64) -> NodeFacts {
         let mut node = random_node(rng, id);
-        if !self.has_routers {
-            node.announced.retain(|route| route.prefix_len() == 0);
-            node.admin_approved.retain(|route| route.prefix_len() == 0);
-        }
+        node.announced.retain(|route| self.routers.may_be(route));
+        node.admin_approved
+            .retain(|route| self.routers.may_be(route));
         node
     }
 
+    /// A router goes offline or comes back, offers what another offers as well, or offers less.
+    fn reroute(&self, rng: &mut StdRng) -> Option<NodeChange> {
+        let mut routers = self
+            .nodes
+            .values()
+            .filter(|node| node.announced.iter().any(|route| route.prefix_len() > 0));
+        let mut router = routers.clone().choose(rng)?.clone();
+        match rng.random_range(0..6) {
+            0..3 => router.online = !router.online,
+            3 => {
+                let other = routers.find(|_| rng.random())?;
+                router.announced.clone_from(&other.announced);
+                router.admin_approved.clone_from(&other.admin_approved);
+            }
+            4 => router.admin_approved.clone_from(&router.announced),
+            _ => router.announced.truncate(1),
+        }
+        Some((router.id, Some(router)))
+    }
+
     fn change(&mut self, rng: &mut StdRng) -> NodeChange {
+        let rerouted = match rng.random() {
+            true => self.reroute(rng),
+            false => None,
+        };
+        let change = rerouted.unwrap_or_else(|| self.other_change(rng));
+        match &change {
+            (id, Some(node)) => self.nodes.insert(*id, node.clone()),
+            (id, None) => self.nodes.remove(id),
+        };
+        change
+    }
+
+    fn other_change(&mut self, rng: &mut StdRng) -> NodeChange {
         let known = self.nodes.keys().copied().choose(rng);
-        let change = match (known, rng.random_range(0..6)) {
+        match (known, rng.random_range(0..6)) {
             (None, _) | (_, 0 | 1) => {
                 self.last += rng.random_range(1..4);
                 (NodeId(self.last), Some(self.node(rng, self.last)))
@@ -67,12 +130,15 @@ impl Tailnet {
                 }
                 (id, Some(node))
             }
-        };
-        match &change {
-            (id, Some(node)) => self.nodes.insert(*id, node.clone()),
-            (id, None) => self.nodes.remove(id),
-        };
-        change
+        }
+    }
+
+    fn has_subnets(&self, id: &NodeId) -> bool {
+        let announced = self.nodes.get(id).map(|node| &node.announced);
+        announced
+            .into_iter()
+            .flatten()
+            .any(|route| route.prefix_len() > 0)
     }
 }
 
@@ -118,6 +184,7 @@ impl Version {
 #[test]
 fn what_follows_a_change_is_what_compiling_everything_makes() {
     let mut whole = [0; 2];
+    let mut whole_of_routers = [0; 2];
     let mut kept = [0; 2];
     for mut case in cases() {
         let parsed = Policy::parse(&case.policy.text()).unwrap();
@@ -125,7 +192,7 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
         let mut tailnet = Tailnet {
             last: case.world.nodes.len() as i64,
             nodes: BTreeMap::new(),
-            has_routers: rng.random(),
+            routers: Routers::random(&mut rng),
         };
         if case.seed % LARGE == 0 {
             tailnet.last = rng.random_range(LARGE_SIZES);
@@ -173,8 +240,13 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
                 kept[usize::from(Arc::ptr_eq(&before, &after))] += 1;
             }
             whole[usize::from(followed.is_whole)] += 1;
+            if changes.iter().any(|(id, _)| tailnet.has_subnets(id)) {
+                whole_of_routers[usize::from(followed.is_whole)] += 1;
+            }
             if !followed.is_whole {
-                only_the_changed_are_seen_otherwise(&old.seen, &new.seen, &changes);
+                let mut changed = followed.others;
+                changed.extend(changes.iter().map(|(id, _)| *id));
+                only_the_changed_are_seen_otherwise(&old.seen, &new.seen, &changed);
             }
             old = new;
         }
@@ -184,6 +256,10 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
         }
     }
     saw_both(whole, "changes for which all is compiled anew");
+    saw_both(
+        whole_of_routers,
+        "changes of routers for which all is compiled anew",
+    );
     saw_both(kept, "filters that stayed the same");
 }
 
@@ -214,8 +290,7 @@ pub fn assert_same(
 }
 
 /// What sessions rely on: they look at the changed nodes only.
-fn only_the_changed_are_seen_otherwise(before: &Seen, after: &Seen, changes: &[NodeChange]) {
-    let changed: BTreeSet<NodeId> = changes.iter().map(|(id, _)| *id).collect();
+fn only_the_changed_are_seen_otherwise(before: &Seen, after: &Seen, changed: &BTreeSet<NodeId>) {
     for (id, now) in after.iter().filter(|(id, _)| !changed.contains(id)) {
         let Some(then) = before.get(id) else { continue };
         for peer in then

@@ -7,6 +7,8 @@ mod follow;
 mod generate;
 mod language;
 mod reading;
+mod routers;
+mod scale;
 mod versions;
 
 #[path = "../support/filters.rs"]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lowroad_coordinator::policy::{
-    CompiledTailnet, NodeChange, NodeFacts, Policy, World, recompile,
+    CompiledTailnet, Followed, NodeChange, NodeFacts, Policy, World, recompile,
 };
 use lowroad_wire::control::NodeId;
 
@@ -84,7 +84,11 @@ fn servers() -> Vec<NodeFacts> {
 
 /// Follows changes of a version that knows nothing yet, and of one that was asked everything; asks that one again, then the new one:
 /// each says what compiling its nodes makes of them.
-fn follow(policy: &str, nodes: Vec<NodeFacts>, changes: &[(i64, Option<NodeFacts>)]) {
+pub fn follow(
+    policy: &str,
+    nodes: Vec<NodeFacts>,
+    changes: &[(i64, Option<NodeFacts>)],
+) -> Followed {
     let policy = Policy::parse(policy).unwrap();
     let before: BTreeMap<NodeId, NodeFacts> =
         nodes.into_iter().map(|node| (node.id, node)).collect();
@@ -108,7 +112,7 @@ fn follow(policy: &str, nodes: Vec<NodeFacts>, changes: &[(i64, Option<NodeFacts
         };
         recompile(&policy, &world)
     };
-    for is_known in [false, true] {
+    let follow = |is_known: bool| {
         let same = |asked: &CompiledTailnet, nodes: &BTreeMap<NodeId, NodeFacts>| {
             let fresh = fresh(nodes);
             for id in nodes.keys() {
@@ -120,8 +124,11 @@ fn follow(policy: &str, nodes: Vec<NodeFacts>, changes: &[(i64, Option<NodeFacts
         if is_known {
             same(&old, &before);
         }
-        let new = old.follow(&changes).compiled;
+        let new = old.follow(&changes);
         same(&old, &before);
-        same(&new, &after);
-    }
+        same(&new.compiled, &after);
+        new
+    };
+    follow(false);
+    follow(true)
 }

@@ -305,10 +305,31 @@ async fn a_standby_router_takes_over_when_the_primary_goes_offline() {
     })
     .await;
     drop(polls.remove(0));
+    let told = poll.log.len();
     poll.until("r2 carries", |netmap| {
         primary(netmap) == (Some(NodeId(2)), None)
     })
     .await;
+    let told = &poll.log[told..];
+    assert!(
+        told.iter().all(|message| message.peers.is_empty()),
+        "{told:?}"
+    );
+    let net = route("10.7.0.0/24");
+    let last = told.last().unwrap();
+    let routers = last.peers_changed.iter().map(|node| {
+        let carries = node.primary_routes == [net] && node.allowed_ips().contains(&net);
+        (node.id, carries)
+    });
+    let routers: Vec<_> = routers.collect();
+    assert_eq!(routers, [(NodeId(1), false), (NodeId(2), true)]);
+    assert!(last.packet_filters.is_empty(), "{last:?}");
+    // Who takes over is told that the other is gone, and sees nothing else otherwise.
+    polls[0]
+        .until("r1 is offline", |netmap| {
+            peer(netmap, "r1").is_some_and(|node| node.online == Some(false))
+        })
+        .await;
 }
 
 #[tokio::test]

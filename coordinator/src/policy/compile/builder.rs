@@ -39,7 +39,7 @@ pub(super) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     pub(super) fn new(people: &'a People, nodes: &'a Nodes, routes: &Routes) -> Self {
-        let routes: Vec<IpNet> = routes.primaries.keys().copied().collect();
+        let routes: Vec<IpNet> = routes.subnets.iter().map(|route| route.net).collect();
         Self {
             tailnet: tailnet(&routes),
             people,

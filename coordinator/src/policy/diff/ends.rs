@@ -278,9 +278,9 @@ fn atoms(sides: Sides) -> Vec<Atom> {
     let mut routes = Collector::default();
     let mut cuts = Cuts::default();
     for side in sides {
-        for (route, _) in side.routes.iter() {
-            routes.net(route);
-            cuts.set(&AddressSet::of_net(route));
+        for route in side.routes.iter() {
+            routes.net(&route.net);
+            cuts.set(&AddressSet::of_net(&route.net));
         }
     }
     let routes = routes.finish();
