@@ -51,7 +51,7 @@ pub use diff::{Diff, DiffEnds, DiffFamily, DiffRow, DiffUsers, diff};
 pub use error::{MAX_ERRORS, PolicyError, PolicyErrorKind, PolicyErrors};
 pub use explain::{Clause, Explanation};
 pub use filter::NodeFilter;
-pub use follow::{Followed, NodeChange};
+pub use follow::{Followed, NodeChange, Users};
 pub use origin::{Origin, PolicyRule};
 pub use report::{Diagnostic, Report};
 pub use view::{CompiledTailnet, PeerView};

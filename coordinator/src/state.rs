@@ -199,7 +199,7 @@ impl State {
             changed: BTreeSet::new(),
             revoked: BTreeSet::new(),
             generation: 1,
-            stale: Stale::all(),
+            stale: Stale::all("the server starts"),
             settings,
         })
     }
@@ -269,17 +269,20 @@ impl State {
     /// What the policy compiler has to know.
     pub fn world(&self) -> World {
         World {
-            users: self
-                .users
-                .values()
-                .map(|user| UserFacts {
-                    id: user.id,
-                    login_name: user.name.clone(),
-                })
-                .collect(),
+            users: self.user_facts(),
             nodes: self.nodes().map(|node| facts(node)).collect(),
             tailnet: self.tailnet(),
         }
+    }
+
+    fn user_facts(&self) -> Vec<UserFacts> {
+        let users = self.users.values();
+        users
+            .map(|user| UserFacts {
+                id: user.id,
+                login_name: user.name.clone(),
+            })
+            .collect()
     }
 
     /// Users are created by administrators only, so that the domains of their addresses are the tailnet's own. Nobody has a role.

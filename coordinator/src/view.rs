@@ -39,7 +39,7 @@ pub struct Snapshot {
     pub nodes: BTreeMap<NodeId, Published>,
     pub users: BTreeMap<UserId, Arc<User>>,
     pub compiled: Arc<CompiledTailnet>,
-    /// Whether anybody may see anybody otherwise than before: another policy, other users, other subnet routes. Otherwise only
+    /// Whether anybody may see anybody otherwise than before: another policy, other subnet routes. Otherwise only
     /// `changed` are seen otherwise, by whomever, and filters are the same unless `compiled` has other ones. Routers count as changed
     /// if others may be led through them otherwise.
     pub is_whole: bool,

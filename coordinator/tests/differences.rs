@@ -223,7 +223,7 @@ impl Tailnet {
         let changes: Vec<NodeChange> = left.chain(others).collect();
         match changes.is_empty() {
             true => Compile::Nothing,
-            false => Compile::Nodes(changes),
+            false => Compile::Changes(None, changes),
         }
     }
 }

@@ -55,7 +55,7 @@ impl Hub {
         let last = self.snapshot();
         let mut taken = self.take(is_anew);
         let mut compiled = self.try_to_compile(&taken.compile, &last.compiled);
-        if compiled.is_none() && matches!(taken.compile, Compile::Nodes(_)) {
+        if compiled.is_none() && matches!(taken.compile, Compile::Changes(..)) {
             tracing::error!("following a change failed; the whole policy is compiled instead");
             let mut all = self.take(true);
             all.changed.append(&mut taken.changed);
@@ -99,7 +99,7 @@ fn closed(compile: &Compile) -> Compiled {
     let none = Policy::allow_none();
     let of_nodes = match compile {
         Compile::All(_, world) => attempt(|| recompile(&none, world)),
-        Compile::Nothing | Compile::Nodes(_) => None,
+        Compile::Nothing | Compile::Changes(..) => None,
     };
     // Who isn't in the world is sent an empty filter, too.
     Compiled::whole(of_nodes.unwrap_or_else(|| recompile(&none, &World::default())))
@@ -190,7 +190,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_followed_is_compiled_anew_at_once() {
         let running = Running::start(|compile, last| match compile {
-            Compile::Nodes(_) => panic!("following fails"),
+            Compile::Changes(..) => panic!("following fails"),
             _ => compile.apply(last),
         })
         .await;
@@ -244,6 +244,28 @@ mod tests {
         let told = sent.difference(&back, now()).unwrap().unwrap();
         assert_eq!(told.peers_changed.len(), 2, "both are there again");
         assert!(!told.packet_filters.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_user_who_comes_or_goes_is_followed() {
+        let running = Running::start(Compile::apply).await;
+        let hub = &running.hub;
+        let receipt = running.change(|_| Ok::<_, ()>(()));
+        assert!(
+            !hub.published(receipt)
+                .await
+                .unwrap()
+                .compiled
+                .sees(ONE, NodeId(3))
+        );
+        let receipt = running.change(|state| state.create_user("bob", "", now()).map(|_| ()));
+        assert!(!hub.published(receipt).await.unwrap().is_whole);
+        let receipt = running.change(|state| join(state, 3));
+        let joined = hub.published(receipt).await.unwrap();
+        assert!(!joined.is_whole && joined.compiled.sees(ONE, NodeId(3)));
+        let receipt = running.change(|state| state.delete_user("bob").map(|_| ()));
+        let gone = hub.published(receipt).await.unwrap();
+        assert!(!gone.is_whole && gone.changed.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,10 +2,12 @@
 //!
 //! A node is one bit in sources, targets, logins and what others see, its addresses in the sets that name it, and one of the routers of
 //! its subnet routes. Everything else is shared with the version before, filters included. Which subnet routes there are is part of what
-//! `*` means and of whom routers see, as are addresses inside one: where these change, all is compiled anew.
+//! `*` means and of whom routers see, as are addresses inside one: where these change, all is compiled anew. Users without nodes are
+//! nobody whom anything is about yet.
 
 mod routes;
 mod sets;
+mod users;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -22,6 +24,8 @@ use super::people::People;
 use super::view::{CompiledTailnet, Parts, plain_view};
 use super::world::{NodeFacts, World};
 use sets::{follow_source, follow_target};
+
+pub use users::Users;
 
 /// So many changes at once are followed one by one, and one more for each [`RULES_PER_STEP`] rules. Compiling everything, with every
 /// session that then compares everything, costs about as much. Both grow with the nodes alike, but only compiling with the rules
@@ -102,21 +106,34 @@ impl CompiledTailnet {
     /// The same policy for the same users after nodes changed. What comes out is what [`recompile`](super::recompile) makes of the nodes
     /// as they are.
     pub fn follow(&self, changes: &[NodeChange]) -> Followed {
-        self.step_by_step(changes).unwrap_or_else(|Whole(why)| {
+        self.follow_all(None, changes)
+    }
+
+    /// The same policy after nodes changed, and users before them, if there are others.
+    pub fn follow_all(&self, users: Option<&Users>, changes: &[NodeChange]) -> Followed {
+        let followed = self.step_by_step(users, changes);
+        followed.unwrap_or_else(|Whole(why)| {
             tracing::debug!(why, changes = changes.len(), "the whole policy is compiled");
             Followed {
-                compiled: self.anew(changes),
+                compiled: self.anew(users, changes),
                 is_whole: true,
                 others: BTreeSet::new(),
             }
         })
     }
 
-    fn step_by_step(&self, changes: &[NodeChange]) -> Result<Followed, Whole> {
+    fn step_by_step(
+        &self,
+        users: Option<&Users>,
+        changes: &[NodeChange],
+    ) -> Result<Followed, Whole> {
         if changes.len() > MOST_STEPS + self.parts.written.len() / RULES_PER_STEP {
             return Err(Whole("many nodes changed at once"));
         }
         let mut next = self.clone();
+        if let Some(users) = users {
+            next.parts.follow_users(users)?;
+        }
         let mut others = Bits::default();
         for (id, facts) in changes {
             others.unite(&next.step(*id, facts.clone())?);
@@ -129,7 +146,7 @@ impl CompiledTailnet {
         })
     }
 
-    fn anew(&self, changes: &[NodeChange]) -> Self {
+    fn anew(&self, users: Option<&Users>, changes: &[NodeChange]) -> Self {
         let there = self.parts.nodes.iter().filter(|node| !node.is_gone);
         let mut nodes: HashMap<NodeId, NodeFacts> = there
             .map(|node| (node.facts.id, node.facts.clone()))
@@ -141,9 +158,11 @@ impl CompiledTailnet {
             };
         }
         let world = World {
-            users: self.parts.users.to_vec(),
+            users: users.map_or_else(|| self.parts.users.to_vec(), |new| new.users.clone()),
+            tailnet: users
+                .map_or(&self.parts.tailnet, |new| &new.tailnet)
+                .clone(),
             nodes: nodes.into_values().collect(),
-            tailnet: self.parts.tailnet.clone(),
         };
         compile(&self.parts.document, &world)
     }

@@ -51,6 +51,11 @@ impl People {
         self.by_name.get(&name.to_ascii_lowercase()).copied()
     }
 
+    /// How many names there are.
+    pub(crate) fn names(&self) -> usize {
+        self.by_name.len()
+    }
+
     /// The user whose name is like one that isn't known.
     pub(crate) fn nearest(&self, unknown: &str) -> Option<String> {
         let mut names: Vec<&str> = self.by_name.keys().map(String::as_str).collect();

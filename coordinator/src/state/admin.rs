@@ -209,7 +209,7 @@ impl State {
     }
 
     fn touch_user(&mut self, id: UserId) {
-        self.stale.all = true;
+        self.stale.users = true;
         self.generation += 1;
         self.mark(|dirty| {
             dirty.users.insert(id);

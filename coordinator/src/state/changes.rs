@@ -13,7 +13,7 @@ use lowroad_wire::{
 use super::{State, facts};
 use crate::{
     model::User,
-    policy::{CompiledTailnet, NodeChange, Policy, World, recompile},
+    policy::{CompiledTailnet, NodeChange, Policy, Users, World, recompile},
     view::Published,
 };
 
@@ -32,8 +32,8 @@ pub struct Taken {
 #[derive(Debug)]
 pub enum Compile {
     Nothing,
-    /// What became of some nodes.
-    Nodes(Vec<NodeChange>),
+    /// All users, if some are others, and what became of some nodes.
+    Changes(Option<Users>, Vec<NodeChange>),
     All(Arc<Policy>, World),
 }
 
@@ -60,17 +60,19 @@ impl Compiled {
 /// What the policy last compiled does not know of.
 #[derive(Debug, Default)]
 pub(super) struct Stale {
-    /// Other users, or another policy.
-    pub(super) all: bool,
+    /// Anything, and why.
+    pub(super) all: Option<&'static str>,
+    /// Users that came or went.
+    pub(super) users: bool,
     /// Nodes that joined, left, or are another for the policy.
     pub(super) nodes: BTreeSet<NodeId>,
 }
 
 impl Stale {
-    pub(super) fn all() -> Self {
+    pub(super) fn all(why: &'static str) -> Self {
         Self {
-            all: true,
-            nodes: BTreeSet::new(),
+            all: Some(why),
+            ..Self::default()
         }
     }
 }
@@ -78,12 +80,19 @@ impl Stale {
 impl State {
     /// What the next snapshot is made of.
     pub fn take_changes(&mut self) -> Taken {
-        let stale = std::mem::take(&mut self.stale);
+        let Stale { all, users, nodes } = std::mem::take(&mut self.stale);
         let change = |id: NodeId| (id, self.node(id).map(|node| facts(node)));
-        let compile = match stale {
-            Stale { all: true, .. } => Compile::All(self.policy.clone(), self.world()),
-            Stale { nodes, .. } if nodes.is_empty() => Compile::Nothing,
-            Stale { nodes, .. } => Compile::Nodes(nodes.into_iter().map(change).collect()),
+        let compile = if let Some(why) = all {
+            tracing::debug!(why, "the whole policy is compiled");
+            Compile::All(self.policy.clone(), self.world())
+        } else if !users && nodes.is_empty() {
+            Compile::Nothing
+        } else {
+            let users = users.then(|| Users {
+                users: self.user_facts(),
+                tailnet: self.tailnet(),
+            });
+            Compile::Changes(users, nodes.into_iter().map(change).collect())
         };
         Taken {
             generation: self.generation,
@@ -98,7 +107,7 @@ impl State {
     /// Has everything be compiled with the next snapshot, after a compilation that came to nothing. That is another snapshot then,
     /// though nothing else has changed.
     pub fn compile_anew(&mut self) {
-        self.stale.all = true;
+        self.stale.all = Some("the compilation before came to nothing");
         self.generation += 1;
     }
 }
@@ -112,8 +121,8 @@ impl Compile {
                 is_whole: false,
                 others: BTreeSet::new(),
             },
-            Self::Nodes(changes) => {
-                let followed = last.follow(changes);
+            Self::Changes(users, nodes) => {
+                let followed = last.follow_all(users.as_ref(), nodes);
                 Compiled {
                     tailnet: Arc::new(followed.compiled),
                     is_whole: followed.is_whole,

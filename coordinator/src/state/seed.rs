@@ -57,7 +57,7 @@ impl State {
         let added = self.history.add(new, now)?;
         self.refused_policy = None;
         self.policy = Arc::new(policy);
-        self.stale.all = true;
+        self.stale.all = Some("another policy");
         self.generation += 1;
         self.mark(|dirty| {
             dirty.policies.insert(added.number);

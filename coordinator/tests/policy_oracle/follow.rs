@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use lowroad_coordinator::policy::{
-    CompiledTailnet, NodeChange, NodeFacts, PeerView, Policy, World, recompile,
+    CompiledTailnet, NodeChange, NodeFacts, PeerView, Policy, Users, World, recompile,
 };
-use lowroad_wire::control::NodeId;
+use lowroad_wire::control::{NodeId, UserId};
 use rand::seq::{IteratorRandom as _, SliceRandom as _};
 use rand::{Rng, rngs::StdRng};
 
 use super::generate::random_node;
+use super::language::USERS;
 use super::{Case, cases, from_env, saw_both};
 
 /// Changes to each tailnet. `LOWROAD_POLICY_STEPS` says otherwise.
@@ -30,6 +31,8 @@ type Seen = BTreeMap<NodeId, BTreeMap<NodeId, PeerView>>;
 struct Tailnet {
     nodes: BTreeMap<NodeId, NodeFacts>,
     last: i64,
+    /// Others come with their first node.
+    users: usize,
     routers: Routers,
 }
 
@@ -65,8 +68,17 @@ impl Routers {
 const INSIDE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 
 impl Tailnet {
-    fn node(&self, rng: &mut StdRng, id: i64) -> NodeFacts {
+    fn node(&mut self, rng: &mut StdRng, id: i64) -> NodeFacts {
         let mut node = random_node(rng, id);
+        if let Some(UserId(owner)) = &mut node.user {
+            let known = self.users as i64;
+            // Rarely one whom nobody knows, or not yet.
+            match rng.random_range(0..20) {
+                0 => {}
+                1..8 => self.users = self.users.max(*owner as usize),
+                _ => *owner = (*owner).min(known),
+            }
+        }
         node.announced.retain(|route| self.routers.may_be(route));
         node.admin_approved
             .retain(|route| self.routers.may_be(route));
@@ -94,6 +106,15 @@ impl Tailnet {
     }
 
     fn change(&mut self, rng: &mut StdRng) -> NodeChange {
+        let last = Some(UserId(self.users as i64));
+        let owns_nodes = self.nodes.values().any(|node| node.user == last);
+        match rng.random_range(0..20) {
+            0..4 if self.users > 1 && !owns_nodes => self.users -= 1,
+            // The server has the nodes be deleted first.
+            4 if self.users > 1 => self.users -= 1,
+            5 => self.users = USERS.len(),
+            _ => {}
+        }
         let rerouted = match rng.random() {
             true => self.reroute(rng),
             false => None,
@@ -133,6 +154,14 @@ impl Tailnet {
         }
     }
 
+    fn world(&self, case: &Case) -> World {
+        World {
+            users: case.world.users[..self.users].to_vec(),
+            nodes: self.nodes.values().cloned().collect(),
+            tailnet: case.world.tailnet.clone(),
+        }
+    }
+
     fn has_subnets(&self, id: &NodeId) -> bool {
         let announced = self.nodes.get(id).map(|node| &node.announced);
         announced
@@ -147,19 +176,17 @@ struct Version {
     followed: CompiledTailnet,
     fresh: CompiledTailnet,
     nodes: BTreeMap<NodeId, NodeFacts>,
+    users: usize,
     seen: Seen,
 }
 
 impl Version {
     fn new(policy: &Policy, case: &Case, tailnet: &Tailnet, followed: CompiledTailnet) -> Self {
-        let world = World {
-            nodes: tailnet.nodes.values().cloned().collect(),
-            ..case.world.clone()
-        };
         Self {
             followed,
-            fresh: recompile(policy, &world),
+            fresh: recompile(policy, &tailnet.world(case)),
             nodes: tailnet.nodes.clone(),
+            users: tailnet.users,
             seen: Seen::new(),
         }
     }
@@ -185,6 +212,7 @@ impl Version {
 fn what_follows_a_change_is_what_compiling_everything_makes() {
     let mut whole = [0; 2];
     let mut whole_of_routers = [0; 2];
+    let mut whole_of_users = [0; 2];
     let mut kept = [0; 2];
     for mut case in cases() {
         let parsed = Policy::parse(&case.policy.text()).unwrap();
@@ -192,6 +220,7 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
         let mut tailnet = Tailnet {
             last: case.world.nodes.len() as i64,
             nodes: BTreeMap::new(),
+            users: rng.random_range(1..=USERS.len()),
             routers: Routers::random(&mut rng),
         };
         if case.seed % LARGE == 0 {
@@ -202,16 +231,21 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
             let node = tailnet.node(&mut rng, id);
             tailnet.nodes.insert(node.id, node);
         }
-        let world = World {
-            nodes: tailnet.nodes.values().cloned().collect(),
-            ..case.world.clone()
-        };
-        let first = recompile(&parsed, &world);
+        let first = recompile(&parsed, &tailnet.world(&case));
         let mut old = Version::new(&parsed, &case, &tailnet, first);
         for _ in 0..from_env("LOWROAD_POLICY_STEPS", STEPS) {
             let count = if rng.random_range(0..5) == 0 { 3 } else { 1 };
             let changes: Vec<NodeChange> = (0..count).map(|_| tailnet.change(&mut rng)).collect();
-            let followed = old.followed.follow(&changes);
+            let World {
+                users,
+                tailnet: facts,
+                ..
+            } = tailnet.world(&case);
+            let users = (tailnet.users != old.users).then_some(Users {
+                users,
+                tailnet: facts,
+            });
+            let followed = old.followed.follow_all(users.as_ref(), &changes);
             let mut new = Version::new(&parsed, &case, &tailnet, followed.compiled);
             // Sessions ask whichever version they have, in any order; some have not asked before the next change.
             let mut questions: Vec<(bool, NodeId)> = old
@@ -240,6 +274,9 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
                 kept[usize::from(Arc::ptr_eq(&before, &after))] += 1;
             }
             whole[usize::from(followed.is_whole)] += 1;
+            if users.is_some() {
+                whole_of_users[usize::from(followed.is_whole)] += 1;
+            }
             if changes.iter().any(|(id, _)| tailnet.has_subnets(id)) {
                 whole_of_routers[usize::from(followed.is_whole)] += 1;
             }
@@ -259,6 +296,10 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
     saw_both(
         whole_of_routers,
         "changes of routers for which all is compiled anew",
+    );
+    saw_both(
+        whole_of_users,
+        "changes of users for which all is compiled anew",
     );
     saw_both(kept, "filters that stayed the same");
 }

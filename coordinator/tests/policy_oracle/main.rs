@@ -9,6 +9,7 @@ mod language;
 mod reading;
 mod routers;
 mod scale;
+mod users;
 mod versions;
 
 #[path = "../support/filters.rs"]

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use lowroad_coordinator::policy::{
-    CompiledTailnet, NodeChange, NodeFacts, Policy, UserFacts, World, recompile,
+    CompiledTailnet, NodeChange, NodeFacts, Policy, UserFacts, Users, World, recompile,
 };
 use lowroad_wire::control::NodeId;
 
@@ -26,12 +26,33 @@ fn a_router_goes_offline() {
     compare("a router goes offline or comes back", world, |world| {
         let router = &mut world.nodes[at];
         router.online = !router.online;
-        vec![(router.id, Some(router.clone()))]
+        (None, vec![(router.id, Some(router.clone()))])
+    });
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn a_user_comes_with_a_first_node() {
+    compare("a user comes with a first node", world(), |world| {
+        let id = world.nodes.len() as i64 + 1;
+        let user = world.users.len() as i64 + 1;
+        let joining = node(id, Some(user), &[]);
+        world.users.push(person(user));
+        world.nodes.push(joining.clone());
+        let users = Users {
+            users: world.users.clone(),
+            tailnet: world.tailnet.clone(),
+        };
+        (Some(users), vec![(joining.id, Some(joining))])
     });
 }
 
 /// Changes the world, in turns compiled anew and followed: what that takes in the median, and with what sessions then ask.
-fn compare(what: &str, mut world: World, mut change: impl FnMut(&mut World) -> Vec<NodeChange>) {
+fn compare(
+    what: &str,
+    mut world: World,
+    mut change: impl FnMut(&mut World) -> (Option<Users>, Vec<NodeChange>),
+) {
     let policy = policy();
     let mut compiled = recompile(&policy, &world);
     tell_all(&compiled, &world);
@@ -39,10 +60,10 @@ fn compare(what: &str, mut world: World, mut change: impl FnMut(&mut World) -> V
     for _ in 0..ROUNDS {
         // Freeing what was compiled anew slows the one after it.
         for is_followed in [false, true, true, true] {
-            let changes = change(&mut world);
+            let (users, changes) = change(&mut world);
             let start = Instant::now();
             let (next, changed) = match is_followed {
-                true => follow(&compiled, &changes),
+                true => follow(&compiled, users.as_ref(), &changes),
                 false => (recompile(&policy, &world), Vec::new()),
             };
             let compiled_after = start.elapsed();
@@ -64,8 +85,12 @@ fn compare(what: &str, mut world: World, mut change: impl FnMut(&mut World) -> V
     }
 }
 
-fn follow(compiled: &CompiledTailnet, changes: &[NodeChange]) -> (CompiledTailnet, Vec<NodeId>) {
-    let followed = compiled.follow(changes);
+fn follow(
+    compiled: &CompiledTailnet,
+    users: Option<&Users>,
+    changes: &[NodeChange],
+) -> (CompiledTailnet, Vec<NodeId>) {
+    let followed = compiled.follow_all(users, changes);
     assert!(!followed.is_whole);
     let changed = changes.iter().map(|(id, _)| *id).chain(followed.others);
     let changed = changed.collect();
