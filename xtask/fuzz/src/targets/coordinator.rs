@@ -289,9 +289,10 @@ impl Tailnet {
     }
 
     fn publish(&mut self) {
-        let taken = self.state.take_changes();
-        let (compiled, is_whole) = taken.compile.apply(&self.compiled);
-        let last = std::mem::replace(&mut self.compiled, compiled);
+        let mut taken = self.state.take_changes();
+        let mut compiled = taken.compile.apply(&self.compiled);
+        let last = std::mem::replace(&mut self.compiled, compiled.tailnet);
+        taken.changed.append(&mut compiled.others);
         let snapshot = Snapshot {
             generation: taken.generation,
             previous: std::mem::replace(&mut self.generation, taken.generation),
@@ -299,7 +300,7 @@ impl Tailnet {
             nodes: taken.nodes,
             users: taken.users,
             compiled: self.compiled.clone(),
-            is_whole,
+            is_whole: compiled.is_whole,
         };
         // A session that is behind asks the version before.
         for node in self.state.nodes() {
