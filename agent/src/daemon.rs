@@ -18,7 +18,7 @@ use crate::{
     engine::{Engine, EngineOptions},
     kernel::{self, DataplaneChoice, KernelOptions},
     localapi::{self, Rights, Server},
-    process::{keep_memory_private, own_user},
+    process::{keep_little_memory, keep_memory_private, own_user},
     state::StateDir,
     tls::TlsConfig,
 };
@@ -32,6 +32,7 @@ const WORKERS: usize = 2;
 pub fn run(args: AgentArgs, socket: &Path) -> Result<()> {
     start_logging(&args);
     keep_memory_private()?;
+    keep_little_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()

@@ -6,6 +6,10 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use anyhow::{Context, Result};
 
+/// In bytes.
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 1 << 20;
+
 /// The user that we run as.
 pub fn own_user() -> u32 {
     // SAFETY: takes nothing and cannot fail.
@@ -17,6 +21,17 @@ pub fn without_stalling<T>(work: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
         _ => work(),
+    }
+}
+
+/// Large pieces of memory are mapped, and gone when they are freed. Else glibc raises its threshold to the largest that was freed, up to 32 MiB, and each
+/// thread's share of the heap keeps twice that at its end (`mallopt(3)`, `M_MMAP_THRESHOLD`).
+pub fn keep_little_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes two numbers each, before other threads begin.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
     }
 }
 

@@ -69,8 +69,8 @@ pub fn a_hostile_control_server_stops_nothing_that_works(lab: &Lab) -> Result<()
     let victims = [("alpha", alpha.agent_pid()), ("bravo", bravo.agent_pid())];
     // A message may be 48 MiB long, and 64 MiB when it is unpacked.
     let allowed = Memory {
-        peak: 320,
-        after: 64,
+        peak: 200,
+        after: 32,
     };
     let pair = (&alpha.namespace, bravo.ip(4)?);
     let siege = Siege::begin(lab, pair, &victims, allowed)?;
