@@ -59,6 +59,11 @@ pub enum Error {
     NotPublished,
 
     #[error(
+        "the change is saved, but the policy cannot be compiled, which is a bug in the coordinator (see its log): nodes refuse everything until it can; `policy rollback` may help"
+    )]
+    PolicyFails,
+
+    #[error(
         "no coordinator answers at {}: {source}; start one with `lowroad-coordinator serve --state-dir …`, or name the right --state-dir",
         socket.display()
     )]
@@ -106,7 +111,9 @@ impl Error {
         match self {
             Self::Refused { status, .. } => *status,
             Self::Policy(_) => StatusCode::BAD_REQUEST,
-            Self::NotSaved | Self::NotPublished => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotSaved | Self::NotPublished | Self::PolicyFails => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

@@ -207,6 +207,18 @@ impl Hub {
         }
     }
 
+    /// As [`Self::published`], for who is told that a change is in force.
+    ///
+    /// # Errors
+    /// Also if the policy can't be compiled.
+    pub async fn in_force(&self, receipt: Receipt) -> Result<Arc<Snapshot>, Error> {
+        let snapshot = self.published(receipt).await?;
+        match snapshot.is_closed {
+            true => Err(Error::PolicyFails),
+            false => Ok(snapshot),
+        }
+    }
+
     /// Whether the database takes writes.
     pub fn is_healthy(&self) -> bool {
         self.writer.is_healthy()
@@ -273,6 +285,7 @@ fn snapshot_of(taken: Taken, previous: u64, mut compiled: Compiled) -> Snapshot 
         users: taken.users,
         compiled: compiled.tailnet,
         is_whole: compiled.is_whole,
+        is_closed: false,
     }
 }
 

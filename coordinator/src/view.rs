@@ -43,6 +43,8 @@ pub struct Snapshot {
     /// `changed` are seen otherwise, by whomever, and filters are the same unless `compiled` has other ones. Routers count as changed
     /// if others may be led through them otherwise.
     pub is_whole: bool,
+    /// Whether the policy could not be compiled, so that everything is refused.
+    pub is_closed: bool,
 }
 
 /// What is the same for all nodes as long as the server runs.

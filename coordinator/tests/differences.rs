@@ -198,6 +198,7 @@ impl Tailnet {
             users: self.users.clone(),
             compiled: self.compiled.clone(),
             is_whole: compiled.is_whole,
+            is_closed: false,
         }
     }
 

@@ -162,7 +162,7 @@ p.hujson:16:45: error: approver "tag:routr": tag not found; define it in tagOwne
 p.hujson:16:72: error: approvers must be a list: […]
    16 |   "autoApprovers": {"routes": {"10.0.0.0": ["tag:routr"]}, "exitNode": "tag:router"},
       |                                                                        ^^^^^^^^^^^^
-p.hujson:17:3: error: "ipsets": not supported yet; take it out of the policy
+p.hujson:17:3: error: "ipsets": not supported yet; write their prefixes into the rules, or give them names in "hosts"
    17 |   "ipsets": {},
       |   ^^^^^^^^
 "##,

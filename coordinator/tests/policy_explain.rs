@@ -11,7 +11,7 @@ use lowroad_coordinator::policy::{
     Clause, CompiledTailnet, NodeFacts, Policy, TailnetFacts, WhyEnd, WhyProbe, WhyVerdict, World,
     recompile,
 };
-use lowroad_wire::control::NodeId;
+use lowroad_wire::control::{NodeId, SshRule};
 
 use people::{node, user};
 
@@ -32,12 +32,6 @@ const POLICY: &str = r#"{
         {"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:22"]},
         {"action": "accept", "src": ["bob@"], "dst": ["autogroup:internet:*"]},
     ],
-    "ssh": [
-        {"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["root", "autogroup:nonroot", "x"]},
-        {"action": "accept", "src": ["alice@"], "dst": ["tag:db"], "users": ["b", "a"]},
-        {"action": "check", "src": ["alice@", "tag:router"], "dst": ["tag:db"], "users": ["root", "localpart:*@example.com"]},
-        {"action": "accept", "src": ["tag:other"], "dst": ["tag:db"], "users": ["root"]},
-    ],
 }"#;
 
 const GRANT_VIA: u32 = 5;
@@ -46,9 +40,6 @@ const DB: u32 = 9;
 const OFFICE: u32 = 10;
 const OWN: u32 = 15;
 const INTERNET: u32 = 16;
-const SSH_OWN: u32 = 19;
-const SSH_NAMES: u32 = 20;
-const SSH_CHECK: u32 = 21;
 
 fn router(id: i64, tags: &[&str], routes: &[&str]) -> NodeFacts {
     let routes: Vec<_> = routes.iter().map(|route| route.parse().unwrap()).collect();
@@ -65,10 +56,6 @@ fn world() -> World {
     let mut waiting = router(6, &["tag:router"], &["10.8.0.0/16"]);
     waiting.admin_approved.clear();
     World {
-        tailnet: TailnetFacts {
-            domains: vec!["example.com".to_owned()],
-            ..TailnetFacts::default()
-        },
         users: vec![user(1, "alice"), user(2, "bob")],
         nodes: vec![
             node(1, Some(1), &[]),
@@ -82,6 +69,7 @@ fn world() -> World {
             ),
             waiting,
         ],
+        ..World::default()
     }
 }
 
@@ -261,12 +249,16 @@ fn probes_are_a_port_with_or_without_a_protocol() {
 
 /// `line from-nodes -> to access`.
 fn short(clauses: &[Clause]) -> Vec<String> {
+    short_of(POLICY, clauses)
+}
+
+fn short_of(policy: &str, clauses: &[Clause]) -> Vec<String> {
     let ids = |ids: &[NodeId]| {
         let ids: Vec<String> = ids.iter().map(|id| id.0.to_string()).collect();
         ids.join(",")
     };
     let one = |clause: &Clause| {
-        let line = clause.origin.map_or(0, |origin| origin.rule(POLICY).line);
+        let line = clause.origin.map_or(0, |origin| origin.rule(policy).line);
         let (from, to) = (ids(&clause.from_nodes), clause.to.join(","));
         let to_nodes = ids(&clause.to_nodes);
         format!(
@@ -315,65 +307,119 @@ fn explain_tells_what_each_rule_means_for_a_node() {
     assert!(compiled.explain(NodeId(99)).is_none());
 }
 
+const SSH: &str = r#"{
+    "tagOwners": {"tag:db": [], "tag:router": []},
+    "ssh": [
+        {"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["root", "autogroup:nonroot", "x"]},
+        {"action": "accept", "src": ["alice@example.com"], "dst": ["tag:db"], "users": ["b", "a"]},
+        {"action": "check", "src": ["autogroup:member", "tag:router"], "dst": ["tag:db"], "users": ["root", "localpart:*@example.com"]},
+        {"action": "accept", "src": ["autogroup:member", "tag:router"], "dst": ["tag:db"], "users": ["localpart:*@example.com"]},
+    ],
+}"#;
+
+/// Alice, who has an address at example.com, with 1 and 2, Bob with 3, database 4, router 5.
+fn world_of_logins() -> World {
+    World {
+        users: vec![user(1, "alice@example.com"), user(2, "bob")],
+        nodes: vec![
+            node(1, Some(1), &[]),
+            node(2, Some(1), &[]),
+            node(3, Some(2), &[]),
+            node(4, None, &["tag:db"]),
+            node(5, None, &["tag:router"]),
+        ],
+        tailnet: TailnetFacts {
+            domains: vec!["example.com".to_owned()],
+            ..TailnetFacts::default()
+        },
+    }
+}
+
 #[test]
 fn explain_tells_who_may_log_in_where_and_by_which_rule() {
-    let (_, compiled) = compiled();
-    let database = compiled.explain(NodeId(4)).unwrap();
-    let local = "what stands before @example.com in one's own name";
+    let [own_line, names, check, local_line] = [4, 5, 6, 7];
+    let policy = Policy::parse(SSH).unwrap();
+    let compiled = recompile(&policy, &world_of_logins());
+    let of = |id| compiled.explain(NodeId(id)).unwrap();
+    let short = |clauses: &[Clause]| short_of(SSH, clauses);
+    let local = "ssh as what stands before @example.com in one's own name";
+    let after = "after a check";
     assert_eq!(
-        short(&database.logins_here),
+        short(&of(4).logins_here),
         [
-            format!(
-                "{SSH_CHECK}: 1,2,5,6 ->  [4] ssh as root after a check ssh as {local} after a check"
-            ),
-            format!("{SSH_NAMES}: 1,2 ->  [4] ssh as a ssh as b"),
-        ],
-        "rules that check come first: the node takes the first that knows the login"
+            // Who has no address there logs in by none; rules that check come first.
+            format!("{check}: 3,5 ->  [4] ssh as root {after}"),
+            format!("{check}: 1,2 ->  [4] ssh as root {after} {local} {after}"),
+            format!("{names}: 1,2 ->  [4] ssh as a ssh as b"),
+            format!("{local_line}: 1,2 ->  [4] {local}"),
+        ]
     );
-    assert_eq!(database.logins_elsewhere, []);
-    let alice = compiled.explain(NodeId(1)).unwrap();
+    assert_eq!(of(4).logins_elsewhere, []);
     let own = "ssh as root ssh as any name but root";
     assert_eq!(
-        short(&alice.logins_here),
+        short(&of(1).logins_elsewhere),
         [
-            // The hosted service sends these to their sources as well.
-            format!(
-                "{SSH_CHECK}: 2 ->  [1] ssh as root after a check ssh as {local} after a check"
-            ),
-            format!("{SSH_OWN}: 2 ->  [1] {own}"),
-        ]
+            format!("{check}: 1 ->  [2,4] ssh as root {after} {local} {after}"),
+            format!("{own_line}: 1 ->  [2] {own}"),
+            format!("{names}: 1 ->  [4] ssh as a ssh as b"),
+            format!("{local_line}: 1 ->  [2,4] {local}"),
+        ],
+        "the hosted service sends rules with `localpart:` to their sources as well"
     );
     assert_eq!(
-        short(&alice.logins_elsewhere),
-        [
-            format!(
-                "{SSH_CHECK}: 1 ->  [2,4] ssh as root after a check ssh as {local} after a check"
-            ),
-            format!("{SSH_OWN}: 1 ->  [2] {own}"),
-            format!("{SSH_NAMES}: 1 ->  [4] ssh as a ssh as b"),
-        ]
+        short(&of(5).logins_elsewhere),
+        [format!("{check}: 5 ->  [4] ssh as root {after}")]
     );
     // One device alone is nobody's other device.
-    let bob = compiled.explain(NodeId(3)).unwrap();
-    assert_eq!((bob.logins_here, bob.logins_elsewhere), (vec![], vec![]));
-    // What is told is what nodes are sent.
-    for id in 1..=6 {
-        let told: BTreeSet<i64> = compiled
-            .explain(NodeId(id))
-            .unwrap()
-            .logins_here
-            .iter()
-            .flat_map(|clause| clause.from_nodes.iter().map(|from| from.0))
-            .collect();
-        let policy = compiled.ssh_for(NodeId(id));
-        let principals = policy.rules.iter().flat_map(|rule| &rule.principals);
-        let sent = principals.map(|principal| {
-            let (_, last) = principal.node_ip.rsplit_once(['.', ':']).unwrap();
-            last.parse().unwrap()
-        });
-        let sent: BTreeSet<i64> = sent.filter(|from| *from != id).collect();
-        assert_eq!(told, sent, "node {id}");
+    assert_eq!(of(3).logins_here, []);
+}
+
+/// Whether a clause tells of a login with this name, of a user whose own name there is `alice`.
+fn tells(clause: &Clause, login: &str) -> bool {
+    clause.access.iter().any(|text| {
+        let text = text.trim_end_matches(" after a check");
+        text == format!("ssh as {login}")
+            || (text == "ssh as any name but root" && login != "root")
+            || (text.contains("one's own name") && login == "alice")
+    })
+}
+
+#[test]
+fn what_explain_tells_of_logins_is_what_nodes_are_sent() {
+    let policy = Policy::parse(SSH).unwrap();
+    let compiled = recompile(&policy, &world_of_logins());
+    let mut allowed = 0;
+    for (to, from) in (1..=5).flat_map(|to| (1..=5).map(move |from| (to, from))) {
+        if to == from {
+            continue;
+        }
+        let here = compiled.explain(NodeId(to)).unwrap().logins_here;
+        let elsewhere = compiled.explain(NodeId(from)).unwrap().logins_elsewhere;
+        let sent = compiled.ssh_for(NodeId(to));
+        for login in ["root", "a", "b", "x", "alice", "example"] {
+            let is_from = |rule: &&SshRule| {
+                let address = format!("100.64.0.{from}");
+                rule.principals.iter().any(|one| one.node_ip == address)
+            };
+            let is_sent = sent.rules.iter().filter(is_from).any(|rule| {
+                let users = &rule.ssh_users;
+                let local = users.get(login).or_else(|| users.get("*"));
+                local.is_some_and(|local| !local.is_empty())
+            });
+            let told = |clauses: &[Clause], from: i64, to: i64| {
+                clauses.iter().any(|clause| {
+                    clause.from_nodes.contains(&NodeId(from))
+                        && clause.to_nodes.contains(&NodeId(to))
+                        && tells(clause, login)
+                })
+            };
+            let what = format!("{login}@{to} from {from}");
+            assert_eq!(told(&here, from, to), is_sent, "{what}");
+            assert_eq!(told(&elsewhere, from, to), is_sent, "{what}");
+            allowed += usize::from(is_sent);
+        }
     }
+    assert!((10..100).contains(&allowed), "{allowed}");
 }
 
 #[test]

@@ -204,7 +204,7 @@ pub(super) async fn settle<T>(
 ) -> Result<T, Error> {
     let result = result?;
     hub.saved(receipt).await?;
-    hub.published(receipt).await?;
+    hub.in_force(receipt).await?;
     Ok(result)
 }
 
@@ -337,7 +337,7 @@ async fn approve(hub: &Hub, registration: &str, user: &str) -> Result<Value, Err
     });
     let owner = owner?;
     // What the policy lets a user do who has just been made.
-    let compiled = hub.published(receipt).await?.compiled.clone();
+    let compiled = hub.in_force(receipt).await?.compiled.clone();
     let approved = hub.change(|state| {
         state.approve(id, owner, (now(), Instant::now()), &|user, tag| {
             compiled.may_tag(user, tag)

@@ -64,7 +64,8 @@ impl Hub {
         }
         let is_in_force = compiled.is_some();
         let compiled = compiled.unwrap_or_else(|| closed(&taken.compile));
-        let snapshot = snapshot_of(taken, last.generation, compiled);
+        let mut snapshot = snapshot_of(taken, last.generation, compiled);
+        snapshot.is_closed = !is_in_force;
         self.snapshot.send_replace(Arc::new(snapshot));
         is_in_force
     }
@@ -124,6 +125,7 @@ mod tests {
         view::Common,
     };
 
+    const ANN: UserId = UserId(1);
     const ONE: NodeId = NodeId(1);
     const OTHER: NodeId = NodeId(2);
 
@@ -141,7 +143,7 @@ mod tests {
             let running = Self { hub, _dir: dir };
             running.change(|state| state.create_user("ann", "", now()).map(|_| ()));
             for number in [1, 2] {
-                running.change(|state| join(state, number));
+                running.change(|state| join(state, ANN, number));
             }
             tokio::spawn(running.hub.clone().publish());
             running
@@ -157,10 +159,10 @@ mod tests {
         }
     }
 
-    fn join(state: &mut State, number: u8) -> Result<(), Error> {
+    fn join(state: &mut State, user: UserId, number: u8) -> Result<(), Error> {
         let text = AuthKeyText::from_random([number; 30]);
         let new = NewAuthKey {
-            user: UserId(1),
+            user,
             reusable: false,
             ephemeral: false,
             lifetime: Duration::from_secs(60),
@@ -225,8 +227,12 @@ mod tests {
         let open = hub.published(receipt).await.unwrap();
         let (mut sent, _) = Sent::first(ONE, &open, &Common::default(), now()).unwrap();
         FAILS.store(true, Ordering::Relaxed);
-        let receipt = running.change(|state| join(state, 3));
+        let receipt = running.change(|state| join(state, ANN, 3));
         let shut = hub.published(receipt).await.unwrap();
+        assert!(matches!(
+            hub.in_force(receipt).await,
+            Err(Error::PolicyFails)
+        ));
         for id in [ONE, OTHER, NodeId(3)] {
             assert_eq!(shut.compiled.filter_for(id), [], "{id}");
             assert_eq!(shut.compiled.peers_of(id).len(), 0, "{id}");
@@ -239,7 +245,7 @@ mod tests {
         let back = snapshots.wait_for(|snapshot| snapshot.generation > shut.generation);
         let back = tokio::time::timeout(FIRST_RETRY * 5, back).await.unwrap();
         let back = back.unwrap().clone();
-        assert!(back.is_whole);
+        assert!(back.is_whole && !back.is_closed);
         assert_eq!(back.compiled.peers_of(ONE).len(), 2);
         let told = sent.difference(&back, now()).unwrap().unwrap();
         assert_eq!(told.peers_changed.len(), 2, "both are there again");
@@ -258,11 +264,18 @@ mod tests {
                 .compiled
                 .sees(ONE, NodeId(3))
         );
-        let receipt = running.change(|state| state.create_user("bob", "", now()).map(|_| ()));
-        assert!(!hub.published(receipt).await.unwrap().is_whole);
-        let receipt = running.change(|state| join(state, 3));
+        // With a first node, as a login makes both.
+        let receipt = running.change(|state| {
+            let bob = state.create_user("bob", "", now())?.id;
+            join(state, bob, 3)
+        });
         let joined = hub.published(receipt).await.unwrap();
         assert!(!joined.is_whole && joined.compiled.sees(ONE, NodeId(3)));
+        let receipt = running.change(|state| {
+            state.delete_node(NodeId(3));
+            Ok::<_, ()>(())
+        });
+        assert!(!hub.published(receipt).await.unwrap().is_whole);
         let receipt = running.change(|state| state.delete_user("bob").map(|_| ()));
         let gone = hub.published(receipt).await.unwrap();
         assert!(!gone.is_whole && gone.changed.is_empty());

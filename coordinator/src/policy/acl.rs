@@ -5,7 +5,7 @@ use jsonc_parser::common::Ranged;
 use lowroad_wire::control::PortRange;
 
 use super::alias::{Alias, has_ports, parse_ports, parse_protocol, split_destination};
-use super::error::{At, PolicyError};
+use super::error::{At, PolicyError, WITHOUT_POSTURE};
 use super::hujson::{Fields, Text};
 use super::syntax::{Names, Rule};
 
@@ -27,7 +27,11 @@ pub(crate) fn read(text: &Text, value: &Value, names: &Names) -> Result<Rule, Po
     let fields = text.fields_of(value, "an acl", &FIELDS, &FIELDS[..OF_TODAY])?;
     if let Some(posture) = fields.get("srcPosture") {
         let place = text.at(posture.range());
-        text.report(PolicyError::unsupported(place, "srcPosture"));
+        text.report(PolicyError::unsupported(
+            place,
+            "srcPosture",
+            WITHOUT_POSTURE,
+        ));
     }
     for (old, new) in [("users", "src"), ("ports", "dst")] {
         if let Some(value) = fields.get(old) {

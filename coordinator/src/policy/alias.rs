@@ -60,8 +60,16 @@ impl Alias {
                 "self" => Ok(Self::OwnDevices),
                 "internet" => Ok(Self::Internet),
                 "danger-all" => Ok(Self::DangerAll),
-                "admin" | "owner" | "network-admin" | "it-admin" | "auditor" | "billing-admin"
-                | "shared" => Err(PolicyError::unsupported(place, format!("{role} {value:?}"))),
+                "admin" | "owner" | "network-admin" | "it-admin" | "auditor" | "billing-admin" => {
+                    let instead = "users have no roles on this server: name users or a group";
+                    let what = format!("{role} {value:?}");
+                    Err(PolicyError::unsupported(place, what, instead))
+                }
+                "shared" => {
+                    let instead = "take it out: nobody shares nodes with other tailnets here";
+                    let what = format!("{role} {value:?}");
+                    Err(PolicyError::unsupported(place, what, instead))
+                }
                 _ => {
                     let message = format!(
                         "{role} {value:?}: no such autogroup; there are member, tagged, self and internet"
@@ -92,9 +100,20 @@ impl Alias {
         if let Some(domain) = value.strip_prefix("user:*@") {
             return Ok(Self::Domain(domain.to_owned()));
         }
-        for kind in ["ipset:", "posture:", "svc:"] {
+        for (kind, instead) in [
+            (
+                "ipset:",
+                "write its prefixes, or give them names in \"hosts\"",
+            ),
+            (
+                "posture:",
+                "name only devices that need no posture: by users, groups or tags",
+            ),
+            ("svc:", "name the nodes that serve it by a tag"),
+        ] {
             if value.starts_with(kind) {
-                return Err(PolicyError::unsupported(place, format!("{role} {value:?}")));
+                let what = format!("{role} {value:?}");
+                return Err(PolicyError::unsupported(place, what, instead));
             }
         }
         if value.contains('@') {

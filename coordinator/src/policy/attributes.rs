@@ -80,7 +80,11 @@ impl Attributes {
         let fields = text.fields(value, "an entry of nodeAttrs", &FIELDS)?;
         if let Some(app) = fields.get("app") {
             let place = text.at(app.range());
-            return Err(PolicyError::unsupported(place, "\"app\" in nodeAttrs"));
+            return Err(PolicyError::unsupported(
+                place,
+                "\"app\" in nodeAttrs",
+                "take this entry out; app connectors don't run here",
+            ));
         }
         let strings = |name: &str| match fields.get(name) {
             Some(value) => text.strings(value, name),

@@ -57,6 +57,9 @@ impl PolicyErrorKind {
     }
 }
 
+/// What to do about a posture that a rule asks for.
+pub(crate) const WITHOUT_POSTURE: &str = "without it the rule would hold for every device of its sources: take the rule out, or let \"src\" name only devices that need no posture";
+
 /// One thing that is wrong with a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("policy.hujson:{line}:{column}: {message}{}", DidYouMean(.suggestion.as_deref()))]
@@ -95,12 +98,13 @@ impl PolicyError {
         Self::new(place, PolicyErrorKind::Invalid, message.into())
     }
 
-    pub(crate) fn unsupported(place: Place, what: impl fmt::Display) -> Self {
-        let message = format!("{what}: not supported yet; take it out of the policy");
+    /// `instead` is what to do about it. To take out what limits a rule would open more than was meant.
+    pub(crate) fn unsupported(place: Place, what: impl fmt::Display, instead: &str) -> Self {
+        let message = format!("{what}: not supported yet; {instead}");
         Self::new(place, PolicyErrorKind::Unsupported, message)
     }
 
-    /// For what needs to be said otherwise than by taking it out.
+    /// For what needs to be said otherwise.
     pub(crate) fn unsupported_here(place: Place, message: impl Into<String>) -> Self {
         Self::new(place, PolicyErrorKind::Unsupported, message.into())
     }

@@ -7,7 +7,7 @@ use lowroad_wire::control::PortRange;
 use super::acl::{check_own_devices, destination, sources};
 use super::alias::{Alias, has_ports, parse_port_range, parse_protocol};
 use super::capability;
-use super::error::{At, PolicyError};
+use super::error::{At, PolicyError, WITHOUT_POSTURE};
 use super::hujson::{Fields, Text};
 use super::syntax::{Names, Rule};
 
@@ -28,7 +28,11 @@ pub(crate) fn read(
     let fields = text.fields_of(value, "a grant", &FIELDS, &FIELDS[..SUPPORTED])?;
     if let Some(value) = fields.get("srcPosture") {
         let place = text.at(value.range());
-        text.report(PolicyError::unsupported(place, "\"srcPosture\" in grants"));
+        text.report(PolicyError::unsupported(
+            place,
+            "\"srcPosture\" in grants",
+            WITHOUT_POSTURE,
+        ));
     }
     let list = |name: &str| {
         let list = fields.get(name).map(|value| text.strings(value, name));

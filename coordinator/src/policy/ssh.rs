@@ -9,7 +9,7 @@ use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
 
 use super::alias::Alias;
-use super::error::{At, PolicyError};
+use super::error::{At, PolicyError, WITHOUT_POSTURE};
 use super::hujson::{Fields, Text};
 use super::origin::Origin;
 use super::syntax::Names;
@@ -60,13 +60,17 @@ pub(crate) fn read<'a>(
     room: &mut usize,
 ) -> Result<SshRule, PolicyError> {
     let fields = text.fields(value, "an ssh rule", &FIELDS)?;
-    for name in ["srcPosture", "enforceRecorder"] {
+    for (name, instead) in [
+        ("srcPosture", WITHOUT_POSTURE),
+        (
+            "enforceRecorder",
+            "without it sessions would go on unrecorded: take the rule out if that must not be",
+        ),
+    ] {
         if let Some(value) = fields.get(name) {
             let place = text.at(value.range());
-            return Err(PolicyError::unsupported(
-                place,
-                format!("{name:?} in ssh rules"),
-            ));
+            let what = format!("{name:?} in ssh rules");
+            return Err(PolicyError::unsupported(place, what, instead));
         }
     }
     let check = read_check(text, &fields)?;

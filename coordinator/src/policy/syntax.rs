@@ -35,19 +35,39 @@ const SUPPORTED: [&str; 11] = [
 ];
 
 /// Top-level fields of the language that lowroad knows of but cannot enforce yet.
-const UNSUPPORTED: [&str; 11] = [
-    "postures",
-    "srcPosture",
-    "defaultSrcPosture",
-    "ipsets",
-    "derpMap",
-    "disableIPv4",
-    "OneCGNATRoute",
-    "extraDNSRecords",
-    "magicDNS",
-    "services",
-    "tailnetDefaults",
+/// And what to do instead.
+const UNSUPPORTED: [(&str, &str); 11] = [
+    ("postures", NO_POSTURES),
+    ("srcPosture", NO_POSTURES),
+    ("defaultSrcPosture", NO_POSTURES),
+    (
+        "ipsets",
+        "write their prefixes into the rules, or give them names in \"hosts\"",
+    ),
+    (
+        "derpMap",
+        "leave it out; relays are set by the server's own options",
+    ),
+    (
+        "disableIPv4",
+        "give all nodes the attribute \"disable-ipv4\" in nodeAttrs",
+    ),
+    (
+        "OneCGNATRoute",
+        "leave it out; it concerns clients on other systems than Linux",
+    ),
+    (
+        "extraDNSRecords",
+        "leave it out, and keep these records in a DNS server of your own",
+    ),
+    ("magicDNS", "leave it out; nodes' names are always resolved"),
+    (
+        "services",
+        "leave it out; name the nodes that serve it by a tag, and their ports",
+    ),
+    ("tailnetDefaults", "leave it out"),
 ];
+const NO_POSTURES: &str = "leave it out, and let rules name only devices that need no posture";
 
 /// What aliases may refer to.
 #[derive(Clone, Debug, Default)]
@@ -133,7 +153,10 @@ impl Document {
         let text = Text::new(hujson);
         let root = text.parse()?;
         let mut document = Self::default();
-        let known: Vec<&'static str> = SUPPORTED.iter().chain(&UNSUPPORTED).copied().collect();
+        let known: Vec<&'static str> = SUPPORTED
+            .into_iter()
+            .chain(UNSUPPORTED.map(|(name, _)| name))
+            .collect();
         let fields = text.fields_of(&root, "the policy", &known, &SUPPORTED);
         if let Some(fields) = text.keep(fields) {
             document.read(&text, &fields);
@@ -145,9 +168,14 @@ impl Document {
 
     fn read(&mut self, text: &Text, fields: &Fields) {
         for (name, property) in fields.names() {
-            if UNSUPPORTED.contains(&name) {
+            let known = UNSUPPORTED.iter().find(|(known, _)| *known == name);
+            if let Some((_, instead)) = known {
                 let place = text.at(property.range);
-                text.report(PolicyError::unsupported(place, format!("{name:?}")));
+                text.report(PolicyError::unsupported(
+                    place,
+                    format!("{name:?}"),
+                    instead,
+                ));
             }
         }
         text.keep(self.read_groups(text, fields));
@@ -325,7 +353,11 @@ impl Document {
         let fields = text.fields(value, "autoApprovers", &["routes", "exitNode", "services"])?;
         if let Some(services) = fields.get("services") {
             let place = text.at(services.range());
-            text.report(PolicyError::unsupported(place, "autoApprovers.services"));
+            text.report(PolicyError::unsupported(
+                place,
+                "autoApprovers.services",
+                "leave it out; name the nodes that serve by a tag",
+            ));
         }
         if let Some(routes) = fields.get("routes") {
             let table = text.keep(text.table(routes, "autoApprovers.routes"));

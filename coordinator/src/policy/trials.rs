@@ -65,7 +65,11 @@ fn test_fields<'v, 'a>(
     let fields = text.fields(value, what, known)?;
     if let Some(attributes) = fields.get("srcPostureAttrs") {
         let place = text.at(attributes.range());
-        text.report(PolicyError::unsupported(place, "srcPostureAttrs"));
+        text.report(PolicyError::unsupported(
+            place,
+            "srcPostureAttrs",
+            "leave it out: no rule asks for postures here",
+        ));
     }
     Ok(fields)
 }

@@ -41,7 +41,7 @@ impl PeerView {
 
 /// A policy applied to a tailnet. Answers are computed when first asked for, and kept.
 ///
-/// What a change of one node makes of it ([`CompiledTailnet::follow`]) shares all that the change leaves as it was, answers included:
+/// What a change of nodes and users makes of it ([`CompiledTailnet::follow`]) shares all that the change leaves as it was, answers included:
 /// also the places of answers that nobody has asked for, which whichever version is asked first then fills for both. So a place is shared
 /// only if both answer the same; where they may not, the new version has an empty one of its own.
 #[derive(Clone, Debug)]

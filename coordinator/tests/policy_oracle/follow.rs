@@ -16,7 +16,7 @@ use rand::{Rng, rngs::StdRng};
 
 use super::generate::random_node;
 use super::language::USERS;
-use super::{Case, cases, from_env, saw_both};
+use super::{Case, cases, from_env, saw_at_least, saw_both};
 
 /// Changes to each tailnet. `LOWROAD_POLICY_STEPS` says otherwise.
 const STEPS: usize = 25;
@@ -297,7 +297,9 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
         whole_of_routers,
         "changes of routers for which all is compiled anew",
     );
-    saw_both(
+    // Most come with changes of routes that are compiled whole: some 600 of 1,600 are followed.
+    saw_at_least(
+        200,
         whole_of_users,
         "changes of users for which all is compiled anew",
     );

@@ -37,7 +37,7 @@ fn what_is_looked_up_between_two_changes_is_not_for_the_version_before() {
     let joins = (MANY + 1, Some(server(MANY + 1)));
     let is_bobs = (1, Some(node(1, BOB, &[])));
     follow(SERVERS, servers(), &[joins.clone(), is_bobs.clone()]);
-    // Subnet routes make everything be compiled anew, half way.
+    // A subnet route that nobody offered makes everything be compiled anew, half way.
     let mut router = server(2);
     router.announced = vec!["10.0.0.0/8".parse().unwrap()];
     router.admin_approved.clone_from(&router.announced);

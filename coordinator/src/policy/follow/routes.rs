@@ -76,6 +76,9 @@ impl Parts {
 
     /// Takes note of routes that grants lead through certain routers: whoever is led may be led otherwise.
     fn steered(&self, concerned: &Bits, rerouted: &mut Rerouted) {
+        if concerned.iter().next().is_none() {
+            return;
+        }
         let is_led = |target: &Target| {
             matches!(target.kind, TargetKind::Via { .. }) && target.routes.overlaps(concerned)
         };

@@ -18,6 +18,8 @@ pub struct Users {
     pub tailnet: TailnetFacts,
 }
 
+const ALIKE: Whole = Whole("users have a name or a number in common");
+
 impl Parts {
     /// The same for other users, if those that differ own no nodes: no alias then means other nodes than before.
     pub(super) fn follow_users(&mut self, new: &Users) -> Result<(), Whole> {
@@ -26,7 +28,6 @@ impl Parts {
             return Err(Whole("users have other roles"));
         }
         let people = People::new(&self.document, &new.users);
-        const ALIKE: Whole = Whole("users have a name or a number in common");
         let before = by_number(&self.people, &self.users).ok_or(ALIKE)?;
         let after = by_number(&people, &new.users).ok_or(ALIKE)?;
         let both: BTreeSet<&UserId> = before.keys().chain(after.keys()).collect();

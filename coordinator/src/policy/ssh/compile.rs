@@ -42,7 +42,7 @@ pub(super) struct Access {
     to_others: bool,
     /// Login name to local user.
     users: BTreeMap<String, String>,
-    domains: Vec<String>,
+    pub(super) domains: Vec<String>,
     action: SshAction,
     accept_env: Vec<String>,
 }
@@ -99,8 +99,8 @@ fn access(rule: &SshRule, people: &People, nodes: &Nodes) -> Access {
 }
 
 impl Access {
-    /// What it allows, as people say it: `ssh as root`.
-    pub(super) fn texts(&self) -> Vec<String> {
+    /// What it allows a source, as people say it: `ssh as root`. `domain` is where the source's user has an address, of those of `localpart:`.
+    pub(super) fn texts(&self, domain: Option<&str>) -> Vec<String> {
         let after = if self.action.accept {
             ""
         } else {
@@ -112,10 +112,8 @@ impl Access {
             !local.is_empty() && (others.is_none() || *name == "root") && *name != "*"
         });
         let named = named.map(|(name, _)| name.clone());
-        let domains = self.domains.iter();
-        let domains =
-            domains.map(|domain| format!("what stands before @{domain} in one's own name"));
-        let all = named.chain(others.clone()).chain(domains);
+        let own = domain.map(|domain| format!("what stands before @{domain} in one's own name"));
+        let all = named.chain(others.clone()).chain(own);
         all.map(|who| format!("ssh as {who}{after}")).collect()
     }
 }

@@ -21,7 +21,7 @@ use lowroad_coordinator::{
     view::{Common, Snapshot},
 };
 use lowroad_wire::{
-    control::{Hostinfo, MapRequest, MapResponse, Node, NodeId},
+    control::{Hostinfo, MapRequest, MapResponse, Node, NodeId, UserId},
     key::MachinePublic,
     netmap::NetMap,
 };
@@ -154,7 +154,7 @@ pub fn admin_socket_seeds() -> Vec<Vec<u8>> {
 }
 
 /// Policies that lines put into force.
-const POLICIES: [&str; 3] = [
+const POLICIES: [&str; 4] = [
     r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#,
     r#"{"tagOwners": {"tag:a": []}, "groups": {"group:a": ["ann@"]},
         "acls": [{"action": "accept", "src": ["ann@"], "dst": ["autogroup:self:22"]},
@@ -165,6 +165,10 @@ const POLICIES: [&str; 3] = [
         "grants": [{"src": ["autogroup:member"], "dst": ["10.0.0.0/8"], "via": ["tag:a"], "ip": ["*"]},
             {"src": ["tag:a"], "dst": ["autogroup:internet"], "ip": ["*"]}],
         "autoApprovers": {"routes": {"10.0.0.0/8": ["tag:a"]}, "exitNode": ["ann@"]}}"#,
+    r#"{"tagOwners": {"tag:a": ["bob@"]}, "groups": {"group:b": ["bob@", "eve@example.com"]},
+        "acls": [{"action": "accept", "src": ["group:b"], "dst": ["ann@:22", "tag:a:80", "autogroup:self:*"]}],
+        "ssh": [{"action": "accept", "src": ["group:b"], "dst": ["tag:a", "autogroup:self"], "users": ["autogroup:nonroot"]}],
+        "nodeAttrs": [{"target": ["bob@"], "attr": ["disable-ipv4"]}]}"#,
 ];
 
 struct Tailnet {
@@ -175,6 +179,18 @@ struct Tailnet {
     generation: u64,
     now: OffsetDateTime,
     instant: Instant,
+    /// Of the user who came last.
+    new_key: String,
+}
+
+fn key_of(user: UserId) -> NewAuthKey {
+    NewAuthKey {
+        user,
+        reusable: true,
+        ephemeral: false,
+        lifetime: Duration::from_secs(1 << 20),
+        tags: Vec::new(),
+    }
 }
 
 /// Machines that register, report and poll, in lines: a letter for what, a digit for the machine, then the JSON.
@@ -196,14 +212,7 @@ pub fn coordinator_requests(input: &[u8]) {
         .expect("an empty store");
     let user = state.create_user("ann", "", now).expect("a good name").id;
     let text = AuthKeyText::from_random([5; 30]);
-    let new = NewAuthKey {
-        user,
-        reusable: true,
-        ephemeral: false,
-        lifetime: Duration::from_secs(1 << 20),
-        tags: Vec::new(),
-    };
-    state.create_auth_key(new, &text, now);
+    state.create_auth_key(key_of(user), &text, now);
     let compiled = Arc::new(recompile(state.policy(), &state.world()));
     let mut tailnet = Tailnet {
         state,
@@ -212,10 +221,12 @@ pub fn coordinator_requests(input: &[u8]) {
         generation: 0,
         now,
         instant,
+        new_key: String::new(),
     };
     for line in input.split(|byte| *byte == b'\n').take(40) {
         if let [what, machine, json @ ..] = line {
             let json = String::from_utf8_lossy(json).replace("AUTHKEY", &text.reveal());
+            let json = json.replace("NEWKEY", &tailnet.new_key);
             tailnet.act(*what, machine & 3, &json);
             tailnet.publish();
         }
@@ -283,6 +294,16 @@ impl Tailnet {
                 };
                 let _ = self.state.set_policy(new, policy, self.now);
             }
+            b'U' => {
+                if let Ok(user) = self.state.create_user(json, "", self.now) {
+                    let text = AuthKeyText::from_random([user.id.0 as u8 ^ 0x80; 30]);
+                    self.state.create_auth_key(key_of(user.id), &text, self.now);
+                    self.new_key = text.reveal();
+                }
+            }
+            b'V' => {
+                let _ = self.state.delete_user(json);
+            }
             b'D' => self.state.delete_node(NodeId(machine.as_bytes()[0].into())),
             _ => {}
         }
@@ -301,6 +322,7 @@ impl Tailnet {
             users: taken.users,
             compiled: self.compiled.clone(),
             is_whole: compiled.is_whole,
+            is_closed: false,
         };
         // A session that is behind asks the version before.
         for node in self.state.nodes() {
@@ -427,6 +449,24 @@ pub fn coordinator_requests_seeds() -> Vec<Vec<u8>> {
             register(1, ""),
             map(1, r#","Stream":true"#),
             "D0".to_owned(),
+        ]
+        .join("\n")
+        .into_bytes(),
+    );
+    let of_user = |machine: u8| register(machine, "").replace("AUTHKEY", "NEWKEY");
+    seeds.push(
+        [
+            "P3".to_owned(),
+            register(0, ""),
+            map(0, r#","Stream":true"#),
+            "U0bob".to_owned(),
+            of_user(1),
+            "U0eve@example.com".to_owned(),
+            of_user(2),
+            "D2".to_owned(),
+            "V0eve@example.com".to_owned(),
+            "U0eve@example.com".to_owned(),
+            of_user(3),
         ]
         .join("\n")
         .into_bytes(),
