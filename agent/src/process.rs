@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 /// In bytes.
 #[cfg(target_env = "gnu")]
-const LARGE: libc::c_int = 1 << 20;
+const LARGE: libc::c_int = 4 << 20;
 
 /// The user that we run as.
 pub fn own_user() -> u32 {
