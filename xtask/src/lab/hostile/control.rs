@@ -70,7 +70,7 @@ pub fn a_hostile_control_server_stops_nothing_that_works(lab: &Lab) -> Result<()
     // A message may be 48 MiB long, and 64 MiB when it is unpacked.
     let allowed = Memory {
         peak: 200,
-        after: 32,
+        after: 48,
     };
     let pair = (&alpha.namespace, bravo.ip(4)?);
     let siege = Siege::begin(lab, pair, &victims, allowed)?;
