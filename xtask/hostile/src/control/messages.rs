@@ -74,7 +74,7 @@ pub fn hostile(how: &str, number: usize) -> Result<Vec<Bytes>> {
             .map(|number| encode(&json!({"PopBrowserURL": format!("https://x.example/{number}\u{1b}[2J")})))
             .collect::<Result<_>>()?,
         "good" => Vec::new(),
-        unknown => bail!("no mode `{unknown}`"),
+        other => bail!("`{other}` is no mode of a poll"),
     })
 }
 
