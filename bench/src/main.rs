@@ -24,6 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use xtask::tailnet::{self, Build};
 
 use crate::{
     figure::{Figure, Results, ScenarioResults},
@@ -158,6 +159,7 @@ fn run(options: &Run) -> Result<ExitCode> {
         bail!("no scenario of this name; `--list` lists them");
     }
     xtask::signals::catch();
+    tailnet::build(Build::Release)?;
     let machine = Machine::here();
     let mut results = Results {
         machine,

@@ -1,4 +1,7 @@
-//! The coordinator's policy compiler in this process: all of a tailnet, and what one node more costs.
+//! The coordinator's policy compiler in this process: all of a tailnet, and what one change costs.
+
+mod change;
+mod tailnet;
 
 use std::{
     fs,
@@ -7,36 +10,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use lowroad_coordinator::policy::{
-    CompiledTailnet, NodeFacts, Policy, TailnetFacts, UserFacts, World, recompile,
-};
-use lowroad_wire::control::{NodeId, UserId};
+use anyhow::{Context, Result};
+use lowroad_coordinator::policy::{CompiledTailnet, Policy, World, recompile};
+use lowroad_wire::control::NodeId;
 
 use crate::{
     Plan,
     figure::{Better, Figure},
     scenario,
 };
-
-/// Of ten nodes, so many are devices of users.
-const DEVICES: usize = 7;
-/// Devices of one user.
-const EACH: usize = 2;
-/// Rules for each group and for each tag.
-const PER_GROUP: usize = 10;
-/// Nodes that join one after another; the median of their times is one sample.
-const JOINS: usize = 9;
+use change::{Change, Took};
+use tailnet::{policy_text, world};
 
 /// One round of one size.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Times {
     parse: Duration,
     compile: Duration,
     tell: Duration,
-    join: Duration,
-    /// The join, and what it means told to everybody.
-    join_told: Duration,
+    /// In the order of [`Change::ALL`].
+    changes: [Took; Change::ALL.len()],
 }
 
 pub fn run(policy: &scenario::Policy, run: &Plan) -> Result<Vec<Figure>> {
@@ -64,26 +57,27 @@ pub fn run(policy: &scenario::Policy, run: &Plan) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-type Part = (&'static str, fn(&Times) -> Duration);
-
 fn figures(samples: &[((usize, usize), Vec<Times>)]) -> Vec<Figure> {
-    let parts: [Part; 5] = [
-        ("parsing", |times| times.parse),
-        ("full compile", |times| times.compile),
-        ("telling every node all, after that", |times| times.tell),
-        ("one node joins", |times| times.join),
-        ("one node joins, told to every node", |times| {
-            times.join_told
-        }),
-    ];
-    let mut figures = Vec::new();
-    for (name, part) in parts {
+    let figure = |name: &str, part: &dyn Fn(&Times) -> Duration| {
         let mut figure = Figure::new(name, "ms", Better::Less);
         for (size, times) in samples {
             let values = times.iter().map(|times| part(times).as_secs_f64() * 1e3);
             figure.push(label(*size), values.collect());
         }
-        figures.push(figure);
+        figure
+    };
+    let mut figures = vec![
+        figure("parsing", &|times| times.parse),
+        figure("full compile", &|times| times.compile),
+        figure("telling every node all, after that", &|times| times.tell),
+    ];
+    for (at, change) in Change::ALL.into_iter().enumerate() {
+        let (name, told) = (
+            change.name(),
+            format!("{}, told to every node", change.name()),
+        );
+        figures.push(figure(name, &|times| times.changes[at].followed));
+        figures.push(figure(&told, &|times| times.changes[at].told));
     }
     figures
 }
@@ -93,47 +87,45 @@ fn label((nodes, rules): (usize, usize)) -> String {
 }
 
 fn measure(nodes: usize, rules: usize) -> Result<Times> {
-    let (text, world) = (policy_text(nodes, rules), world(nodes, rules));
-    let mut times = Times::default();
+    let (text, mut world) = (policy_text(nodes, rules), world(nodes, rules));
     let start = Instant::now();
     let policy = Policy::parse(&text).map_err(|errors| anyhow::anyhow!("{errors}"))?;
-    times.parse = start.elapsed();
+    let parse = start.elapsed();
     let start = Instant::now();
     let mut compiled = recompile(&policy, &world);
-    times.compile = start.elapsed();
+    let compile = start.elapsed();
     let start = Instant::now();
-    tell(&compiled, &world, None);
-    times.tell = start.elapsed();
-    let mut joins = Vec::new();
-    for at in 0..JOINS {
-        let joining = device(nodes + at, at);
-        let id = joining.id;
-        let start = Instant::now();
-        let followed = compiled.follow(&[(id, Some(joining))]);
-        let followed_after = start.elapsed();
-        ensure!(!followed.is_whole, "a join was not followed");
-        // Sessions have the version before until they have looked at this one.
-        let before = std::mem::replace(&mut compiled, followed.compiled);
-        tell(&compiled, &world, Some(id));
-        joins.push((followed_after, start.elapsed()));
-        drop(before);
+    tell_all(&compiled, &world);
+    let tell = start.elapsed();
+    let mut changes = Vec::new();
+    for change in Change::ALL {
+        changes.push(change.measure(&mut compiled, &mut world)?);
     }
-    let median = |part: fn(&(Duration, Duration)) -> Duration| {
-        let mut times: Vec<Duration> = joins.iter().map(part).collect();
-        times.sort_unstable();
-        times[JOINS / 2]
-    };
-    times.join = median(|join| join.0);
-    times.join_told = median(|join| join.1);
-    Ok(times)
+    Ok(Times {
+        parse,
+        compile,
+        tell,
+        changes: changes.try_into().ok().context("a change was left out")?,
+    })
 }
 
-/// What sessions of all nodes ask for: everything, or what they ask after one node changed.
-fn tell(compiled: &CompiledTailnet, world: &World, changed: Option<NodeId>) {
+/// What sessions of all nodes ask for first.
+fn tell_all(compiled: &CompiledTailnet, world: &World) {
     for node in &world.nodes {
         black_box(compiled.rules_for(node.id));
         black_box(compiled.ssh_for(node.id));
-        black_box(compiled.peer_view(node.id, changed.unwrap_or(node.id)));
+        black_box(compiled.peers_of(node.id));
+    }
+}
+
+/// What sessions of all nodes ask for after some nodes changed.
+fn tell(compiled: &CompiledTailnet, world: &World, changed: &[NodeId]) {
+    for node in &world.nodes {
+        black_box(compiled.rules_for(node.id));
+        black_box(compiled.ssh_for(node.id));
+        for changed in changed {
+            black_box(compiled.peer_view(node.id, *changed));
+        }
     }
 }
 
@@ -155,7 +147,7 @@ pub fn print_memory(nodes: usize, rules: usize) -> Result<ExitCode> {
     let policy = Policy::parse(&text).map_err(|errors| anyhow::anyhow!("{errors}"))?;
     let before = anonymous_kib()?;
     let compiled = recompile(&policy, &world);
-    tell(&compiled, &world, None);
+    tell_all(&compiled, &world);
     let after = anonymous_kib()?;
     black_box(&compiled);
     println!("{:.2}", after.saturating_sub(before) as f64 / 1024.0);
@@ -170,92 +162,6 @@ fn anonymous_kib() -> Result<u64> {
     number
         .and_then(|number| number.parse().ok())
         .context("/proc/self/status has no RssAnon")
-}
-
-fn groups(rules: usize) -> usize {
-    rules.div_ceil(PER_GROUP)
-}
-
-fn users(nodes: usize) -> usize {
-    (nodes * DEVICES / 10).div_ceil(EACH).max(1)
-}
-
-fn policy_text(nodes: usize, rules: usize) -> String {
-    let groups = groups(rules);
-    let mut members = vec![Vec::new(); groups];
-    for user in 0..users(nodes) {
-        let second = (user * 7 + 1) % groups;
-        for group in [user % groups, second] {
-            members[group].push(format!("u{user}@"));
-        }
-    }
-    for list in &mut members {
-        list.dedup();
-    }
-    let members = members.iter().enumerate();
-    let members: Vec<String> = members
-        .map(|(group, list)| format!(r#""group:g{group}": {list:?}"#))
-        .collect();
-    let tags: Vec<String> = (0..groups)
-        .map(|tag| format!(r#""tag:t{tag}": []"#))
-        .collect();
-    let rule = |at: usize| {
-        let (group, tag, port) = (at % groups, (at * 3 + at / groups) % groups, 1000 + at);
-        format!(
-            r#"{{"action": "accept", "src": ["group:g{group}"], "dst": ["tag:t{tag}:{port}"]}}"#
-        )
-    };
-    let mut written: Vec<String> = (1..rules).map(rule).collect();
-    written.push(
-        r#"{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]}"#
-            .to_owned(),
-    );
-    format!(
-        "{{\"groups\": {{{}}}, \"tagOwners\": {{{}}}, \"acls\": [{}]}}",
-        members.join(","),
-        tags.join(","),
-        written.join(",\n")
-    )
-}
-
-fn world(nodes: usize, rules: usize) -> World {
-    let mut device_count = 0;
-    let nodes_of = (0..nodes).map(|at| {
-        let is_device = at % 10 < DEVICES;
-        device_count += usize::from(is_device);
-        match is_device {
-            true => device(at, (device_count - 1) / EACH),
-            false => NodeFacts {
-                user: None,
-                tags: vec![format!("tag:t{}", at % groups(rules))],
-                ..device(at, 0)
-            },
-        }
-    });
-    let user = |at: usize| UserFacts {
-        id: UserId(at as i64 + 1),
-        login_name: format!("u{at}"),
-    };
-    World {
-        nodes: nodes_of.collect(),
-        users: (0..users(nodes)).map(user).collect(),
-        tailnet: TailnetFacts::default(),
-    }
-}
-
-fn device(at: usize, user: usize) -> NodeFacts {
-    let number = at as u32 + 1;
-    NodeFacts {
-        id: NodeId(number.into()),
-        user: Some(UserId(user as i64 + 1)),
-        tags: Vec::new(),
-        v4: Some((0x6440_0000 + number).into()),
-        v6: Some(((0xfd7a_115c_a1e0_u128 << 80) + u128::from(number)).into()),
-        announced: Vec::new(),
-        admin_approved: Vec::new(),
-        created: number.into(),
-        online: true,
-    }
 }
 
 #[cfg(test)]

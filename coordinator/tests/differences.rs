@@ -11,7 +11,10 @@ use std::{
 use lowroad_coordinator::{
     delta::Sent,
     model::{Endpoint, Node, Owner, User},
-    policy::{CompiledTailnet, NodeChange, NodeFacts, Policy, UserFacts, World, recompile},
+    policy::{
+        CompiledTailnet, NodeChange, NodeFacts, Policy, TailnetFacts, UserFacts, Users, World,
+        recompile,
+    },
     state::Compile,
     view::{Common, Published, Snapshot},
 };
@@ -25,13 +28,19 @@ use time::OffsetDateTime;
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 const WATCHER: NodeId = NodeId(1);
-const POLICIES: [&str; 4] = [
+const POLICIES: [&str; 6] = [
     "{}",
     r#"{"acls": []}"#,
     r#"{"acls": [{"action": "accept", "src": ["ann@"], "dst": ["ann@:22"]}]}"#,
     r#"{"tagOwners": {"tag:a": []}, "acls": [{"action": "accept", "src": ["*"], "dst": ["tag:a:*", "10.0.0.0/8:80"]}],
         "autoApprovers": {"routes": {"10.0.0.0/8": ["ann@", "tag:a"]}, "exitNode": ["bob@"]}}"#,
+    r#"{"groups": {"group:g": ["cid@", "dan@", "bob@"]}, "acls": [{"action": "accept", "src": ["group:g"], "dst": ["autogroup:member:22"]}],
+        "ssh": [{"action": "accept", "src": ["dan@"], "dst": ["autogroup:self"], "users": ["root"]}]}"#,
+    r#"{"tagOwners": {"tag:a": []}, "grants": [{"src": ["ann@", "dan@"], "dst": ["10.0.0.0/8"], "ip": ["*"], "via": ["tag:a"]},
+        {"src": ["tag:a"], "dst": ["*"], "ip": ["*"]}], "autoApprovers": {"routes": {"10.0.0.0/8": ["ann@", "bob@", "tag:a"]}}}"#,
 ];
+/// Names that users have; their numbers count from 1.
+const NAMES: [&str; 5] = ["ann", "bob", "cid", "dan", "eve"];
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -47,6 +56,9 @@ enum Step {
     Host(i64, String),
     Routes(i64, u8),
     Owner(i64, u8),
+    /// A user comes, or is called otherwise.
+    User(i64, usize),
+    UserLeaves(i64),
     Policy(usize),
     /// The session looks.
     Look,
@@ -55,7 +67,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let id = 1i64..6;
     let step = prop_oneof![
-        2 => (id.clone(), 0u8..4).prop_map(|(id, owner)| Step::Join(id, owner)),
+        2 => (id.clone(), 0u8..6).prop_map(|(id, owner)| Step::Join(id, owner)),
         1 => (2i64..6).prop_map(Step::Leave),
         1 => (id.clone(), any::<u8>()).prop_map(|(id, seed)| Step::Key(id, seed)),
         1 => (id.clone(), any::<u8>()).prop_map(|(id, seed)| Step::Disco(id, seed)),
@@ -66,7 +78,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (id.clone(), any::<bool>()).prop_map(|(id, expired)| Step::Expire(id, expired)),
         1 => (id.clone(), "[a-c]").prop_map(|(id, name)| Step::Host(id, name)),
         2 => (id.clone(), 0u8..4).prop_map(|(id, routes)| Step::Routes(id, routes)),
-        1 => (id, 0u8..4).prop_map(|(id, owner)| Step::Owner(id, owner)),
+        1 => (id, 0u8..6).prop_map(|(id, owner)| Step::Owner(id, owner)),
+        2 => (1i64..5, 0..NAMES.len()).prop_map(|(id, name)| Step::User(id, name)),
+        1 => (1i64..5).prop_map(Step::UserLeaves),
         1 => (0..POLICIES.len()).prop_map(Step::Policy),
         3 => Just(Step::Look),
     ];
@@ -79,26 +93,19 @@ struct Tailnet {
     users: BTreeMap<UserId, Arc<User>>,
     policy: Policy,
     compiled: Arc<CompiledTailnet>,
-    /// Those that the policy is compiled for.
-    facts: Option<Vec<NodeFacts>>,
+    /// Nodes and users that the policy is compiled for.
+    facts: Option<(Vec<NodeFacts>, Vec<UserFacts>)>,
     generation: u64,
 }
 
 impl Tailnet {
     fn new() -> Self {
-        let user = |(id, name): (i64, &str)| {
-            let user = User {
-                id: UserId(id),
-                name: name.to_owned(),
-                display_name: String::new(),
-                created: NOW,
-            };
-            (user.id, Arc::new(user))
-        };
         let policy = Policy::allow_all();
         let mut tailnet = Self {
             nodes: BTreeMap::new(),
-            users: [(1, "ann"), (2, "bob")].map(user).into(),
+            users: [(1, "ann"), (2, "bob")]
+                .map(|(id, name)| (UserId(id), user(id, name)))
+                .into(),
             compiled: Arc::new(recompile(&policy, &World::default())),
             policy,
             facts: None,
@@ -126,6 +133,7 @@ impl Tailnet {
     fn take(&mut self, step: Step) -> BTreeSet<NodeId> {
         match step {
             Step::Join(id, _) if self.nodes.contains_key(&NodeId(id)) => BTreeSet::new(),
+            Step::Join(_, kind) | Step::Owner(_, kind) if !self.has_owner(kind) => BTreeSet::new(),
             Step::Join(id, owner) => {
                 self.put(node(id, owner));
                 BTreeSet::from([NodeId(id)])
@@ -168,6 +176,22 @@ impl Tailnet {
                 node.hostinfo.routable_ips = all[..usize::from(routes)].to_vec();
             }),
             Step::Owner(id, kind) => self.edit(id, |node| node.owner = owner(kind)),
+            Step::User(id, name) => {
+                // Names are unique.
+                if self.users.values().all(|user| user.name != NAMES[name]) {
+                    self.users.insert(UserId(id), user(id, NAMES[name]));
+                }
+                BTreeSet::new()
+            }
+            Step::UserLeaves(id) => {
+                let id = UserId(id);
+                let mut nodes = self.nodes.values();
+                // The server refuses to remove a user who has nodes.
+                if nodes.all(|published| published.node.owner.user() != Some(id)) {
+                    self.users.remove(&id);
+                }
+                BTreeSet::new()
+            }
             Step::Policy(which) => {
                 self.policy = Policy::parse(POLICIES[which]).unwrap();
                 self.facts = None;
@@ -177,17 +201,24 @@ impl Tailnet {
         }
     }
 
+    fn has_owner(&self, kind: u8) -> bool {
+        let owner = owner(kind).user();
+        owner.is_none_or(|id| self.users.contains_key(&id))
+    }
+
     /// As the server does: compiled anew only if what the policy depends on has changed.
     fn snapshot(&mut self, mut changed: BTreeSet<NodeId>) -> Snapshot {
-        let facts: Vec<_> = self
-            .nodes
-            .values()
-            .map(|published| facts(&published.node))
-            .collect();
-        let mut compiled = self.stale(&facts).apply(&self.compiled);
+        let nodes = self.nodes.values();
+        let nodes: Vec<_> = nodes.map(|published| facts(&published.node)).collect();
+        let user = |user: &Arc<User>| UserFacts {
+            id: user.id,
+            login_name: user.name.clone(),
+        };
+        let users: Vec<_> = self.users.values().map(user).collect();
+        let mut compiled = self.stale(&nodes, &users).apply(&self.compiled);
         self.compiled = compiled.tailnet;
         changed.append(&mut compiled.others);
-        self.facts = Some(facts);
+        self.facts = Some((nodes, users));
         let previous = self.generation;
         self.generation += 1;
         Snapshot {
@@ -202,37 +233,47 @@ impl Tailnet {
         }
     }
 
-    fn stale(&self, facts: &[NodeFacts]) -> Compile {
-        let Some(known) = &self.facts else {
-            let user = |user: &Arc<User>| UserFacts {
-                id: user.id,
-                login_name: user.name.clone(),
-            };
+    fn stale(&self, nodes: &[NodeFacts], users: &[UserFacts]) -> Compile {
+        let tailnet = TailnetFacts::default();
+        let Some((known, known_users)) = &self.facts else {
             let world = World {
-                users: self.users.values().map(user).collect(),
-                nodes: facts.to_vec(),
-                ..World::default()
+                users: users.to_vec(),
+                nodes: nodes.to_vec(),
+                tailnet,
             };
             return Compile::All(Arc::new(self.policy.clone()), world);
         };
         let left = known
             .iter()
-            .filter(|node| !facts.iter().any(|now| now.id == node.id));
+            .filter(|node| !nodes.iter().any(|now| now.id == node.id));
         let left = left.map(|node| (node.id, None));
-        let others = facts.iter().filter(|node| !known.contains(node));
+        let others = nodes.iter().filter(|node| !known.contains(node));
         let others = others.map(|node| (node.id, Some(node.clone())));
         let changes: Vec<NodeChange> = left.chain(others).collect();
-        match changes.is_empty() {
+        let users = (users != known_users).then(|| Users {
+            users: users.to_vec(),
+            tailnet,
+        });
+        match users.is_none() && changes.is_empty() {
             true => Compile::Nothing,
-            false => Compile::Changes(None, changes),
+            false => Compile::Changes(users, changes),
         }
     }
+}
+
+fn user(id: i64, name: &str) -> Arc<User> {
+    Arc::new(User {
+        id: UserId(id),
+        name: name.to_owned(),
+        display_name: String::new(),
+        created: NOW,
+    })
 }
 
 fn owner(kind: u8) -> Owner {
     match kind {
         0 | 1 => Owner::User(UserId(1)),
-        2 => Owner::User(UserId(2)),
+        2..5 => Owner::User(UserId(kind.into())),
         _ => Owner::Tags(vec!["tag:a".to_owned()]),
     }
 }

@@ -35,7 +35,7 @@ pub enum Build {
 
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
-/// Folder of the built `lowroad`, `lowroad-coordinator` and `lowroad-hostile`; `LOWROAD_BIN_DIR` names another.
+/// Folder of the built `lowroad` and `lowroad-coordinator`, with `lowroad-hostile` beside them if tests were built; `LOWROAD_BIN_DIR` names another.
 ///
 /// # Panics
 ///

@@ -8,7 +8,6 @@ mod generate;
 mod language;
 mod reading;
 mod routers;
-mod scale;
 mod users;
 mod versions;
 
