@@ -36,7 +36,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use self::{
     losses::{Traffic, Verdict},
-    scenarios::{IN_THE_VM, SCENARIOS, Scenario},
+    scenarios::{IN_THE_VM, On, SCENARIOS, Scenario},
 };
 use crate::{
     setup, signals,
@@ -92,28 +92,26 @@ pub fn run(names: &[&str], tally: &mut Tally) -> Result<()> {
 
 /// The VM's scenarios, on the kernel of this release.
 pub fn run_in_vm(debian: Debian, names: &[&str], tally: &mut Tally) -> Result<()> {
-    let brief = debian != Debian::Trixie && names.is_empty() && !long();
-    if brief {
-        tally.skip(
-            &format!("lab/{TAKES_MINUTES}"),
-            "takes minutes, and ran on Debian 13's kernel: here by its name, or with LOWROAD_LONG=1",
-        );
+    let left_out = |(_, on, _): &&(_, On, _)| on.left_out(debian, long());
+    for (name, ..) in IN_THE_VM.iter().filter(left_out) {
+        if names.is_empty() {
+            tally.skip(
+                &format!("lab/{name}"),
+                "takes minutes, and ran on the other kernel: here by its name, or with LOWROAD_LONG=1",
+            );
+        }
     }
-    run_some(&in_vm(debian, names, brief), names, tally)
+    run_some(&in_vm(debian, names, long()), names, tally)
 }
 
 /// Among which `names` chooses there.
-fn in_vm(debian: Debian, names: &[&str], brief: bool) -> Vec<(&'static str, Scenario)> {
+fn in_vm(debian: Debian, names: &[&str], long: bool) -> Vec<(&'static str, Scenario)> {
     IN_THE_VM
         .iter()
-        .filter(|(name, on, _)| on.includes(debian) || names.contains(name))
-        .filter(|(name, ..)| !(brief && *name == TAKES_MINUTES))
+        .filter(|(name, on, _)| on.includes(debian, long) || names.contains(name))
         .map(|(name, _, scenario)| (*name, *scenario))
         .collect()
 }
-
-/// The tests have 45 minutes.
-const TAKES_MINUTES: &str = "agents-die";
 
 fn run_some(all: &[(&str, Scenario)], names: &[&str], tally: &mut Tally) -> Result<()> {
     let chosen: Vec<_> = all

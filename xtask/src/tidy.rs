@@ -44,6 +44,7 @@ pub fn main() -> Result<()> {
         look(&path, &text, &mut findings);
     }
     dependencies(&mut findings)?;
+    profiles(&mut findings)?;
     named_tests(&mut findings)?;
     for finding in &findings {
         eprintln!("   {finding}");
@@ -165,6 +166,45 @@ fn dependencies(findings: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// Profiles name packages that are there: Cargo only warns of others, in the middle of a build.
+fn profiles(findings: &mut Vec<String>) -> Result<()> {
+    let read =
+        |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("read {path}"));
+    let (manifest, lock) = (read("Cargo.toml")?, read("Cargo.lock")?);
+    let named = packages_of_profiles(&manifest);
+    if named.is_empty() {
+        findings.push("Cargo.toml: its profiles name no package".to_owned());
+    }
+    for name in named {
+        if !lock.contains(&format!("\nname = \"{name}\"\n")) {
+            findings.push(format!(
+                "Cargo.toml: a profile names {name}, which is not in Cargo.lock"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn packages_of_profiles(manifest: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    let mut listed = false;
+    for line in manifest.lines().map(str::trim) {
+        if let Some(section) = line.strip_prefix('[') {
+            let (_, after) = section.split_once(".package").unwrap_or_default();
+            listed = section.starts_with("profile.") && after == "]";
+            names.extend(
+                after
+                    .strip_prefix('.')
+                    .and_then(|name| name.strip_suffix(']')),
+            );
+        } else if listed && !line.starts_with('#') {
+            names.extend(line.split_once(" = ").map(|(name, _)| name));
+        }
+    }
+    names.retain(|name| *name != "\"*\"");
+    names
+}
+
 /// Every test that the security document names is there.
 fn named_tests(findings: &mut Vec<String>) -> Result<()> {
     let document = fs::read_to_string(root().join(SECURITY)).context(SECURITY)?;
@@ -235,6 +275,12 @@ mod tests {
         assert_eq!(tests_of(source), BTreeSet::from(["a", "c", "e"]));
         let document = "* It holds `x`.\n  `a` `lab/b`\n\n`in` a sentence\n";
         assert_eq!(names_of_tests(document), ["a", "lab/b"]);
+    }
+
+    #[test]
+    fn packages_that_profiles_name_are_found() {
+        let manifest = "[workspace.package]\na = 1\n[profile.dev.package]\n\"*\" = { debug = false }\n# b = 1\nc = { opt-level = 0 }\n\n[profile.x]\nd = 1\n[profile.x.package.e]\nf = 2\n";
+        assert_eq!(packages_of_profiles(manifest), ["c", "e"]);
     }
 
     #[test]

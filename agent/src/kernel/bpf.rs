@@ -90,9 +90,10 @@ pub enum FilterError {
 
 impl FilterError {
     fn kernel(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let source = source.into();
         Self::Kernel {
             what: what.into(),
-            source: source.into(),
+            source: object::with_causes(&*source),
         }
     }
 }

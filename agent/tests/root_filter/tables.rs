@@ -1,6 +1,7 @@
 //! The hash tables of rule sets in the kernel: keys outside their first bucket, and what is freed.
 
 use std::{
+    fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
@@ -141,4 +142,73 @@ fn tables_that_are_not_in_force_are_freed() {
     filter.install(&small).expect("install");
     assert_eq!(held(&pins, 2), [0; 0], "freed after it was closed, too");
     end(filter, tun);
+}
+
+/// All file descriptors that this process may have, and the limit as it was, which holds again when this is dropped.
+struct Descriptors {
+    taken: Vec<File>,
+    limit: libc::rlimit,
+}
+
+impl Descriptors {
+    fn take_all() -> Self {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the structure is there for the time of the call.
+        let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+        assert_eq!(read, 0, "getrlimit");
+        set_limit(256, limit);
+        let open = || File::open("/dev/null").ok();
+        Self {
+            taken: std::iter::from_fn(open).collect(),
+            limit,
+        }
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        set_limit(self.limit.rlim_cur, self.limit);
+    }
+}
+
+fn set_limit(soft: u64, limit: libc::rlimit) {
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        ..limit
+    };
+    // SAFETY: as above.
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(set, 0, "setrlimit");
+}
+
+/// A new map is a new file descriptor: with none, one, two left the kernel refuses another of a rule set's maps.
+#[test]
+fn a_rule_set_that_the_kernel_refuses_halfway_leaves_the_one_before_in_force() {
+    let mut filter = Filter::detached(&options("halfway")).expect("load");
+    let (before, after) = (compile(&rules(10..20)), compile(&rules(15..25)));
+    filter.install(&before).expect("install");
+    let admits = |filter: &mut Filter| {
+        [10, 15, 24].map(|peer| addresses(peer).map(|a| is_admitted(filter, a)))
+    };
+    let mut refusals = Vec::new();
+    for left in 0.. {
+        let mut descriptors = Descriptors::take_all();
+        let kept = descriptors.taken.len() - left;
+        descriptors.taken.truncate(kept);
+        let result = filter.install(&after);
+        drop(descriptors);
+        let Err(error) = result else { break };
+        let line = error.to_string();
+        assert!(line.contains("os error 24"), "the reason is told: {line}");
+        refusals.push(line);
+        let admitted = admits(&mut filter);
+        assert_eq!(admitted, [[true; 2], [true; 2], [false; 2]], "{refusals:?}");
+        assert!(left < 100, "never installed: {refusals:?}");
+    }
+    assert_eq!(admits(&mut filter), [[false; 2], [true; 2], [true; 2]]);
+    println!("{refusals:#?}");
+    assert!(refusals.len() >= 2, "{refusals:?}");
 }

@@ -38,7 +38,7 @@ pub enum Verdict {
 ///
 /// A ping that no answer came to is excused if it was sent while the machine stood still, or waited in a queue ([`Report::lost_by_us`]), or if an answer could not be made: each of those
 /// answers explains one ping, first of those that nothing else explains. TCP segments and refused packets tell no time, so they are excused by their own case only: the machine stood still
-/// while it ran, or it lost pings in queues, those left out that had come. Only an emulated CPU excuses anything but an answer that could not be made.
+/// while it ran, or it lost pings in queues, those left out that had come; and no more of them than that explains. Only an emulated CPU excuses anything but an answer that could not be made.
 pub fn judge(cases: &[Traffic], standstills: &Standstills, emulated: bool) -> Verdict {
     let mut excused = Vec::new();
     for case in cases {
@@ -83,6 +83,14 @@ impl Traffic<'_> {
                 ));
             }
         }
+        if let Some(stream) = self.stream {
+            let most = most_segments(stream, in_queues, ping.sent, standstills.part(self.ran));
+            if stream.lost > most {
+                return Verdict::Lost(format!(
+                    "{what}; where pings were lost in queues, and while the machine stood still, {most} segments would be"
+                ));
+            }
+        }
         let unanswered = ping.unanswered.iter().filter(|one| one.queued());
         let waited = unanswered.map(|one| one.beside).max();
         Verdict::Excused(format!(
@@ -121,6 +129,16 @@ impl Refused {
         let part = self.sent * pings_lost as u64;
         part.div_ceil(pings.max(1) as u64)
     }
+}
+
+/// How many segments of a stream may have been lost in the queues that lost so many pings, and while the machine stood still for a part of the time. The stream is written at a steady pace,
+/// too, but is sent in bursts, and answers a loss with one: so it may lose a window of ten segments (RFC 6928), and four times the pings' part.
+fn most_segments(stream: Carried, pings_lost: usize, pings: usize, stood: f64) -> u32 {
+    const WINDOW: f64 = 10.0;
+    const BURSTS: f64 = 4.0;
+    let lost = pings_lost as f64 / pings.max(1) as f64;
+    let part = (lost * BURSTS + stood).min(1.0);
+    (f64::from(stream.segments) * part + WINDOW).ceil() as u32
 }
 
 #[cfg(test)]

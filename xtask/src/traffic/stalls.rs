@@ -86,6 +86,17 @@ impl Standstills {
         let stood = self.stood.iter().filter(met);
         stood.map(|(from, to)| *to - *from).max()
     }
+
+    /// In which part of this time, from 0 to 1, packets met a machine that stood still, or queues that were full of what it had left.
+    pub fn part(&self, (begin, end): (Instant, Instant)) -> f64 {
+        let met = |(from, to): &(Instant, Instant)| {
+            let (from, to) = (begin.max(*from - AFTERWARDS), end.min(*to + AFTERWARDS));
+            to.saturating_duration_since(from).as_secs_f64()
+        };
+        let whole = end.saturating_duration_since(begin).as_secs_f64();
+        let met: f64 = self.stood.iter().map(met).sum();
+        (met / whole.max(f64::EPSILON)).min(1.0)
+    }
 }
 
 impl Drop for Stalls {

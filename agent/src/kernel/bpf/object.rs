@@ -52,13 +52,13 @@ pub(super) fn load(options: &FilterOptions, pins: Option<&PinDir>) -> Result<Ebp
         }
     }
     let mut programs = loader.load(OBJECT).map_err(|e| FilterError::Load {
-        source: with_causes(e),
+        source: with_causes(&e),
     })?;
     for direction in [Direction::In, Direction::Out] {
         program(&mut programs, direction)?
             .load()
             .map_err(|e| FilterError::Load {
-                source: with_causes(e),
+                source: with_causes(&e),
             })?;
     }
     Ok(programs)
@@ -86,8 +86,10 @@ fn ticks_per_second() -> u32 {
     }
 }
 
-/// aya's errors keep the reason in their sources.
-fn with_causes(error: impl std::error::Error) -> Box<dyn std::error::Error + Send + Sync> {
+/// The error with its sources: aya's keep the reason there.
+pub(super) fn with_causes(
+    error: &dyn std::error::Error,
+) -> Box<dyn std::error::Error + Send + Sync> {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
@@ -128,7 +130,7 @@ pub(super) fn nothing(programs: &mut Ebpf) -> Result<&mut SchedClassifier, Filte
     let program = named(programs, "nothing")?;
     if program.fd().is_err() {
         program.load().map_err(|e| FilterError::Load {
-            source: with_causes(e),
+            source: with_causes(&e),
         })?;
     }
     Ok(program)

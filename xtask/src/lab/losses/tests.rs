@@ -54,6 +54,31 @@ fn segments_are_excused_by_what_their_own_case_met() {
 }
 
 #[test]
+fn no_more_segments_are_excused_than_queues_and_standstills_explain() {
+    let world = World::new();
+    let (queued, none) = (world.pings(&[(4, SLOW), (5, SLOW)]), world.pings(&[]));
+    // 2 of 1000 pings, so four times as many of 1000 segments, and a window.
+    for (segments, excused) in [(18, true), (19, false)] {
+        let case = [world.case(&queued).without_segments(segments)];
+        let verdict = judge(&case, &world.never(), true);
+        assert_eq!(is_excused(&verdict), excused, "{verdict:?}");
+        assert_eq!(is_lost(&verdict, "queued"), !excused, "{verdict:?}");
+    }
+    // One of ten seconds, with two before and after it.
+    for (segments, excused) in [(510, true), (511, false)] {
+        let case = [world.case(&none).without_segments(segments)];
+        let verdict = judge(&case, &world.stood(4..5), true);
+        assert_eq!(is_excused(&verdict), excused, "{verdict:?}");
+    }
+    // It ended when the case began.
+    for (segments, excused) in [(210, true), (211, false)] {
+        let case = [world.case(&none).without_segments(segments)];
+        let verdict = judge(&case, &world.stood(-5..0), true);
+        assert_eq!(is_excused(&verdict), excused, "{verdict:?}");
+    }
+}
+
+#[test]
 fn refused_packets_may_be_missing_as_pings_are_and_no_more() {
     let world = World::new();
     let (queued, none) = (world.pings(&[(4, SLOW), (4, SLOW)]), world.pings(&[]));

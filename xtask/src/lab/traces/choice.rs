@@ -100,7 +100,7 @@ pub(super) struct Hits {
 }
 
 impl Hits {
-    /// Background tasks make a step more or less.
+    /// Background tasks make a step more or less; of few steps a third may be missed.
     const MISSED: usize = 2;
 
     pub(super) fn add(&mut self, hit: bool) {
@@ -119,7 +119,7 @@ impl Hits {
     pub(super) fn judge(&self, what: &str) -> Result<()> {
         let Self { tried, hit } = *self;
         ensure!(
-            hit > 0 && hit + Self::MISSED >= tried,
+            hit + Self::MISSED.min(tried / 3) >= tried.max(1),
             "{what} at {hit} of {tried} steps that were to be tried"
         );
         Ok(())
@@ -187,6 +187,8 @@ mod tests {
     fn faults_that_mostly_did_not_happen_show_nothing() {
         let judged = |hit, tried| Hits { tried, hit }.judge("refused").is_ok();
         assert!(judged(60, 60) && judged(58, 60) && judged(1, 1));
-        assert!(!judged(57, 60) && !judged(1, 60) && !judged(0, 0) && !judged(0, 2));
+        assert!(judged(4, 6) && judged(2, 3) && judged(2, 2));
+        assert!(!judged(57, 60) && !judged(1, 60) && !judged(0, 0) && !judged(1, 2));
+        assert!(!judged(1, 3) && !judged(3, 5));
     }
 }
