@@ -18,7 +18,7 @@ use lowroad_wire::{
 };
 use time::OffsetDateTime;
 use xtask::{
-    process::cpu_time,
+    process::{self, cpu_time},
     tailnet::{Client as _, Coordinator, Node},
     topology::Net,
     wait,
@@ -33,6 +33,8 @@ use crate::{
 const ALLOW_ALL: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#;
 /// Ten thousand peers on an emulated CPU.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// The kernel waits for a grace period of RCU for each WireGuard peer of a device that goes: some 20 ms on an emulated CPU.
+const DOWN: Duration = Duration::from_secs(600);
 /// CPU time that the embedded device's timers may take for a peer in a second.
 const PER_PEER: Duration = Duration::from_micros(10);
 /// From the embedded relay's number on down there is room; nodes are spread over none but it.
@@ -48,6 +50,7 @@ pub fn run(agent: &Agent, plan: &Plan) -> Result<Vec<Figure>> {
         ("`up`, until it returns", "ms"),
         (idle.as_str(), "ms per minute"),
         ("adoption after `kill -9`", "ms"),
+        ("`down`, until it returns", "ms"),
     ]
     .map(|(name, unit)| Figure::new(name, unit, Better::Less));
     let mut samples: Vec<Vec<One>> = agent.peers.iter().map(|_| Vec::new()).collect();
@@ -58,8 +61,8 @@ pub fn run(agent: &Agent, plan: &Plan) -> Result<Vec<Figure>> {
             match one(*peers, seconds, plan.place) {
                 Ok(one) => {
                     eprintln!(
-                        "      {what}: {:.1} MB, up in {:.0} ms, {:.0} ms of CPU a minute, adopted in {:.0} ms",
-                        one.memory.resident, one.up, one.idle, one.adopted
+                        "      {what}: {:.1} MB, up in {:.0} ms, {:.0} ms of CPU a minute, adopted in {:.0} ms, down in {:.0} ms",
+                        one.memory.resident, one.up, one.idle, one.adopted, one.down
                     );
                     samples[number].push(one);
                 }
@@ -73,7 +76,7 @@ pub fn run(agent: &Agent, plan: &Plan) -> Result<Vec<Figure>> {
     }
     for ((peers, samples), failed) in agent.peers.iter().zip(samples).zip(failed) {
         let label = format!("{peers} peers");
-        let values: Vec<[f64; 6]> = samples.iter().map(One::values).collect();
+        let values: Vec<[f64; 7]> = samples.iter().map(One::values).collect();
         for (number, figure) in figures.iter_mut().enumerate() {
             match &failed {
                 Some(why) if values.is_empty() => figure.push_missing(&label, why),
@@ -90,11 +93,12 @@ struct One {
     idle: f64,
     /// From the start of the next agent until the kernel holds what it should, in milliseconds.
     adopted: f64,
+    down: f64,
 }
 
 impl One {
     /// In the order of the figures.
-    fn values(&self) -> [f64; 6] {
+    fn values(&self) -> [f64; 7] {
         let memory = &self.memory;
         [
             memory.resident,
@@ -103,6 +107,7 @@ impl One {
             self.up,
             self.idle,
             self.adopted,
+            self.down,
         ]
     }
 }
@@ -147,11 +152,15 @@ fn one(peers: usize, idle_seconds: f64, place: Place) -> Result<One> {
     let (adopted, _) = wait::wait_for("the next agent", PATIENCE, || {
         Ok(node.status()?["Lowroad"]["AdoptedMs"].as_f64())
     })?;
+    let start = Instant::now();
+    process::run(&mut node.command(&["down"]), "", DOWN)?.ok("lowroad down")?;
+    let down = start.elapsed().as_secs_f64() * 1e3;
     Ok(One {
         memory,
         up,
         idle: spent.as_secs_f64() * 1e3 * 60.0 / idle_seconds,
         adopted,
+        down,
     })
 }
 

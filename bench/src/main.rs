@@ -203,8 +203,13 @@ fn measure(scenario: &Scenario, plan: &Plan) -> Result<ScenarioResults> {
         Kind::Policy(policy) => policy::run(policy, plan),
     };
     xtask::signals::check()?;
+    let left = tailnet::cleanup_failures();
     let (mut figures, failed) = match figures {
-        Ok(figures) => (figures, None),
+        Ok(figures) if left.is_empty() => (figures, None),
+        Ok(figures) => {
+            eprintln!("   FAILED: {}", left.join("; "));
+            (figures, Some(left.join("; ")))
+        }
         Err(error) => {
             eprintln!("   FAILED: {error:#}");
             (Vec::new(), Some(format!("{error:#}")))
