@@ -124,6 +124,10 @@ fn clsact_only(name: &str) -> FilterOptions {
 /// As after an upgrade: the pinned maps have a layout that this agent does not know. Says where they are.
 fn die_with_another_layout(tun: &Tun, options: &FilterOptions) -> PathBuf {
     die_after_installing(tun, options);
+    make_another_layout(options)
+}
+
+fn make_another_layout(options: &FilterOptions) -> PathBuf {
     let pins = pins(options);
     let ours = pins.join(format!("v{}", lowroad_abi::VERSION));
     let theirs = pins.join("v0");
@@ -199,22 +203,108 @@ fn closing_drops_what_maps_of_another_layout_admit_with_clsact() {
     closes_another_layout(&clsact_only("layout-closed-clsact"));
 }
 
-#[test]
-fn adopting_loses_no_packet_and_lets_none_in() {
-    fresh_namespace();
-    let options = options("adopt-load");
+fn adopts_under_load(options: &FilterOptions) {
     let tun = Tun::new("lr0");
-    die_after_installing(&tun, &options);
+    die_after_installing(&tun, options);
     tun.up("10.7.0.1/24");
     let mut last = None;
     let sent = under_load(&tun, || {
         for _ in 0..10 {
-            last = Some(attach(&tun, &options));
+            last = Some(attach(&tun, options));
         }
     });
     let filter = last.expect("ten of them");
     all_of_the_friend_and_none_of_the_foe(&filter, sent);
     end(filter, tun);
+}
+
+#[test]
+fn adopting_loses_no_packet_and_lets_none_in() {
+    fresh_namespace();
+    adopts_under_load(&options("adopt-load"));
+}
+
+#[test]
+fn adopting_loses_no_packet_and_lets_none_in_with_clsact() {
+    fresh_namespace();
+    adopts_under_load(&clsact_only("adopt-load-clsact"));
+}
+
+/// Counted at the socket: what the programs count is in maps of both layouts.
+fn upgrades_under_load(options: &FilterOptions) {
+    let tun = Tun::new("lr0");
+    die_after_installing(&tun, options);
+    tun.up("10.7.0.1/24");
+    let mut last = None;
+    let arrived = Door::new(&tun).under_load(|more| {
+        for _ in 0..10 {
+            let theirs = make_another_layout(options);
+            // One that dies before it has a policy, and one that has another.
+            drop(attach(&tun, options));
+            more();
+            let filter = last.insert(attach(&tun, options));
+            more();
+            assert!(theirs.exists(), "their maps are in force until then");
+            filter
+                .install(&compile(&rules(&[(FOE, 3000), (FRIEND, 1000)])))
+                .expect("install");
+            assert!(!theirs.exists());
+            more();
+        }
+    });
+    println!("upgraded 10 times under {} packets", 2 * arrived.sent);
+    assert_eq!((arrived.foes, &arrived.gaps[..]), (0, &[][..]));
+    end(last.expect("ten of them"), tun);
+}
+
+#[test]
+fn an_upgrade_to_another_layout_loses_no_packet_and_lets_none_in() {
+    fresh_namespace();
+    upgrades_under_load(&options("layout-load"));
+}
+
+#[test]
+fn an_upgrade_to_another_layout_loses_no_packet_and_lets_none_in_with_clsact() {
+    fresh_namespace();
+    upgrades_under_load(&clsact_only("layout-load-clsact"));
+}
+
+/// A policy that is refused closes in one step, and the next one opens in one.
+fn closes_another_layout_under_load(options: &FilterOptions) {
+    const TIMES: usize = 10;
+    let tun = Tun::new("lr0");
+    die_after_installing(&tun, options);
+    tun.up("10.7.0.1/24");
+    let mut last = None;
+    let arrived = Door::new(&tun).under_load(|more| {
+        for _ in 0..TIMES {
+            make_another_layout(options);
+            let filter = last.insert(attach(&tun, options));
+            more();
+            filter.close().expect("close");
+            more();
+            filter
+                .install(&compile(&rules(&[(FRIEND, 1000)])))
+                .expect("install");
+            more();
+        }
+    });
+    println!("closed {TIMES} times under {} packets", 2 * arrived.sent);
+    let gaps = &arrived.gaps;
+    assert_eq!((arrived.foes, gaps.len()), (0, TIMES), "{gaps:?}");
+    end(last.expect("ten of them"), tun);
+}
+
+#[test]
+fn closing_another_layout_under_load_is_one_step() {
+    fresh_namespace();
+    closes_another_layout_under_load(&options("layout-closed-load"));
+}
+
+#[test]
+fn closing_another_layout_under_load_is_one_step_with_clsact() {
+    fresh_namespace();
+    closes_another_layout_under_load(&clsact_only("layout-closed-load-clsact"));
 }
 
 #[test]

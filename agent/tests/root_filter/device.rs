@@ -2,6 +2,7 @@
 
 use std::{
     net::UdpSocket,
+    ops::Range,
     sync::{
         Once,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -126,23 +127,110 @@ impl<'a> Door<'a> {
     }
 }
 
-/// Does something while the friend and the foe send; says how many packets each.
-pub fn under_load(tun: &Tun, something: impl FnOnce()) -> u64 {
+/// What became of the packets that the friend and the foe sent to a [`Door`], of each as many.
+#[derive(Debug)]
+pub struct Arrived {
+    pub sent: u64,
+    pub foes: u64,
+    /// Numbers of the friend's packets that did not arrive.
+    pub gaps: Vec<Range<u64>>,
+}
+
+impl Door<'_> {
+    /// Does something while the friend and the foe send. It is given what waits until they have sent more. The last packet must get in.
+    pub fn under_load(&self, something: impl FnOnce(&dyn Fn())) -> Arrived {
+        const MORE: u64 = 100;
+        let sent = AtomicU64::new(0);
+        let more = || {
+            let before = sent.load(Ordering::Relaxed);
+            eventually("more packets are sent", || {
+                sent.load(Ordering::Relaxed) >= before + MORE
+            });
+        };
+        let mut arrived = Arrived {
+            sent: 0,
+            foes: 0,
+            gaps: Vec::new(),
+        };
+        let mut next = 0;
+        self.socket.set_nonblocking(true).expect("nonblocking");
+        while_doing(
+            || something(&more),
+            || {
+                let number = sent.fetch_add(1, Ordering::Relaxed);
+                self.send_numbered(number);
+                // At once, or the socket would run over.
+                self.take(&mut next, &mut arrived);
+            },
+        );
+        let last = sent.into_inner();
+        arrived.sent = last + 1;
+        self.send_numbered(last);
+        eventually("the last packet gets in", || {
+            self.take(&mut next, &mut arrived);
+            next > last
+        });
+        self.socket.set_nonblocking(false).expect("blocking");
+        arrived
+    }
+
+    /// The foe's comes first, so it has got in or not when the friend's has.
+    fn send_numbered(&self, number: u64) {
+        for source in [FOE, FRIEND] {
+            let udp = udp(4000, 1000, &number.to_ne_bytes());
+            self.tun.send(&Ip::new(source, OWN, 17, &udp).bytes());
+        }
+    }
+
+    /// Takes what there is out of the socket, of the friend's from number `next` on.
+    fn take(&self, next: &mut u64, arrived: &mut Arrived) {
+        let mut number = [0; 8];
+        while let Ok((length, source)) = self.socket.recv_from(&mut number) {
+            if source.ip().to_string() == FOE {
+                arrived.foes += 1;
+                continue;
+            }
+            assert_eq!(length, number.len());
+            let number = u64::from_ne_bytes(number);
+            if number != *next {
+                arrived.gaps.push(*next..number);
+            }
+            *next = number + 1;
+        }
+    }
+}
+
+/// Does something while another thread does something else, over and over.
+fn while_doing(something: impl FnOnce(), mut each: impl FnMut() + Send) {
+    /// Else a test that fails would wait for the other thread for ever.
+    struct AtEnd<'a>(&'a AtomicBool);
+    impl Drop for AtEnd<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let done = AtomicBool::new(false);
-    let sent = AtomicU64::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let (friend, foe) = (to(FRIEND, 1000), to(FOE, 1000));
             while !done.load(Ordering::Relaxed) {
-                tun.send(&friend);
-                tun.send(&foe);
-                sent.fetch_add(1, Ordering::Relaxed);
+                each();
             }
         });
+        let _at_end = AtEnd(&done);
         something();
-        done.store(true, Ordering::Relaxed);
     });
-    sent.into_inner()
+}
+
+/// Does something while the friend and the foe send; says how many packets each.
+pub fn under_load(tun: &Tun, something: impl FnOnce()) -> u64 {
+    let mut sent = 0;
+    let (friend, foe) = (to(FRIEND, 1000), to(FOE, 1000));
+    while_doing(something, || {
+        tun.send(&friend);
+        tun.send(&foe);
+        sent += 1;
+    });
+    sent
 }
 
 pub fn all_of_the_friend_and_none_of_the_foe(filter: &Filter, sent: u64) {
