@@ -23,6 +23,8 @@ mod frags;
 mod named;
 #[path = "root_filter/property.rs"]
 mod property;
+#[path = "root_filter/refusals.rs"]
+mod refusals;
 #[path = "root_filter/speed.rs"]
 mod speed;
 #[path = "root_filter/stock.rs"]

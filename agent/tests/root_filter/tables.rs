@@ -15,6 +15,7 @@ use lowroad_wire::control::{FilterRule, NetPortRange, PortRange};
 use crate::{
     device::{attach, end, options},
     packets::{Ip, SYN, tcp},
+    refusals::with_writes_refused,
     tun::{Tun, fresh_namespace},
 };
 
@@ -184,15 +185,20 @@ fn set_limit(soft: u64, limit: libc::rlimit) {
     assert_eq!(set, 0, "setrlimit");
 }
 
+/// Whether a peer of the rules before only, one of both, and one of those after only are admitted.
+fn admits_of_both(filter: &mut Filter) -> [[bool; 2]; 3] {
+    [10, 15, 24].map(|peer| addresses(peer).map(|a| is_admitted(filter, a)))
+}
+
+const BEFORE: [[bool; 2]; 3] = [[true; 2], [true; 2], [false; 2]];
+const AFTER: [[bool; 2]; 3] = [[false; 2], [true; 2], [true; 2]];
+
 /// A new map is a new file descriptor: with none, one, two left the kernel refuses another of a rule set's maps.
 #[test]
 fn a_rule_set_that_the_kernel_refuses_halfway_leaves_the_one_before_in_force() {
     let mut filter = Filter::detached(&options("halfway")).expect("load");
     let (before, after) = (compile(&rules(10..20)), compile(&rules(15..25)));
     filter.install(&before).expect("install");
-    let admits = |filter: &mut Filter| {
-        [10, 15, 24].map(|peer| addresses(peer).map(|a| is_admitted(filter, a)))
-    };
     let mut refusals = Vec::new();
     for left in 0.. {
         let mut descriptors = Descriptors::take_all();
@@ -204,11 +210,45 @@ fn a_rule_set_that_the_kernel_refuses_halfway_leaves_the_one_before_in_force() {
         let line = error.to_string();
         assert!(line.contains("os error 24"), "the reason is told: {line}");
         refusals.push(line);
-        let admitted = admits(&mut filter);
-        assert_eq!(admitted, [[true; 2], [true; 2], [false; 2]], "{refusals:?}");
+        assert_eq!(admits_of_both(&mut filter), BEFORE, "{refusals:?}");
         assert!(left < 100, "never installed: {refusals:?}");
     }
-    assert_eq!(admits(&mut filter), [[false; 2], [true; 2], [true; 2]]);
+    assert_eq!(admits_of_both(&mut filter), AFTER);
     println!("{refusals:#?}");
     assert!(refusals.len() >= 2, "{refusals:?}");
+}
+
+/// Of a table's buckets, prefixes, settings and the switch itself, each in turn.
+#[test]
+fn a_rule_set_of_which_the_kernel_refuses_any_write_leaves_the_one_before_in_force() {
+    let mut filter = Filter::detached(&options("writes")).expect("load");
+    let (before, after) = (compile(&rules(10..20)), compile(&rules(15..25)));
+    filter.install(&before).expect("install");
+    let mut refusals = Vec::new();
+    for refused in 1.. {
+        let (result, writes) =
+            with_writes_refused(|write| write == refused, || filter.install(&after));
+        let Err(error) = result else {
+            assert!(writes < refused, "a refused write is noticed");
+            break;
+        };
+        let line = error.to_string();
+        assert!(line.contains("os error 12"), "the reason is told: {line}");
+        refusals.push(line);
+        assert_eq!(admits_of_both(&mut filter), BEFORE, "{refusals:?}");
+        assert!(refused < 1_000, "never installed: {refusals:?}");
+    }
+    assert_eq!(admits_of_both(&mut filter), AFTER);
+    let count = refusals.len();
+    refusals.dedup();
+    println!("{count} refusals: {refusals:#?}");
+    let last = refusals.last().expect("a refusal");
+    assert!(last.starts_with("switching the rule set"), "{last}");
+
+    // Then all is to be closed, and even that may be refused: the device has to go down.
+    let (closed, _) = with_writes_refused(|_| true, || filter.close());
+    let line = closed.expect_err("no memory").to_string();
+    assert!(line.contains("os error 12"), "{line}");
+    filter.close().expect("close");
+    assert_eq!(admits_of_both(&mut filter), [[false; 2]; 3]);
 }

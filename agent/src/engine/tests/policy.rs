@@ -1,4 +1,4 @@
-//! Policies that take long to compile.
+//! Policies that take long to compile, and those that the kernel refuses.
 
 use super::*;
 
@@ -32,5 +32,40 @@ async fn while_a_large_policy_is_compiled_the_engine_answers_and_takes_messages_
     let meanwhile = times.map(|(first, last)| *last - *first).unwrap();
     assert!(meanwhile > Duration::from_millis(100), "{meanwhile:?}");
     until(|| kernel.observed().device.unwrap().peers.is_empty()).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_policy_that_the_kernel_refuses_closes_the_device_health_says_why_and_it_is_tried_again()
+{
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    let kernel = agent.kernel();
+    let nothing_passes = async || {
+        let health = agent.status().await.health;
+        health
+            .into_iter()
+            .find(|line| line.starts_with("nothing passes"))
+    };
+    assert_eq!(nothing_passes().await, None);
+
+    // Once at first, once more at once, and once after a while.
+    kernel.fail_installs(3);
+    let refused = Instant::now();
+    let rules =
+        json!([{"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 80, "Last": 80}}]}]);
+    stream.send(json!({"PacketFilter": rules})).await.unwrap();
+    until(|| kernel.is_closed()).await;
+    assert_eq!(kernel.installed().len(), 1, "the one before");
+    let why = nothing_passes().await.expect("health says so");
+    assert!(why.contains("injected failure: install"), "{why}");
+
+    until(|| !kernel.is_closed()).await;
+    assert!(refused.elapsed() >= RETRY_INTERVAL);
+    assert_eq!(kernel.installed().len(), 2);
+    assert_eq!(nothing_passes().await, None);
     agent.end().await;
 }
