@@ -84,7 +84,11 @@ impl Traffic<'_> {
             }
         }
         if let Some(stream) = self.stream {
-            let most = most_segments(stream, in_queues, ping.sent, standstills.part(self.ran));
+            // Those lost while it stood still explain no more than that does.
+            let elsewhere = ping.unanswered.iter();
+            let elsewhere = elsewhere.filter(|one| !standstills.excuse(one.sent));
+            let elsewhere = elsewhere.count().saturating_sub(*unmade);
+            let most = most_segments(stream, elsewhere, ping.sent, standstills.part(self.ran));
             if stream.lost > most {
                 return Verdict::Lost(format!(
                     "{what}; where pings were lost in queues, and while the machine stood still, {most} segments would be"

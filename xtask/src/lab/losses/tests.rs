@@ -79,6 +79,35 @@ fn no_more_segments_are_excused_than_queues_and_standstills_explain() {
 }
 
 #[test]
+fn what_a_standstill_explains_is_not_explained_again() {
+    let world = World::new();
+    // The same five of ten seconds, in one piece or two, whatever pings were lost in them; and one ping lost apart from them.
+    let excused = |lost: &[(u64, u64)], stood: &[(i32, i32)]| {
+        let ping = world.pings(lost);
+        let mut standstills = world.never();
+        for (from, to) in stood {
+            standstills.stood.extend(world.stood(*from..*to).stood);
+        }
+        let verdict = |count| {
+            judge(
+                &[world.case(&ping).without_segments(count)],
+                &standstills,
+                true,
+            )
+        };
+        (0..=1000)
+            .take_while(|count| !matches!(verdict(*count), Verdict::Lost(_)))
+            .count()
+            - 1
+    };
+    assert_eq!(excused(&[], &[(4, 5)]), 510);
+    assert_eq!(excused(&[(3, SLOW), (5, FAST)], &[(4, 5)]), 510);
+    assert_eq!(excused(&[(8, SLOW)], &[(4, 5)]), 514);
+    assert_eq!(excused(&[], &[(3, 4), (4, 5)]), 610);
+    assert_eq!(excused(&[], &[(3, 4), (5, 6)]), 710);
+}
+
+#[test]
 fn refused_packets_may_be_missing_as_pings_are_and_no_more() {
     let world = World::new();
     let (queued, none) = (world.pings(&[(4, SLOW), (4, SLOW)]), world.pings(&[]));
