@@ -3,7 +3,6 @@
 //! One task; it tells the engine what happens by [`ControlEvent`]s and takes the newest [`Facts`] to report. It ends only by being dropped, or after
 //! [`ControlEvent::Failed`], when going on needs the user.
 
-mod backoff;
 mod channel;
 mod dial;
 mod error;
@@ -26,13 +25,13 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use self::{
-    backoff::Backoff,
     channel::Channel,
     dial::Server,
     register::{Attempt, Registered},
 };
 pub use self::{error::ControlError, ping::c2n, register::retry_after};
 use crate::{
+    backoff::Backoff,
     prefs::AuthKey,
     process::{give_memory_back, without_stalling},
 };
@@ -45,6 +44,10 @@ const MAX_PINGS: usize = 4;
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A server that answers at once, instead of waiting for the person, is asked this often.
 const VISIT_PAUSE: Duration = Duration::from_secs(1);
+/// Wait after the first failure.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Longest wait, as the stock client's (protocol.md 1.7).
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What a control client is started with.
 #[derive(Clone)]
@@ -182,9 +185,21 @@ struct Client {
 /// The engine has dropped its end: nothing is left to do.
 struct Gone;
 
+pub(crate) const fn backoff() -> Backoff {
+    Backoff::new(FIRST_WAIT, LONGEST_WAIT)
+}
+
+/// After a failure; a server that limits rates may have told many to wait equally long, and none comes back before that.
+pub(crate) fn wait_of(backoff: &mut Backoff, asked: Option<Duration>, random: f64) -> Duration {
+    match asked {
+        Some(wait) => backoff.next_asked(wait, wait + wait.min(LONGEST_WAIT), random),
+        None => backoff.next(random),
+    }
+}
+
 impl Client {
     async fn run(mut self) {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff();
         loop {
             let why = match self.session(&mut backoff).await {
                 Ok(Gone) => return,
@@ -197,10 +212,11 @@ impl Client {
             }
             // By now nothing of the connection is left, a message that could not be read included.
             without_stalling(give_memory_back);
-            let mut retry_in = backoff.next(rand::random());
-            if let ControlError::RateLimited(wait) = &why {
-                retry_in = retry_in.max(*wait);
-            }
+            let asked = match &why {
+                ControlError::RateLimited(wait) => Some(*wait),
+                _ => None,
+            };
+            let retry_in = wait_of(&mut backoff, asked, rand::random());
             info!(error = %why, retry_ms = retry_in.as_millis() as u64, "no control connection");
             if self
                 .tell(ControlEvent::Lost { why, retry_in })

@@ -33,12 +33,18 @@ use self::{
     queue::Queue,
     region::{Task, Wanted},
 };
-use crate::tls::TlsConfig;
+use crate::{backoff::Backoff, tls::TlsConfig};
 
 /// Events that may wait for their reader. What makes one waits for its place, and no region makes more than a few a second.
 const EVENTS: usize = 256;
 /// Between two events of what a relay has to say to people.
 const HEALTH_PAUSE: Duration = Duration::from_secs(1);
+/// The first pause after a failure; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between attempts, unless the relay asks for more.
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A restarting relay can't keep us away for longer.
+pub(crate) const MAX_RESTART: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DerpEvent {
@@ -98,8 +104,20 @@ impl Default for Timings {
             idle: Duration::from_secs(60),
             sweep: Duration::from_secs(15),
             ping: Duration::from_secs(3),
-            backoff: Duration::from_secs(5),
+            backoff: LONGEST_PAUSE,
         }
+    }
+}
+
+pub(crate) const fn backoff(longest: Duration) -> Backoff {
+    Backoff::new(FIRST_PAUSE, longest)
+}
+
+/// After a failure. One that restarts says how long all its clients are to wait; it may say 0, and again.
+pub(crate) fn pause_of(backoff: &mut Backoff, asked: Option<Duration>, random: f64) -> Duration {
+    match asked.map(|after| after.min(MAX_RESTART)) {
+        Some(after) => backoff.next_asked(after / 2, after, random),
+        None => backoff.next(random),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent: the loop, its shells and the kernel side.
 
+mod backoff;
 pub mod cli;
 pub mod control;
 pub mod daemon;

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{Channel, ControlError, ControlEvent, Facts, backoff::Backoff, dial::error_text};
+use super::{Channel, ControlError, ControlEvent, Facts, backoff, dial::error_text};
 use crate::process::{give_memory_back, without_stalling};
 
 const PATH: &str = "/machine/map";
@@ -122,7 +122,7 @@ pub async fn report_changes(
     mut facts: watch::Receiver<Facts>,
     events: mpsc::Sender<ControlEvent>,
 ) -> Result<(), ControlError> {
-    let mut backoff = Backoff::default();
+    let mut backoff = backoff();
     loop {
         let newest = facts.borrow_and_update().clone();
         match report(channel, identity, &newest).await {

@@ -10,18 +10,14 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
-    DerpEvent, Shared, Why,
+    DerpEvent, Shared, Why, backoff,
     connection::{Connection, End},
-    dial,
+    dial, pause_of,
     queue::Queue,
 };
 
-/// The first pause after a failure; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that held for so long makes the pauses begin anew.
 const GOOD: Duration = Duration::from_secs(10);
-/// A restarting relay can't keep us away for longer.
-const MAX_RESTART: Duration = Duration::from_secs(30);
 
 /// What the pool wants of a region.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +38,7 @@ pub struct Task {
 impl Task {
     /// Until the pool drops the region.
     pub async fn run(mut self) {
-        let mut failures = 0;
+        let mut backoff = backoff(self.shared.timings.backoff);
         while self.until_needed().await {
             let nodes = self.wanted.borrow_and_update().nodes.clone();
             let end = match self.connect(&nodes).await {
@@ -50,7 +46,7 @@ impl Task {
                     let started = Instant::now();
                     let end = self.carry(greeted, &nodes).await;
                     if started.elapsed() >= GOOD {
-                        failures = 0;
+                        backoff.reset();
                     }
                     end
                 }
@@ -62,27 +58,23 @@ impl Task {
                 }
                 // What was wanted changed meanwhile: look again.
                 None => {
-                    failures = 0;
+                    backoff.reset();
                     continue;
                 }
             };
-            let pause = match end {
+            let asked = match end {
                 Some(End::Unwanted) => return,
                 Some(End::Idle | End::Moved | End::AddressGone(_)) => {
-                    failures = 0;
+                    backoff.reset();
                     continue;
                 }
-                Some(End::Restarting { after }) => jitter(after.min(MAX_RESTART)),
-                _ => jitter(
-                    FIRST_PAUSE
-                        .saturating_mul(1 << failures.min(10))
-                        .min(self.shared.timings.backoff),
-                ),
+                Some(End::Restarting { after }) => Some(after),
+                _ => None,
             };
-            failures += 1;
+            let pause = pause_of(&mut backoff, asked, rand::random());
             self.queue.expire();
             if !self.pause(pause).await {
-                failures = 0;
+                backoff.reset();
             }
         }
     }
@@ -164,9 +156,4 @@ impl Task {
             _ = self.wanted.changed() => false,
         }
     }
-}
-
-/// Half of it at least: a relay that comes back must not meet everybody at once.
-fn jitter(pause: Duration) -> Duration {
-    pause.mul_f64(rand::random_range(0.5..1.0))
 }

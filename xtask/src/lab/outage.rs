@@ -25,6 +25,8 @@ const ONE: [Duration; 2] = [secs(10), secs(60)];
 /// ever longer pauses.
 const LAST: Duration = secs(20);
 const KNOCKS_PER_NODE: u64 = 8 + 3;
+/// `LONGEST_WAIT` in `agent/src/control.rs` for who knocked just before the server was back, and 5 s.
+const RETURN: Duration = secs(30 + 5);
 /// For the server's key, control and the relay, and one each while the server starts.
 const KNOCKS_TO_RETURN: u64 = 6;
 /// Marks of connections, by the first byte a client sends: a record of TLS is the relay's, a request is control's.
@@ -186,18 +188,20 @@ fn both(lab: &Lab, coordinator: &mut Coordinator, gone: u32, nodes: &[&Node]) ->
         knocks.note()?;
     }
     let last = knocks.a_second_during(LAST)?;
-    let (returning, back) = (knocks.count()?, Instant::now());
+    let (returning, start) = (knocks.count()?, Instant::now());
     coordinator.start_again()?;
+    let up = Instant::now();
     while !all_follow(nodes)? {
-        ensure!(back.elapsed() < LIMIT, "not all nodes came back");
+        ensure!(start.elapsed() < LIMIT, "not all nodes came back");
         wait::pass(secs(1))?;
         knocks.note()?;
     }
+    let time = up.elapsed();
     let returned = knocks.count()? - returning;
     lab.note(&format!(
         "all {} nodes back {:.1} s after the server's start by {returned} connections; connections by then: {}",
         nodes.len(),
-        back.elapsed().as_secs_f64(),
+        start.elapsed().as_secs_f64(),
         knocks.history()
     ));
     let count = nodes.len() as u64;
@@ -210,7 +214,7 @@ fn both(lab: &Lab, coordinator: &mut Coordinator, gone: u32, nodes: &[&Node]) ->
         returned <= count * KNOCKS_TO_RETURN,
         "{returned} connections of {count} nodes to return"
     );
-    Ok(())
+    lab.within("all nodes back since the server answers", time, RETURN)
 }
 
 /// Whether every node has both its control connection and its relay.
