@@ -91,6 +91,9 @@ impl Hub {
             |(_, text): &&(PathBuf, String)| refused.is_some() || !state.is_seeded_with(text);
         if let Some((path, text)) = seed.filter(wanted) {
             let (policy, compiled) = check_policy(text, &state.world(), UnknownUsers::Accept)?;
+            for error in policy.unknown_users(&state.world()) {
+                tracing::warn!("{error}");
+            }
             for warning in &policy::warnings(&policy, &compiled, &state.node_names()) {
                 tracing::warn!("{warning}");
             }
@@ -250,12 +253,6 @@ pub fn check_policy(
         |errors: policy::PolicyErrors| Error::from(RefusedPolicy::of_errors(text, &errors));
     policy::check_length(text).map_err(Error::bad_request)?;
     let policy = Policy::parse(text).map_err(refuse)?;
-    if let Some(pool) = policy.first_address_pool() {
-        return Err(refuse(pool.into()));
-    }
-    for error in policy.unknown_users(world) {
-        tracing::warn!("{error}");
-    }
     let compiled = policy::compile_with(&policy, world, unknown).map_err(refuse)?;
     Ok((policy, compiled))
 }

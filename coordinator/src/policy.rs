@@ -103,18 +103,6 @@ impl Policy {
         let people = people::People::new(&self.document, &world.users);
         people::unknown_users(&self.document, &people)
     }
-
-    /// Where the policy says out of which prefix nodes are to get their addresses (`ipPool`), which is for who gives
-    /// addresses to heed or to refuse.
-    pub fn first_address_pool(&self) -> Option<PolicyError> {
-        let place = self
-            .document
-            .attributes
-            .iter()
-            .find_map(|entry| entry.pool)?;
-        let message = "\"ipPool\" in nodeAttrs: this server gives addresses in turn, out of all of 100.64.0.0/10; take it out of the policy";
-        Some(PolicyError::unsupported_here(place, message))
-    }
 }
 
 /// What [`compile`] does about users that the policy names and the world doesn't have.
@@ -126,12 +114,15 @@ pub enum UnknownUsers {
     /// created. [`Policy::unknown_users`] lists them, for a warning. Domains are taken likewise, and
     /// `sshTests` may be about nodes that are yet to come.
     Accept,
+    /// Accept them where nobody was asked who there is: what a test says of an address counts only if it is so
+    /// whatever node has that address.
+    Unasked,
 }
 
 /// Compiles a new policy for a tailnet and runs the policy's `tests` and `sshTests`.
 ///
 /// # Errors
-/// All unknown users, domains and roles, and failing tests, with their places.
+/// All unknown users, domains and roles, `ipPool`s, and failing tests, with their places.
 pub fn compile(policy: &Policy, world: &World) -> Result<CompiledTailnet, PolicyErrors> {
     compile_with(policy, world, UnknownUsers::Refuse)
 }
@@ -139,7 +130,7 @@ pub fn compile(policy: &Policy, world: &World) -> Result<CompiledTailnet, Policy
 /// [`compile`], with a choice about unknown users.
 ///
 /// # Errors
-/// All unknown users and domains, if they are refused, unknown roles, and failing tests, with their places.
+/// All unknown users and domains, if they are refused, unknown roles, `ipPool`s, and failing tests, with their places.
 pub fn compile_with(
     policy: &Policy,
     world: &World,
@@ -156,8 +147,9 @@ pub fn compile_with(
     }
     let role = attributes::unknown_role(&policy.document.attributes, &world.tailnet);
     role.into_iter().for_each(|error| errors.push(error));
+    attributes::pools(&policy.document.attributes).for_each(|error| errors.push(error));
     let compiled = recompile(policy, world);
-    check::run_tests(policy, world, &compiled, &mut errors);
+    check::run_tests(policy, world, unknown, &compiled, &mut errors);
     errors.keep(check::run_ssh_tests(policy, world, unknown, &compiled));
     let people = people::People::new(&policy.document, &world.users);
     errors.finish(|unknown| match unknown.contains('@') {

@@ -20,8 +20,9 @@ use crate::{
         render::{self, Extent},
     },
     args::{self, Policy},
+    hub::check_policy,
     model::VersionNumber,
-    policy::{self, Report, WhyProbe, World},
+    policy::{self, Report, UnknownUsers, WhyProbe, World},
     refused::RefusedPolicy,
     text::harmless_lines,
 };
@@ -62,12 +63,13 @@ pub(super) async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Res
 /// Against the server's users and nodes if one runs, else by the text alone.
 async fn check(state_dir: &Path, as_json: bool, file: &Path, strict: bool) -> Result<(), Error> {
     let text = read(file)?;
-    let alone = check_alone(&text).map_err(|error| name_file(error, file, &text))?;
+    let named = |error| name_file(error, file, &text);
+    parse_policy(&text).map_err(named)?;
     let ask = Ask::PolicyCheck { text: text.clone() };
     let (report, with_server) = match client::ask(state_dir, &ask).await {
         Ok(answer) => (parse::<PolicyDone>(&answer)?.report, true),
-        Err(Error::NotRunning { .. }) => (alone, false),
-        Err(error) => return Err(name_file(error, file, &text)),
+        Err(Error::NotRunning { .. }) => (check_alone(&text).map_err(named)?, false),
+        Err(error) => return Err(named(error)),
     };
     if strict && !report.warnings.is_empty() {
         let head = format!("{} has warnings, and --strict refuses them", file.display());
@@ -87,11 +89,13 @@ async fn check(state_dir: &Path, as_json: bool, file: &Path, strict: bool) -> Re
     })
 }
 
-/// What there is to warn of without knowing users and nodes.
+fn parse_policy(text: &str) -> Result<policy::Policy, Error> {
+    policy::Policy::parse(text).map_err(|errors| RefusedPolicy::of_errors(text, &errors).into())
+}
+
+/// What a server would refuse whoever its users and nodes are, and what there is to warn of without knowing them.
 fn check_alone(text: &str) -> Result<Report, Error> {
-    let policy = policy::Policy::parse(text)
-        .map_err(|errors| Error::from(RefusedPolicy::of_errors(text, &errors)))?;
-    let compiled = policy::recompile(&policy, &World::default());
+    let (policy, compiled) = check_policy(text, &World::default(), UnknownUsers::Unasked)?;
     let warnings = policy::warnings(&policy, &compiled, &HashMap::new());
     Ok(Report::default().with_warnings(text, &warnings))
 }

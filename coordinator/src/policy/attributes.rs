@@ -167,6 +167,15 @@ pub(crate) fn unknown_role(entries: &[Attributes], tailnet: &TailnetFacts) -> Op
     Some(PolicyError::unsupported_here(target.place, message))
 }
 
+/// Prefixes out of which nodes were to get their addresses: they are checked, but who gives addresses here doesn't heed them.
+pub(crate) fn pools(entries: &[Attributes]) -> impl Iterator<Item = PolicyError> + '_ {
+    let places = entries.iter().filter_map(|entry| entry.pool);
+    places.map(|place| {
+        let message = "\"ipPool\" in nodeAttrs: this server gives addresses in turn, out of all of 100.64.0.0/10; take it out of the policy";
+        PolicyError::unsupported_here(place, message)
+    })
+}
+
 /// The attributes of one node.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeAttributes {

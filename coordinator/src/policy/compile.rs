@@ -27,7 +27,7 @@ use super::world::{NodeFacts, World};
 use builder::Builder;
 
 pub(crate) use merge::{Classes, classes, merge};
-pub(crate) use ranges::tailnet;
+pub(crate) use ranges::{internet, tailnet};
 
 /// All nodes, sorted by ID. Those that left since everything was compiled keep their place.
 pub(crate) type Nodes = Table<Arc<Node>>;

@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use lowroad_coordinator::policy::{
-    CompiledTailnet, NodeFacts, Policy, PolicyErrors, TailnetFacts, UnknownUsers, UserFacts, World,
-    compile_with,
+use lowroad_coordinator::{
+    Error,
+    hub::check_policy,
+    policy::{
+        CompiledTailnet, NodeFacts, Policy, TailnetFacts, UnknownUsers, UserFacts, World, recompile,
+    },
+    refused::RefusedPolicy,
 };
 use lowroad_wire::control::{CapMap, FilterRule, NodeId, SshPolicy, UserId};
 use serde::{Deserialize, Deserializer};
@@ -141,13 +145,27 @@ impl Case {
         NodeId(at.expect("the node is listed") as i64 + 1)
     }
 
-    pub fn compile(&self) -> Result<CompiledTailnet, PolicyErrors> {
+    /// As our server takes the policy, where nobody has a role.
+    pub fn check(&self) -> Result<CompiledTailnet, Box<RefusedPolicy>> {
         // Where the e-mail addresses were lost, so were users: who else a policy names, the service knew.
         let unknown = match self.users.iter().any(|user| user.email.is_empty()) {
             true => UnknownUsers::Accept,
             false => UnknownUsers::Refuse,
         };
-        compile_with(&Policy::parse(self.policy.get())?, &self.world(), unknown)
+        let mut world = self.world();
+        world.tailnet.owner = None;
+        world.tailnet.admins.clear();
+        match check_policy(self.policy.get(), &world, unknown) {
+            Ok((_, tailnet)) => Ok(tailnet),
+            Err(Error::Policy(refused)) => Err(refused),
+            Err(error) => panic!("{}: {error}", self.id),
+        }
+    }
+
+    /// As a server would that knows roles and heeds address pools.
+    pub fn compile(&self) -> CompiledTailnet {
+        let policy = Policy::parse(self.policy.get()).expect("what is supported is good");
+        recompile(&policy, &self.world())
     }
 
     /// What differs, as text.

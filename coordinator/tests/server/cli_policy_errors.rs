@@ -203,6 +203,91 @@ fn without_a_server_the_text_alone_is_checked_and_warned_of() {
     assert_eq!(answer(&bad)["errors"].as_array().unwrap().len(), 3);
 }
 
+/// Wrong in what is judged on the compiled policy, whoever is there.
+const BAD_ALONE: &str = r#"{
+  "groups": {"group:eng": ["alice@example.com"]},
+  "acls": [{"action": "accept", "src": ["group:eng"], "dst": ["10.0.0.1:443"]}],
+  "tests": [
+    {"src": "group:eng", "accept": ["10.0.0.1:22"]},
+    {"src": "group:eng", "accept": ["http"]},
+    {"src": "group:egn", "deny": ["10.0.0.1:22"]},
+  ],
+  "sshTests": [{"src": "alice@example.com", "dst": ["autogroup:self"], "accept": ["root"]}],
+  "nodeAttrs": [
+    {"target": ["autogroup:owner"], "attr": ["funnel"]},
+    {"target": ["*"], "ipPool": ["100.70.0.0/16"]},
+  ],
+}
+"#;
+
+#[test]
+fn without_a_server_tests_run_and_all_is_found_that_any_server_would_refuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p.hujson");
+    std::fs::write(&file, BAD_ALONE).unwrap();
+    let shown = file.to_str().unwrap();
+    let refused = |command: &[&str]| {
+        let output = run(dir.path(), &[&["policy"], command].concat());
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let check = refused(&["check", shown]);
+    assert!(check.contains("is refused: 6 errors\n"), "{check}");
+    let edit = "add-rule --src group:eng --dst 10.0.0.2:443 --file";
+    let edit: Vec<&str> = edit.split(' ').chain([shown]).collect();
+    let edit = refused(&edit);
+    assert!(edit.contains("nothing is changed: 6 errors\n"), "{edit}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), BAD_ALONE);
+    for said in [
+        "5:37: error: test failed: accept \"10.0.0.1:22\" from \"group:eng\"",
+        "6:37: error: destination \"http\" has no port",
+        "7:13: error: test src \"group:egn\": group not found",
+        "9:83: error: ssh test failed: accept \"root\" from \"alice@example.com\"",
+        "11:17: error: target \"autogroup:owner\": users have no roles",
+        "12:33: error: \"ipPool\" in nodeAttrs",
+    ] {
+        assert!(check.contains(said), "{check}\nlacks {said}");
+    }
+}
+
+#[test]
+fn without_a_server_a_test_is_not_failed_for_nodes_that_nobody_knows_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p.hujson");
+    let shown = file.to_str().unwrap();
+    let check = |tests: &str| {
+        let text = format!(
+            r#"{{
+                "hosts": {{"db": "100.64.0.2"}},
+                "tagOwners": {{"tag:db": ["bob@"]}},
+                "acls": [{{"action": "accept", "src": ["bob@"], "dst": ["tag:db:22", "autogroup:internet:*"]}}],
+                "ssh": [{{"action": "accept", "src": ["user:*@example.com"], "dst": ["tag:db"], "users": ["dev"]}}],
+                {tests}
+            }}"#
+        );
+        std::fs::write(&file, text).unwrap();
+        let output = run(dir.path(), &["policy", "check", shown]);
+        (output.status.success(), output)
+    };
+    for good in [
+        r#""tests": [{"src": "bob@", "accept": ["tag:db:22", "db:22", "8.8.8.8:443"], "deny": ["db:23"]}]"#,
+        r#""tests": [{"src": "100.64.0.1", "accept": ["tag:db:22"]}]"#,
+        r#""sshTests": [{"src": "user:*@example.com", "dst": ["tag:db"], "accept": ["dev"], "deny": ["root"]}]"#,
+        r#""sshTests": [{"src": "alice@example.com", "dst": ["db"], "accept": ["dev"]}]"#,
+    ] {
+        let (is_good, output) = check(good);
+        assert!(is_good, "{good}: {output:?}");
+    }
+    for bad in [
+        r#""tests": [{"src": "bob@", "accept": ["10.0.0.1:22"]}]"#,
+        r#""tests": [{"src": "bob@", "accept": ["tag:db:23"]}]"#,
+        r#""tests": [{"src": "bob@", "deny": ["tag:db:22"]}]"#,
+        r#""sshTests": [{"src": "user:*@example.com", "dst": ["tag:db"], "accept": ["root"]}]"#,
+    ] {
+        assert!(!check(bad).0, "{bad}");
+    }
+}
+
 #[test]
 fn a_server_does_not_start_with_a_bad_policy_file_and_shows_all_that_is_wrong() {
     let dir = tempfile::tempdir().unwrap();

@@ -60,6 +60,7 @@ fn stand_ins(
             members.map(|member| user(&member.value)).collect()
         }
         Alias::Member => vec![user("stand-in@")],
+        Alias::Domain(domain) => vec![user(&format!("stand-in@{domain}"))],
         Alias::Tag(tag) => vec![(None, Some(tag.clone()))],
         Alias::Tagged => document
             .names

@@ -14,9 +14,9 @@ use super::super::error::Place;
 use super::super::people::People;
 use super::super::routes::{Routes, is_exit};
 use super::super::syntax::Rule;
-use super::ranges::{internet, tailnet};
 use super::{
     Companion, CompiledRule, Node, Nodes, Origins, Source, Target, TargetKind, addresses_of,
+    internet, tailnet,
 };
 
 /// Builds the tables, each distinct list of sources and each destination once.

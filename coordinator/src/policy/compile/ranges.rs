@@ -20,7 +20,7 @@ pub(crate) fn tailnet(routes: &[IpNet]) -> AddressSet {
 const V6_PREFIX: [u16; 8] = [0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0];
 
 /// `autogroup:internet`: all but private, link-local, multicast and tailnet addresses.
-pub(super) fn internet() -> AddressSet {
+pub(crate) fn internet() -> AddressSet {
     const NOT_V4: [([u8; 4], u8); 9] = [
         ([0, 0, 0, 0], 8),
         ([10, 0, 0, 0], 8),
