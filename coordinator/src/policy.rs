@@ -137,24 +137,23 @@ pub fn compile_with(
     unknown: UnknownUsers,
 ) -> Result<CompiledTailnet, PolicyErrors> {
     let mut errors = Errors::default();
+    let document = &policy.document;
     if unknown == UnknownUsers::Refuse {
-        let unknown = policy.unknown_users(world);
-        let domain = people::unknown_domain(&policy.document, &world.tailnet);
-        unknown
-            .into_iter()
-            .chain(domain)
-            .for_each(|error| errors.push(error));
+        errors.extend(policy.unknown_users(world));
+        errors.extend(people::unknown_domains(document, &world.tailnet));
     }
-    let role = attributes::unknown_role(&policy.document.attributes, &world.tailnet);
-    role.into_iter().for_each(|error| errors.push(error));
-    attributes::pools(&policy.document.attributes).for_each(|error| errors.push(error));
+    errors.extend(attributes::unknown_roles(
+        &document.attributes,
+        &world.tailnet,
+    ));
+    errors.extend(attributes::pools(&document.attributes));
     let compiled = recompile(policy, world);
     check::run_tests(policy, world, unknown, &compiled, &mut errors);
-    errors.keep(check::run_ssh_tests(policy, world, unknown, &compiled));
-    let people = people::People::new(&policy.document, &world.users);
+    check::run_ssh_tests(policy, world, unknown, &compiled, &mut errors);
+    let people = people::People::new(document, &world.users);
     errors.finish(|unknown| match unknown.contains('@') {
         true => people.nearest(unknown),
-        false => policy.document.names.nearest(unknown),
+        false => document.names.nearest(unknown),
     })?;
     Ok(compiled)
 }

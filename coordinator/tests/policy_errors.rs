@@ -97,6 +97,8 @@ fn all_that_is_wrong_is_shown_at_once_in_the_order_of_the_file() {
   ],
   "autoApprovers": {"routes": {"10.0.0.0": ["tag:routr"]}, "exitNode": "tag:router"},
   "ipsets": {},
+  "ssh": [{"action": "acept", "src": ["group:egn", "tag:wbe"], "dst": ["tag:wbe"], "users": ["", "*"], "checkPeriod": "abc"}],
+  "nodeAttrs": [{"target": ["tag:wbe", "autogroup:self"], "attr": ["", 1], "ipPool": ["10.0.0.0/8"], "app": {}}],
 }
 "##,
         r##"p.hujson:3:40: error: "bob" is no user; write an e-mail address or `name@`
@@ -165,6 +167,45 @@ p.hujson:16:72: error: approvers must be a list: […]
 p.hujson:17:3: error: "ipsets": not supported yet; write their prefixes into the rules, or give them names in "hosts"
    17 |   "ipsets": {},
       |   ^^^^^^^^
+p.hujson:18:22: error: "acept" is no action of ssh rules; write "accept" or "check"
+   18 |   "ssh": [{"action": "acept", "src": ["group:egn", "tag:wbe"], "dst": ["tag:wbe"], "users": ["", "*"…
+      |                      ^^^^^^^
+p.hujson:18:39: error: ssh src "group:egn": group not found; define it in groups
+   18 |   "ssh": [{"action": "acept", "src": ["group:egn", "tag:wbe"], "dst": ["tag:wbe"], "users": ["", "*"…
+      |                                       ^^^^^^^^^^^ did you mean "group:eng"?
+p.hujson:18:52: error: ssh src "tag:wbe": tag not found; define it in tagOwners
+   18 | …"action": "acept", "src": ["group:egn", "tag:wbe"], "dst": ["tag:wbe"], "users": ["", "*"], "checkPe…
+      |                                          ^^^^^^^^^
+p.hujson:18:72: error: ssh dst "tag:wbe": tag not found; define it in tagOwners
+   18 | …src": ["group:egn", "tag:wbe"], "dst": ["tag:wbe"], "users": ["", "*"], "checkPeriod": "abc"}],
+      |                                          ^^^^^^^^^
+p.hujson:18:94: error: "" is no login name; write login names, "root", "autogroup:nonroot" or "localpart:*@domain"
+   18 | …ag:wbe"], "dst": ["tag:wbe"], "users": ["", "*"], "checkPeriod": "abc"}],
+      |                                          ^^
+p.hujson:18:98: error: "*" is no login name; write login names, "root", "autogroup:nonroot" or "localpart:*@domain"
+   18 | …be"], "dst": ["tag:wbe"], "users": ["", "*"], "checkPeriod": "abc"}],
+      |                                          ^^^
+p.hujson:18:119: error: checkPeriod "abc" is no duration; write "always", or like "1h30m", up to "168h"
+   18 | …e"], "users": ["", "*"], "checkPeriod": "abc"}],
+      |                                          ^^^^^
+p.hujson:19:29: error: target "tag:wbe": tag not found; define it in tagOwners
+   19 |   "nodeAttrs": [{"target": ["tag:wbe", "autogroup:self"], "attr": ["", 1], "ipPool": ["10.0.0.0/8"],…
+      |                             ^^^^^^^^^
+p.hujson:19:40: error: nodeAttrs take `*`, users, groups, tags, hosts, addresses, prefixes, autogroup:member and autogroup:tagged as target
+   19 |   "nodeAttrs": [{"target": ["tag:wbe", "autogroup:self"], "attr": ["", 1], "ipPool": ["10.0.0.0/8"],…
+      |                                        ^^^^^^^^^^^^^^^^
+p.hujson:19:68: error: an attribute without a name; take it out of attr
+   19 | …["tag:wbe", "autogroup:self"], "attr": ["", 1], "ipPool": ["10.0.0.0/8"], "app": {}}],
+      |                                          ^^
+p.hujson:19:72: error: each entry of attr must be a string in double quotes
+   19 | …g:wbe", "autogroup:self"], "attr": ["", 1], "ipPool": ["10.0.0.0/8"], "app": {}}],
+      |                                          ^
+p.hujson:19:87: error: ipPool "10.0.0.0/8": write a prefix inside 100.64.0.0/10 that leaves 100.100.100.0/24 and 100.115.92.0/23 alone
+   19 | …oup:self"], "attr": ["", 1], "ipPool": ["10.0.0.0/8"], "app": {}}],
+      |                                          ^^^^^^^^^^^^
+p.hujson:19:109: error: "app" in nodeAttrs: not supported yet; take this entry out; app connectors don't run here
+   19 | …", 1], "ipPool": ["10.0.0.0/8"], "app": {}}],
+      |                                          ^
 "##,
     );
 }
@@ -231,6 +272,60 @@ p.hujson:6:71: error: test proto "upd": write "tcp", "udp" or a number
 p.hujson:7:72: error: test failed: accept "tag:server:24" from "alice@example.com", but the policy refuses it; correct the rules or the test
     7 |     {"src": "alice@example.com", "deny": ["tag:server:23"], "accept": ["tag:server:24"]},
       |                                                                        ^^^^^^^^^^^^^^^
+"##,
+    );
+}
+
+#[test]
+fn unknown_domains_and_roles_and_all_failing_ssh_tests_are_shown_together() {
+    refused(
+        r##"{
+  "tagOwners": {"tag:server": []},
+  "grants": [{"src": ["user:*@a.example", "user:*@b.example"], "dst": ["tag:server"], "ip": ["80", "udp:53"]}],
+  "nodeAttrs": [{"target": ["autogroup:owner", "autogroup:admin"], "attr": ["x"]}, {"target": ["*"], "ipPool": ["100.70.0.0/16"]}],
+  "sshTests": [
+    {"src": "bob@", "dst": ["tag:server"], "deny": ["root"]},
+    {"src": "alice@example.com", "dst": ["tag:server", "tag:sever"], "accept": ["dev", "", "x"], "deny": ["x"], "check": ["root"]},
+    {"src": "alice@example.com", "dst": ["tag:server"], "accept": ["root"]},
+  ],
+}
+"##,
+        r##"p.hujson:3:23: error: "a.example" is no domain of this tailnet's users; correct it, or create a user with an e-mail address there
+    3 |   "grants": [{"src": ["user:*@a.example", "user:*@b.example"], "dst": ["tag:server"], "ip": ["80", "…
+      |                       ^^^^^^^^^^^^^^^^^^
+p.hujson:3:43: error: "b.example" is no domain of this tailnet's users; correct it, or create a user with an e-mail address there
+    3 | …"grants": [{"src": ["user:*@a.example", "user:*@b.example"], "dst": ["tag:server"], "ip": ["80", "ud…
+      |                                          ^^^^^^^^^^^^^^^^^^
+p.hujson:4:29: error: target "autogroup:owner": users have no roles on this server; name users or a group instead
+    4 |   "nodeAttrs": [{"target": ["autogroup:owner", "autogroup:admin"], "attr": ["x"]}, {"target": ["*"],…
+      |                             ^^^^^^^^^^^^^^^^^
+p.hujson:4:48: error: target "autogroup:admin": users have no roles on this server; name users or a group instead
+    4 | …Attrs": [{"target": ["autogroup:owner", "autogroup:admin"], "attr": ["x"]}, {"target": ["*"], "ipPoo…
+      |                                          ^^^^^^^^^^^^^^^^^
+p.hujson:4:112: error: "ipPool" in nodeAttrs: this server gives addresses in turn, out of all of 100.64.0.0/10; take it out of the policy
+    4 | …r": ["x"]}, {"target": ["*"], "ipPool": ["100.70.0.0/16"]}],
+      |                                          ^
+p.hujson:6:13: error: ssh test src "bob@" is no node of the tailnet; name one that is, or take the test out
+    6 |     {"src": "bob@", "dst": ["tag:server"], "deny": ["root"]},
+      |             ^^^^^^
+p.hujson:7:56: error: ssh test dst "tag:sever": tag not found; define it in tagOwners
+    7 | …ice@example.com", "dst": ["tag:server", "tag:sever"], "accept": ["dev", "", "x"], "deny": ["x"], "ch…
+      |                                          ^^^^^^^^^^^ did you mean "tag:server"?
+p.hujson:7:81: error: ssh test failed: accept "dev" from "alice@example.com" to "tag:server", but the policy refuses it; correct the ssh rules or the test
+    7 | …["tag:server", "tag:sever"], "accept": ["dev", "", "x"], "deny": ["x"], "check": ["root"]},
+      |                                          ^^^^^
+p.hujson:7:88: error: ssh test: a login name can't be empty; take it out
+    7 | …erver", "tag:sever"], "accept": ["dev", "", "x"], "deny": ["x"], "check": ["root"]},
+      |                                          ^^
+p.hujson:7:92: error: ssh test: "x" can't be allowed and denied; take it out of one of them
+    7 | …r", "tag:sever"], "accept": ["dev", "", "x"], "deny": ["x"], "check": ["root"]},
+      |                                          ^^^
+p.hujson:7:123: error: ssh test failed: check "root" from "alice@example.com" to "tag:server", but the policy doesn't check it; correct the ssh rules or the test
+    7 | …ev", "", "x"], "deny": ["x"], "check": ["root"]},
+      |                                          ^^^^^^
+p.hujson:8:68: error: ssh test failed: accept "root" from "alice@example.com" to "tag:server", but the policy refuses it; correct the ssh rules or the test
+    8 |     {"src": "alice@example.com", "dst": ["tag:server"], "accept": ["root"]},
+      |                                                                    ^^^^^^
 "##,
     );
 }

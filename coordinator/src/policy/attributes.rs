@@ -80,34 +80,35 @@ impl Attributes {
         let fields = text.fields(value, "an entry of nodeAttrs", &FIELDS)?;
         if let Some(app) = fields.get("app") {
             let place = text.at(app.range());
-            return Err(PolicyError::unsupported(
+            text.report(PolicyError::unsupported(
                 place,
                 "\"app\" in nodeAttrs",
                 "take this entry out; app connectors don't run here",
             ));
         }
-        let strings = |name: &str| match fields.get(name) {
-            Some(value) => text.strings(value, name),
-            None => Ok(Vec::new()),
+        let strings = |name: &str| {
+            let list = fields.get(name).map(|value| text.strings(value, name));
+            let list = list.and_then(|list| text.keep(list));
+            list.unwrap_or_default().into_iter()
         };
-        let targets = strings("target")?.into_iter();
-        let attributes = strings("attr")?.into_iter();
-        for pool in strings("ipPool")? {
-            check_pool(pool)?;
+        for pool in strings("ipPool") {
+            text.keep(check_pool(pool));
         }
+        let targets = strings("target");
+        let attributes = strings("attr");
         Ok(Self {
             targets: targets
-                .map(|target| read_target(target, names))
-                .collect::<Result<_, _>>()?,
+                .filter_map(|target| text.keep(read_target(target, names)))
+                .collect(),
             names: attributes
                 .map(|name| {
                     if name.value.is_empty() {
                         let message = "an attribute without a name; take it out of attr";
-                        return Err(PolicyError::invalid(name.place, message));
+                        text.report(PolicyError::invalid(name.place, message));
                     }
-                    Ok(name.value.to_owned())
+                    name.value.to_owned()
                 })
-                .collect::<Result<_, _>>()?,
+                .collect(),
             pool: fields.get("ipPool").map(|pool| text.at(pool.range())),
         })
     }
@@ -150,21 +151,27 @@ fn check_pool(pool: At<&str>) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// The first target that needs to know users' roles where nobody has one.
-pub(crate) fn unknown_role(entries: &[Attributes], tailnet: &TailnetFacts) -> Option<PolicyError> {
-    if tailnet.owner.is_some() {
-        return None;
-    }
-    let mut targets = entries.iter().flat_map(|entry| &entry.targets);
-    let target = targets.find(|target| matches!(target.value, Target::Owner | Target::Admin))?;
-    let what = match target.value {
-        Target::Owner => "autogroup:owner",
-        _ => "autogroup:admin",
+/// Targets that need to know users' roles where nobody has one.
+pub(crate) fn unknown_roles<'a>(
+    entries: &'a [Attributes],
+    tailnet: &TailnetFacts,
+) -> impl Iterator<Item = PolicyError> + 'a {
+    let entries = match tailnet.owner {
+        Some(_) => &[],
+        None => entries,
     };
-    let message = format!(
-        "target {what:?}: users have no roles on this server; name users or a group instead"
-    );
-    Some(PolicyError::unsupported_here(target.place, message))
+    let targets = entries.iter().flat_map(|entry| &entry.targets);
+    targets.filter_map(|target| {
+        let what = match target.value {
+            Target::Owner => "autogroup:owner",
+            Target::Admin => "autogroup:admin",
+            Target::Alias(_) => return None,
+        };
+        let message = format!(
+            "target {what:?}: users have no roles on this server; name users or a group instead"
+        );
+        Some(PolicyError::unsupported_here(target.place, message))
+    })
 }
 
 /// Prefixes out of which nodes were to get their addresses: they are checked, but who gives addresses here doesn't heed them.

@@ -216,6 +216,10 @@ impl Errors {
         }
     }
 
+    pub(crate) fn extend(&mut self, errors: impl IntoIterator<Item = PolicyError>) {
+        errors.into_iter().for_each(|error| self.push(error));
+    }
+
     /// The value, or its error kept for later.
     pub(crate) fn keep<T>(&mut self, result: Result<T, PolicyError>) -> Option<T> {
         result.map_err(|error| self.push(error)).ok()

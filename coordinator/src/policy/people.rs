@@ -172,19 +172,24 @@ fn aliases(document: &Document) -> impl Iterator<Item = At<&Alias>> {
         .chain(targets)
 }
 
-/// The first use of a domain that isn't the tailnet's, in `user:*@domain` or `localpart:*@domain`.
-pub(crate) fn unknown_domain(document: &Document, tailnet: &TailnetFacts) -> Option<PolicyError> {
+/// Uses of domains that aren't the tailnet's, in `user:*@domain` and `localpart:*@domain`, in the order of the file.
+pub(crate) fn unknown_domains(document: &Document, tailnet: &TailnetFacts) -> Vec<PolicyError> {
     let users = aliases(document).filter_map(|alias| match alias.value {
         Alias::Domain(domain) => Some((alias.place, domain)),
         _ => None,
     });
     let locals = document.ssh.iter().flat_map(|rule| &rule.logins.domains);
-    let (place, domain) = users
+    let mut unknown: Vec<_> = users
         .chain(locals.map(|domain| (domain.place, &domain.value)))
         .filter(|(_, domain)| !tailnet.domains.contains(domain))
-        .min()?;
-    let message = format!(
-        "{domain:?} is no domain of this tailnet's users; correct it, or create a user with an e-mail address there"
-    );
-    Some(PolicyError::invalid(place, message))
+        .collect();
+    unknown.sort_unstable();
+    unknown.dedup();
+    let unknown = unknown.into_iter().map(|(place, domain)| {
+        let message = format!(
+            "{domain:?} is no domain of this tailnet's users; correct it, or create a user with an e-mail address there"
+        );
+        PolicyError::invalid(place, message)
+    });
+    unknown.collect()
 }

@@ -70,25 +70,23 @@ pub(crate) fn read<'a>(
         if let Some(value) = fields.get(name) {
             let place = text.at(value.range());
             let what = format!("{name:?} in ssh rules");
-            return Err(PolicyError::unsupported(place, what, instead));
+            text.report(PolicyError::unsupported(place, what, instead));
         }
     }
-    let check = read_check(text, &fields)?;
+    let check = text.keep(read_check(text, &fields));
     if let Some(period) = fields.get("checkPeriod") {
-        duration::check(text.string(period, "checkPeriod")?)?;
+        let period = text.string(period, "checkPeriod");
+        text.keep(period.and_then(duration::check));
     }
     let rule = SshRule {
         origin: text.origin(value.range()),
-        check,
-        sources: aliases(text, &fields, "src", names)?,
-        destinations: aliases(text, &fields, "dst", names)?,
-        logins: read_logins(text, &fields)?,
-        accept_env: read_accept_env(text, &fields)?,
+        check: check.unwrap_or_default(),
+        sources: aliases(text, &fields, "src", names),
+        destinations: aliases(text, &fields, "dst", names),
+        logins: read_logins(text, &fields),
+        accept_env: read_accept_env(text, &fields),
     };
-    rule.sources.iter().try_for_each(check_source)?;
-    for destination in &rule.destinations {
-        check_destination(destination, &rule.sources)?;
-    }
+    check_ends(text, &rule);
     let logins = rule.logins.names.len() + rule.logins.domains.len();
     let parts = 1 + logins + rule.accept_env.len();
     *room = room.checked_sub(parts).ok_or_else(|| {
@@ -116,18 +114,11 @@ fn read_check<'a>(text: &Text<'a>, fields: &Fields<'_, 'a>) -> Result<bool, Poli
 }
 
 /// A list of strings without the blanks around them.
-fn trimmed<'v, 'a>(
-    text: &Text<'a>,
-    fields: &Fields<'v, 'a>,
-    name: &str,
-) -> Result<Vec<At<&'v str>>, PolicyError> {
-    match fields.get(name) {
-        Some(value) => {
-            let strings = text.strings(value, name)?.into_iter();
-            Ok(strings.map(|string| string.map(str::trim)).collect())
-        }
-        None => Ok(Vec::new()),
-    }
+fn trimmed<'v, 'a>(text: &Text<'a>, fields: &Fields<'v, 'a>, name: &str) -> Vec<At<&'v str>> {
+    let list = fields.get(name).map(|value| text.strings(value, name));
+    let list = list.and_then(|list| text.keep(list)).unwrap_or_default();
+    let trimmed = list.into_iter().map(|string| string.map(str::trim));
+    trimmed.collect()
 }
 
 fn aliases<'a>(
@@ -135,31 +126,30 @@ fn aliases<'a>(
     fields: &Fields<'_, 'a>,
     name: &str,
     names: &Names,
-) -> Result<Vec<At<Alias>>, PolicyError> {
-    let written = trimmed(text, fields, name)?.into_iter();
-    written
-        .map(|written| {
-            let place = written.place;
-            let value = Alias::parse(written, &format!("ssh {name}"), names)?;
-            Ok(At { place, value })
-        })
-        .collect()
+) -> Vec<At<Alias>> {
+    let role = format!("ssh {name}");
+    let read = |written: At<&str>| {
+        let value = text.keep(Alias::parse(written, &role, names))?;
+        Some(written.map(|_| value))
+    };
+    let written = trimmed(text, fields, name).into_iter();
+    written.filter_map(read).collect()
 }
 
-fn read_logins<'a>(text: &Text<'a>, fields: &Fields<'_, 'a>) -> Result<Logins, PolicyError> {
+fn read_logins<'a>(text: &Text<'a>, fields: &Fields<'_, 'a>) -> Logins {
     const HOW: &str =
         "write login names, \"root\", \"autogroup:nonroot\" or \"localpart:*@domain\"";
-    let written = trimmed(text, fields, "users")?;
-    if written.is_empty() {
+    let is_empty = |value: &Value| matches!(value, Value::Array(list) if list.elements.is_empty());
+    if fields.get("users").is_none_or(is_empty) {
         let message = format!("this ssh rule names no \"users\"; {HOW}");
-        return Err(PolicyError::invalid(fields.place, message));
+        text.report(PolicyError::invalid(fields.place, message));
     }
     let mut logins = Logins::default();
-    for login in written {
+    for login in trimmed(text, fields, "users") {
         match login.value {
             "" | "*" => {
                 let message = format!("{:?} is no login name; {HOW}", login.value);
-                return Err(PolicyError::invalid(login.place, message));
+                text.report(PolicyError::invalid(login.place, message));
             }
             "root" => logins.root = true,
             "autogroup:nonroot" => logins.others = true,
@@ -169,23 +159,36 @@ fn read_logins<'a>(text: &Text<'a>, fields: &Fields<'_, 'a>) -> Result<Logins, P
             },
         }
     }
-    Ok(logins)
+    logins
 }
 
-fn read_accept_env<'a>(
-    text: &Text<'a>,
-    fields: &Fields<'_, 'a>,
-) -> Result<Vec<String>, PolicyError> {
-    let written = trimmed(text, fields, "acceptEnv")?.into_iter();
-    written
-        .map(|name| {
-            if name.value.is_empty() {
-                let message = "acceptEnv can't name nothing; write a variable's name, or `LC_*`";
-                return Err(PolicyError::invalid(name.place, message));
-            }
-            Ok(name.value.to_owned())
-        })
-        .collect()
+fn read_accept_env<'a>(text: &Text<'a>, fields: &Fields<'_, 'a>) -> Vec<String> {
+    let mut names = Vec::new();
+    for name in trimmed(text, fields, "acceptEnv") {
+        if name.value.is_empty() {
+            let message = "acceptEnv can't name nothing; write a variable's name, or `LC_*`";
+            text.report(PolicyError::invalid(name.place, message));
+        }
+        names.push(name.value.to_owned());
+    }
+    names
+}
+
+fn check_ends(text: &Text, rule: &SshRule) {
+    for source in &rule.sources {
+        text.keep(check_source(source));
+    }
+    for destination in &rule.destinations {
+        text.keep(check_destination(destination, &rule.sources));
+    }
+    let mut destinations = rule.destinations.iter();
+    if destinations.any(|alias| alias.value == Alias::OwnDevices) {
+        let tagged = |alias: &&At<Alias>| matches!(alias.value, Alias::Tag(_) | Alias::Tagged);
+        for source in rule.sources.iter().filter(tagged) {
+            let message = "tagged nodes have no user whose devices autogroup:self could be; put this source into a rule of its own";
+            text.report(PolicyError::invalid(source.place, message));
+        }
+    }
 }
 
 fn check_source(source: &At<Alias>) -> Result<(), PolicyError> {
@@ -209,17 +212,7 @@ fn check_source(source: &At<Alias>) -> Result<(), PolicyError> {
 fn check_destination(destination: &At<Alias>, sources: &[At<Alias>]) -> Result<(), PolicyError> {
     let invalid = |message: String| Err(PolicyError::invalid(destination.place, message));
     match &destination.value {
-        Alias::Tag(_) => Ok(()),
-        Alias::OwnDevices => {
-            let tags = |alias: &&At<Alias>| matches!(alias.value, Alias::Tag(_) | Alias::Tagged);
-            match sources.iter().find(tags) {
-                Some(source) => {
-                    let message = "tagged nodes have no user whose devices autogroup:self could be; put this source into a rule of its own";
-                    Err(PolicyError::invalid(source.place, message))
-                }
-                None => Ok(()),
-            }
-        }
+        Alias::Tag(_) | Alias::OwnDevices => Ok(()),
         Alias::User(user) => {
             let same = |source: &At<Alias>| matches!(&source.value, Alias::User(other) if other.eq_ignore_ascii_case(user));
             if sources.iter().all(same) {

@@ -3,14 +3,14 @@
 //! They are tried on the `ssh` rules alone, whatever the other rules let through. Unlike `tests` they are about nodes that are
 //! there; only a policy that is loaded before the first user is created is tried with nodes that stand in.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use lowroad_wire::control::{NodeId, SshPolicy};
 
 use super::super::alias::Alias;
-use super::super::error::{At, PolicyError};
+use super::super::error::{At, Errors, PolicyError, beginning};
 use super::super::syntax::Document;
 use super::super::trials::SshTest;
 use super::super::view::CompiledTailnet;
@@ -18,21 +18,19 @@ use super::super::world::World;
 use super::super::{Policy, UnknownUsers, recompile};
 use super::{borrowed, is_one_address, stand_in};
 
-/// Runs all `sshTests` of a policy.
-///
-/// # Errors
-/// The first that fails or isn't well formed.
+/// Runs all `sshTests` of a policy. Each assertion that fails or isn't well formed is an error.
 pub(crate) fn run_ssh_tests(
     policy: &Policy,
     world: &World,
     unknown: UnknownUsers,
     compiled: &CompiledTailnet,
-) -> Result<(), PolicyError> {
+    errors: &mut Errors,
+) {
     let document = &*policy.document;
-    let trials = document.ssh_tests.iter();
-    let trials: Vec<Trial> = trials
-        .map(|test| Trial::read(document, test))
-        .collect::<Result<_, _>>()?;
+    let tests = document.ssh_tests.iter();
+    let trials: Vec<Trial> = tests
+        .filter_map(|test| Trial::read(document, test, errors))
+        .collect();
     let named = trials.iter().flat_map(Trial::aliases);
     let extended = match unknown {
         UnknownUsers::Accept | UnknownUsers::Unasked => stand_in::extend(document, world, named),
@@ -40,16 +38,14 @@ pub(crate) fn run_ssh_tests(
     };
     let extended = extended.as_ref().map(|world| recompile(policy, world));
     let compiled = extended.as_ref().unwrap_or(compiled);
-    let mut trials = trials.iter();
     // Nobody knows who has an address before somebody was asked.
     let is_open = |trial: &&Trial| {
         let mut aliases = trial.aliases();
         unknown == UnknownUsers::Unasked && aliases.any(|alias| matches!(alias, Alias::Net(_)))
     };
-    trials.try_for_each(|trial| match is_open(&trial) {
-        true => Ok(()),
-        false => trial.run(compiled),
-    })
+    for trial in trials.iter().filter(|trial| !is_open(trial)) {
+        trial.run(compiled, errors);
+    }
 }
 
 /// A well-formed test.
@@ -69,49 +65,36 @@ enum Expected {
 }
 
 impl<'d> Trial<'d> {
-    fn read(document: &Document, test: &'d SshTest) -> Result<Self, PolicyError> {
-        let failed = |at: &At<String>, message: String| Err(PolicyError::test(at.place, message));
-        let source = read_alias(document, &test.source, "ssh test src")?;
-        if source == Alias::OwnDevices {
-            return failed(
-                &test.source,
-                "ssh test src: autogroup:self is nobody; name somebody".to_owned(),
-            );
-        }
+    /// The test, or what is wrong with it as errors. What is right of one that is wrong in part is tried all the same.
+    fn read(document: &Document, test: &'d SshTest, errors: &mut Errors) -> Option<Self> {
+        let source = errors.keep(read_source(document, &test.source));
         let mut destinations = Vec::new();
         for written in &test.destinations {
-            let alias = read_alias(document, written, "ssh test dst")?;
-            destinations.push((written, alias));
+            let alias = errors.keep(read_alias(document, written, "ssh test dst"));
+            destinations.extend(alias.map(|alias| (written, alias)));
         }
         let expect = |expected| move |name: &'d At<String>| (name, expected);
         let allowed = test.accept.iter().map(expect(Expected::Allowed));
         let denied = test.deny.iter().map(expect(Expected::Denied));
         let checked = test.check.iter().map(expect(Expected::Checked));
         let assertions: Vec<_> = allowed.chain(denied).chain(checked).collect();
-        if assertions.is_empty() || destinations.is_empty() {
+        if assertions.is_empty() || test.destinations.is_empty() {
             let message = "ssh test that asserts nothing; add \"dst\", and login names as \"accept\", \"deny\" or \"check\"";
-            return failed(&test.source, message.to_owned());
-        }
-        if let Some((name, _)) = assertions.iter().find(|(name, _)| name.value.is_empty()) {
-            let message = "ssh test: a login name can't be empty; take it out";
-            return failed(name, message.to_owned());
+            errors.push(PolicyError::test(test.source.place, message));
         }
         let denied: HashSet<&str> = test.deny.iter().map(|name| &*name.value).collect();
-        let others = test.accept.iter().chain(&test.check);
-        if let Some(name) = others
-            .into_iter()
-            .find(|name| denied.contains(&*name.value))
-        {
-            let message = format!(
-                "ssh test: {:?} can't be allowed and denied; take it out of one of them",
-                name.value
-            );
-            return failed(name, message);
+        let mut good = Vec::new();
+        for (name, expected) in assertions {
+            let is_denied = expected != Expected::Denied && denied.contains(&*name.value);
+            match check_name(name, is_denied) {
+                Ok(()) => good.push((name, expected)),
+                Err(error) => errors.push(error),
+            }
         }
-        Ok(Self {
-            source: (&test.source, source),
+        Some(Self {
+            source: (&test.source, source?),
             destinations,
-            assertions,
+            assertions: good,
         })
     }
 
@@ -120,27 +103,29 @@ impl<'d> Trial<'d> {
         std::iter::once(&self.source.1).chain(destinations)
     }
 
-    fn run(&self, compiled: &CompiledTailnet) -> Result<(), PolicyError> {
+    fn run(&self, compiled: &CompiledTailnet, errors: &mut Errors) {
         let (written, source) = &self.source;
         let sources = addresses(compiled, source);
         if sources.is_empty() {
-            return Err(nobody(written, "src"));
+            return errors.push(nobody(written, "src"));
         }
         for (written, destination) in &self.destinations {
             let nodes = self.nodes(compiled, destination);
             if nodes.is_empty() {
-                return Err(nobody(written, "dst"));
+                errors.push(nobody(written, "dst"));
             }
             // Very many nodes are sent the same.
             let mut judged = HashSet::new();
+            let mut failed = BTreeSet::new();
             for node in nodes {
                 let policy = compiled.ssh_for(node);
                 if judged.insert(Arc::as_ptr(&policy)) {
-                    self.judge(&policy, &sources, written)?;
+                    self.judge(&policy, &sources, &mut failed);
                 }
             }
+            let failed = failed.into_iter().map(|at| self.assertions[at]);
+            errors.extend(failed.map(|(name, expected)| self.failure(name, expected, written)));
         }
-        Ok(())
     }
 
     fn nodes(&self, compiled: &CompiledTailnet, destination: &Alias) -> Vec<NodeId> {
@@ -161,19 +146,15 @@ impl<'d> Trial<'d> {
         nodes.map(|at| parts.nodes[at].facts.id).collect()
     }
 
-    fn judge(
-        &self,
-        policy: &SshPolicy,
-        sources: &[IpAddr],
-        destination: &At<String>,
-    ) -> Result<(), PolicyError> {
+    /// Adds the positions of assertions that don't hold for a node with that policy.
+    fn judge(&self, policy: &SshPolicy, sources: &[IpAddr], failed: &mut BTreeSet<usize>) {
         let mut rules_of: HashMap<&str, Vec<usize>> = HashMap::new();
         for (at, rule) in policy.rules.iter().enumerate() {
             for principal in &rule.principals {
                 rules_of.entry(&principal.node_ip).or_default().push(at);
             }
         }
-        for (name, expected) in &self.assertions {
+        for (at, (name, expected)) in self.assertions.iter().enumerate() {
             let holds = |source: &IpAddr| {
                 let rules = rules_of.get(&*source.to_string());
                 let rules = rules.into_iter().flatten().map(|&at| &policy.rules[at]);
@@ -184,11 +165,10 @@ impl<'d> Trial<'d> {
                     Expected::Denied => rules.next().is_none(),
                 }
             };
-            if !sources.iter().all(holds) {
-                return Err(self.failure(name, *expected, destination));
+            if !failed.contains(&at) && !sources.iter().all(holds) {
+                failed.insert(at);
             }
         }
-        Ok(())
     }
 
     fn failure(
@@ -204,7 +184,9 @@ impl<'d> Trial<'d> {
         };
         let message = format!(
             "ssh test failed: {expected} {:?} from {:?} to {:?}, but the policy {found} it; correct the ssh rules or the test",
-            name.value, self.source.0.value, destination.value
+            beginning(&name.value),
+            beginning(&self.source.0.value),
+            beginning(&destination.value)
         );
         PolicyError::test(name.place, message)
     }
@@ -218,10 +200,34 @@ fn maps(users: &BTreeMap<String, String>, name: &str) -> bool {
     }
 }
 
+fn check_name(name: &At<String>, is_denied: bool) -> Result<(), PolicyError> {
+    if name.value.is_empty() {
+        let message = "ssh test: a login name can't be empty; take it out";
+        return Err(PolicyError::test(name.place, message));
+    }
+    if is_denied {
+        let message = format!(
+            "ssh test: {:?} can't be allowed and denied; take it out of one of them",
+            name.value
+        );
+        return Err(PolicyError::test(name.place, message));
+    }
+    Ok(())
+}
+
+fn read_source(document: &Document, written: &At<String>) -> Result<Alias, PolicyError> {
+    let source = read_alias(document, written, "ssh test src")?;
+    if source == Alias::OwnDevices {
+        let message = "ssh test src: autogroup:self is nobody; name somebody";
+        return Err(PolicyError::test(written.place, message));
+    }
+    Ok(source)
+}
+
 fn read_alias(document: &Document, written: &At<String>, role: &str) -> Result<Alias, PolicyError> {
     let place = written.place;
     let alias = Alias::parse(borrowed(written).map(str::trim), role, &document.names)
-        .map_err(|error| PolicyError::test(place, error.message))?;
+        .map_err(PolicyError::in_test)?;
     let fits = match &alias {
         Alias::Any | Alias::DangerAll | Alias::Internet => false,
         Alias::Net(_) => is_one_address(&alias),
