@@ -256,6 +256,45 @@ fn attributes_that_nobody_could_be_given_are_refused() {
 }
 
 #[test]
+fn fields_that_are_offered_are_taken_and_others_of_the_service_are_refused_with_what_to_do() {
+    use PolicyErrorKind::{Invalid, Unsupported};
+    let unknown = |section: &str| section.replace("HERE", r#""xyz": []"#);
+    let ssh = r#""ssh": [{"action": "accept", "src": [], "dst": [], "users": ["x"], HERE}]"#;
+    let attributes = r#""nodeAttrs": [{"target": [], "attr": [], HERE}]"#;
+    let approvers = r#""autoApprovers": {HERE}"#;
+    let test = r#""tests": [{"src": "bob@", "deny": ["tag:server:1"], HERE}]"#;
+    let ssh_test = r#""sshTests": [{"src": "bob@", "dst": ["tag:server"], "deny": ["x"], HERE}]"#;
+    for (section, offered) in [
+        (ssh, "action, src, dst, users, checkPeriod, acceptEnv"),
+        (attributes, "target, attr"),
+        (approvers, "routes, exitNode"),
+        (test, "src, proto, accept, deny"),
+        (ssh_test, "src, dst, accept, deny, check"),
+    ] {
+        let errors = taken(&unknown(section)).expect_err(section);
+        let offer = format!(r#"has no field "xyz"; it may have {offered}"#);
+        assert!(errors.first().message.ends_with(&offer), "{errors}");
+        assert_eq!(errors.first().kind, Invalid);
+    }
+    for (section, field, part) in [
+        (
+            ssh,
+            r#""srcPosture": ["posture:x"]"#,
+            "let \"src\" name only",
+        ),
+        (ssh, r#""recorder": ["tag:none"]"#, "go on unrecorded"),
+        (ssh, r#""enforceRecorder": true"#, "go on unrecorded"),
+        (attributes, r#""app": {}"#, "take this entry out"),
+        (attributes, r#""ipPool": ["100.70.0.0/16"]"#, "take it out"),
+        (approvers, r#""services": {}"#, "leave it out"),
+        (test, r#""srcPostureAttrs": {}"#, "leave it out"),
+        (ssh_test, r#""srcPostureAttrs": {}"#, "leave it out"),
+    ] {
+        refused(&section.replace("HERE", field), Unsupported, part);
+    }
+}
+
+#[test]
 fn a_node_without_ipv4_keeps_its_routes_and_sees_those_of_others() {
     let route: IpNet = "10.0.0.0/8".parse().expect("a prefix");
     let v4 = |nets: &[IpNet]| {

@@ -21,6 +21,9 @@ use super::world::{NodeFacts, TailnetFacts};
 
 const FIELDS: [&str; 4] = ["target", "attr", "ipPool", "app"];
 
+/// How many of them lowroad can enforce.
+const SUPPORTED: usize = 2;
+
 /// A node with it is offered to others as an exit node.
 const SUGGEST_EXIT_NODE: &str = "suggest-exit-node";
 /// A node with it is not to know that there is IPv4 in the tailnet, nor is anybody to know of its IPv4 address.
@@ -77,7 +80,12 @@ impl Attributes {
 
     /// Reads one entry of `nodeAttrs`.
     pub(crate) fn read(text: &Text, value: &Value, names: &Names) -> Result<Self, PolicyError> {
-        let fields = text.fields(value, "an entry of nodeAttrs", &FIELDS)?;
+        let fields = text.fields_of(
+            value,
+            "an entry of nodeAttrs",
+            &FIELDS,
+            &FIELDS[..SUPPORTED],
+        )?;
         if let Some(app) = fields.get("app") {
             let place = text.at(app.range());
             text.report(PolicyError::unsupported(

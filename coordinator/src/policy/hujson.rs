@@ -159,17 +159,7 @@ impl<'a> Text<'a> {
         PolicyError::invalid(self.at(value.range()), message)
     }
 
-    /// An object with only the fields in `known`. Others are reported.
-    pub(crate) fn fields<'v>(
-        &self,
-        value: &'v Value<'a>,
-        what: &str,
-        known: &[&'static str],
-    ) -> Result<Fields<'v, 'a>, PolicyError> {
-        self.fields_of(value, what, known, known)
-    }
-
-    /// The same for an object of which errors tell the fields in `shown` only.
+    /// An object with only the fields in `known`. Others are reported, with those in `shown` as the ones there may be.
     pub(crate) fn fields_of<'v>(
         &self,
         value: &'v Value<'a>,

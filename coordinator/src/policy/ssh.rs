@@ -16,7 +16,7 @@ use super::syntax::Names;
 
 pub(crate) use compile::SshAccess;
 
-const FIELDS: [&str; 8] = [
+const FIELDS: [&str; 9] = [
     "action",
     "src",
     "dst",
@@ -24,8 +24,16 @@ const FIELDS: [&str; 8] = [
     "checkPeriod",
     "acceptEnv",
     "srcPosture",
+    "recorder",
     "enforceRecorder",
 ];
+
+/// How many of them lowroad can enforce.
+const SUPPORTED: usize = 6;
+
+/// What to do about a recorder that a rule asks for.
+const WITHOUT_RECORDER: &str =
+    "without it sessions would go on unrecorded: take the rule out if that must not be";
 
 /// One entry of `ssh`.
 #[derive(Clone, Debug)]
@@ -59,13 +67,11 @@ pub(crate) fn read<'a>(
     names: &Names,
     room: &mut usize,
 ) -> Result<SshRule, PolicyError> {
-    let fields = text.fields(value, "an ssh rule", &FIELDS)?;
+    let fields = text.fields_of(value, "an ssh rule", &FIELDS, &FIELDS[..SUPPORTED])?;
     for (name, instead) in [
         ("srcPosture", WITHOUT_POSTURE),
-        (
-            "enforceRecorder",
-            "without it sessions would go on unrecorded: take the rule out if that must not be",
-        ),
+        ("recorder", WITHOUT_RECORDER),
+        ("enforceRecorder", WITHOUT_RECORDER),
     ] {
         if let Some(value) = fields.get(name) {
             let place = text.at(value.range());

@@ -350,7 +350,8 @@ impl Document {
     }
 
     fn read_approvers(&mut self, text: &Text, value: &Value) -> Result<(), PolicyError> {
-        let fields = text.fields(value, "autoApprovers", &["routes", "exitNode", "services"])?;
+        const FIELDS: [&str; 3] = ["routes", "exitNode", "services"];
+        let fields = text.fields_of(value, "autoApprovers", &FIELDS, &FIELDS[..2])?;
         if let Some(services) = fields.get("services") {
             let place = text.at(services.range());
             text.report(PolicyError::unsupported(

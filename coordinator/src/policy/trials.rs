@@ -6,6 +6,9 @@ use jsonc_parser::common::Ranged;
 use super::error::{At, PolicyError};
 use super::hujson::{Fields, Text};
 
+/// The last of the fields that are known, and the one that is refused.
+const POSTURE: &str = "srcPostureAttrs";
+
 /// One entry of `tests`.
 #[derive(Clone, Debug)]
 pub(crate) struct Test {
@@ -17,7 +20,7 @@ pub(crate) struct Test {
 
 impl Test {
     pub(crate) fn read<'a>(text: &Text<'a>, value: &Value<'a>) -> Result<Self, PolicyError> {
-        let known = ["src", "proto", "accept", "deny", "srcPostureAttrs"];
+        let known = ["src", "proto", "accept", "deny", POSTURE];
         let fields = test_fields(text, value, "a test", &known)?;
         Ok(Self {
             source: test_source(text, &fields)?,
@@ -44,7 +47,7 @@ pub(crate) struct SshTest {
 
 impl SshTest {
     pub(crate) fn read<'a>(text: &Text<'a>, value: &Value<'a>) -> Result<Self, PolicyError> {
-        let known = ["src", "dst", "accept", "deny", "check", "srcPostureAttrs"];
+        let known = ["src", "dst", "accept", "deny", "check", POSTURE];
         let fields = test_fields(text, value, "an ssh test", &known)?;
         Ok(Self {
             source: test_source(text, &fields)?,
@@ -62,12 +65,12 @@ fn test_fields<'v, 'a>(
     what: &str,
     known: &[&'static str],
 ) -> Result<Fields<'v, 'a>, PolicyError> {
-    let fields = text.fields(value, what, known)?;
-    if let Some(attributes) = fields.get("srcPostureAttrs") {
+    let fields = text.fields_of(value, what, known, &known[..known.len() - 1])?;
+    if let Some(attributes) = fields.get(POSTURE) {
         let place = text.at(attributes.range());
         text.report(PolicyError::unsupported(
             place,
-            "srcPostureAttrs",
+            POSTURE,
             "leave it out: no rule asks for postures here",
         ));
     }
