@@ -155,6 +155,40 @@ fn comments_and_trailing_commas_are_part_of_the_language_and_other_liberties_are
     ] {
         assert!(Policy::parse(loose).is_err(), "{loose}");
     }
+    for (loose, beginning) in [
+        (
+            "{\"hosts\": {\"a\tb\": \"1.2.3.4\"}}",
+            "1:14: a tab inside a string",
+        ),
+        (
+            "{\"hosts\": {// \"\n \"é\0\": \"1.2.3.4\"}}",
+            "2:4: a control character inside a string; write \\u0000",
+        ),
+        (
+            "{\"acls\": [{\"src\": [\"*\\\"\n]}], \"tests\": []}",
+            "1:24: a string ends in the line",
+        ),
+        ("{\"hosts\": {\"a\r\": 1}}", "1:14: a string ends in the"),
+        (
+            "{\"acls\":\u{a0}[]}",
+            "1:9: U+00A0 is no white space of HuJSON",
+        ),
+        ("{\"acls\": {] \"\t\"}", "1:11: "),
+        ("{\"acls\": \"\\é\t\"}", "1:11: Invalid escape"),
+        (
+            "{\"hosts\": {\"a\\tb\": \"1.2.3.4\"}}",
+            "1:12: host name \"a\\tb\" could be taken for",
+        ),
+    ] {
+        let shown = Policy::parse(loose).expect_err(loose).to_string();
+        assert!(
+            shown.starts_with(&format!("policy.hujson:{beginning}")),
+            "{shown}"
+        );
+    }
+    let commented =
+        "{/* \"\t\n\u{a0} */ \"acls\": [], // \"\t\u{a0}\n\"hosts\": {\"a\": \"1.2.3.4\"}}";
+    assert!(Policy::parse(commented).is_ok());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! HuJSON (JSON with comments and trailing commas) as values that know where they stand.
 
+mod strict;
+
 use std::cell::RefCell;
 
 use jsonc_parser::ast::{ObjectProp, Value};
@@ -9,6 +11,7 @@ use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions};
 use super::error::{At, Errors, Place, PolicyError, PolicyErrors, beginning};
 use super::origin::Origin;
 use super::suggest::nearest;
+pub(crate) use strict::comment_length;
 
 /// Characters are counted once for each block of so many bytes, so that a place costs the same however long its line is.
 const BLOCK: usize = 256;
@@ -109,8 +112,14 @@ impl<'a> Text<'a> {
             allow_non_finite_numbers: false,
             allow_extended_string_escapes: false,
         };
-        let parsed = jsonc_parser::parse_to_ast(self.text, &collect, &options)
-            .map_err(|error| self.syntax_error(&error))?;
+        let parsed = jsonc_parser::parse_to_ast(self.text, &collect, &options);
+        let refused_at = parsed.as_ref().err().map(|error| error.range().start);
+        if let Some((at, message)) = strict::first_liberty(self.text)
+            && refused_at.is_none_or(|refused| at < refused)
+        {
+            return Err(PolicyError::syntax(self.place(at), message));
+        }
+        let parsed = parsed.map_err(|error| self.syntax_error(&error))?;
         parsed.value.ok_or_else(|| {
             let message = "the policy is empty; write at least {} (which allows everything inside the tailnet)";
             PolicyError::syntax(self.start(), message)

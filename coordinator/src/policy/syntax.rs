@@ -412,7 +412,10 @@ fn read_member(member: At<&str>) -> Result<At<String>, PolicyError> {
 
 fn check_host_name(name: At<&str>) -> Result<(), PolicyError> {
     let clashes = name.value.is_empty()
-        || name.value.contains(['*', ':', '/', '@', ' '])
+        || name.value.contains(['*', ':', '/', '@'])
+        || name
+            .value
+            .contains(|c: char| c.is_whitespace() || c.is_control())
         || name.value.parse::<IpAddr>().is_ok();
     if clashes {
         let message = format!(

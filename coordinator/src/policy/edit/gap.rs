@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::super::hujson::comment_length;
+
 /// The text between a value (or bracket) and the next, or between a name and its value.
 #[derive(Debug, Default)]
 pub(super) struct Gap<'a> {
@@ -92,14 +94,6 @@ impl<'a> Gap<'a> {
         let width = |comment: &Comment| comment.text.trim_end().chars().count() + 1;
         self.comments.iter().map(width).sum()
     }
-}
-
-fn comment_length(text: &str) -> usize {
-    let end = match text.strip_prefix("/*") {
-        Some(rest) => rest.find("*/").map(|at| at + 4),
-        None => text.find(['\n', '\r']),
-    };
-    end.unwrap_or(text.len())
 }
 
 /// The lines of a comment of several lines, as they are written at `indent`: what they have in common of white space at
