@@ -428,7 +428,7 @@ p.hujson:7:28: warning: this rule never matches: the protocol doesn't exist in I
 }
 
 #[test]
-fn logins_of_nobody_and_at_nobody_are_warned_of() {
+fn logins_of_nobody_and_at_nobody_and_those_that_are_refused_are_warned_of() {
     warned(
         r##"{
   "groups": {"group:empty": []},
@@ -446,6 +446,9 @@ fn logins_of_nobody_and_at_nobody_are_warned_of() {
 p.hujson:3:53: warning: nobody may give "tag:ghost" to a node: it has no owners; it takes an auth key with that tag
     3 |   "tagOwners": {"tag:server": ["autogroup:member"], "tag:ghost": []},
       |                                                     ^^^^^^^^^^^
+p.hujson:5:5: warning: checks are not done by this server: such logins are refused, also where another rule accepts them; take the rule out, or write "accept"
+    5 |     {"action": "check", "src": ["group:empty"], "dst": ["tag:server"], "users": ["root"]},
+      |     ^
 p.hujson:5:33: warning: this rule never matches: "group:empty" has no members
     5 |     {"action": "check", "src": ["group:empty"], "dst": ["tag:server"], "users": ["root"]},
       |                                 ^^^^^^^^^^^^^

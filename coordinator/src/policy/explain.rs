@@ -11,6 +11,9 @@ use super::compile::{CompiledRule, Target, TargetKind, addresses_of};
 use super::origin::Origin;
 use super::view::CompiledTailnet;
 
+/// What is said of a login that the policy has checked.
+pub(crate) const CHECKED: &str = " (refused: checks are not done by this server)";
+
 /// What the policy means for one node, in the order of the policy file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
@@ -18,7 +21,8 @@ pub struct Explanation {
     pub receives: Vec<Clause>,
     /// What the node, and what lies behind it, may do elsewhere.
     pub reaches: Vec<Clause>,
-    /// Who may log in here over SSH, in the order in which the node looks: the first rule that knows a login decides.
+    /// Who may log in here over SSH, in the order in which the node looks: the first rule that knows a login decides. Where it asks for
+    /// a check, the login is refused.
     pub logins_here: Vec<Clause>,
     /// Where the node may log in.
     pub logins_elsewhere: Vec<Clause>,

@@ -32,6 +32,8 @@ pub enum PolicyWarningKind {
     Unused,
     /// A tag that nobody may give to a node.
     Unassignable,
+    /// An `ssh` rule whose logins are refused by this server.
+    Refused,
 }
 
 impl PolicyWarningKind {
@@ -44,6 +46,7 @@ impl PolicyWarningKind {
             Self::Empty => "empty",
             Self::Unused => "unused",
             Self::Unassignable => "unassignable",
+            Self::Refused => "refused",
         }
     }
 }
@@ -95,6 +98,7 @@ impl PolicyWarnings {
         look_at_hosts(document, compiled, names, &mut warnings);
         dead::look(document, compiled, &assignable, &mut warnings);
         covered::look(document, &mut warnings);
+        look_at_checks(document, &mut warnings);
         warnings.finish()
     }
 
@@ -215,6 +219,15 @@ fn assignable<'a>(document: &'a Document, compiled: &'a CompiledTailnet) -> BTre
         }
     }
     assignable
+}
+
+/// Nodes look at rules that check before all that accept.
+fn look_at_checks(document: &Document, warnings: &mut Collected) {
+    for rule in document.ssh.iter().filter(|rule| rule.check) {
+        let message = "checks are not done by this server: such logins are refused, also where another rule accepts them; take the rule out, or write \"accept\"";
+        let place = rule.origin.place;
+        warnings.push(place, PolicyWarningKind::Refused, message.to_owned());
+    }
 }
 
 fn is_empty(document: &Document, group: &str) -> bool {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lowroad_wire::control::{NodeId, SshPolicy, SshRule, UserId};
 
 use super::super::compile::Nodes;
+use super::super::explain::CHECKED;
 use super::super::view::CompiledTailnet;
 use super::{DiffEnds, DiffRow, DiffUsers};
 
@@ -91,8 +92,17 @@ fn sources<'p>(
         .collect()
 }
 
-/// What the first rule that knows a name makes of it: whether the login is checked.
-fn judge(rules: &[&SshRule], name: &str) -> Option<bool> {
+/// What becomes of a login.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    Accepted,
+    /// It is to be checked, which here is to be refused.
+    Checked,
+    Unknown,
+}
+
+/// What the first rule that knows a name makes of it.
+fn judge(rules: &[&SshRule], name: &str) -> Judged {
     let mut rules = rules.iter().filter(|rule| {
         let local = rule
             .ssh_users
@@ -100,7 +110,11 @@ fn judge(rules: &[&SshRule], name: &str) -> Option<bool> {
             .or_else(|| rule.ssh_users.get(OTHERS));
         local.is_some_and(|local| !local.is_empty())
     });
-    rules.next().map(|rule| !rule.action.accept)
+    match rules.next() {
+        Some(rule) if rule.action.accept => Judged::Accepted,
+        Some(_) => Judged::Checked,
+        None => Judged::Unknown,
+    }
 }
 
 fn changes(rules: &[Vec<&SshRule>; 2], opens: bool) -> Vec<String> {
@@ -123,15 +137,18 @@ fn changes(rules: &[Vec<&SshRule>; 2], opens: bool) -> Vec<String> {
     for name in named.into_iter().chain([OTHERS]) {
         let [was, is] = judged(name);
         let (this, that) = if opens { (is, was) } else { (was, is) };
-        let Some(checked) = this.filter(|_| this != that) else {
+        if this != Judged::Accepted || that == Judged::Accepted {
             continue;
-        };
+        }
         let who = match name {
             OTHERS if has_exceptions => "any other name but root",
             OTHERS => "any name but root",
             name => name,
         };
-        let after = if checked { " after a check" } else { "" };
+        let after = match is {
+            Judged::Checked => CHECKED,
+            Judged::Accepted | Judged::Unknown => "",
+        };
         texts.push(format!("ssh as {who}{after}"));
     }
     texts

@@ -10,6 +10,7 @@ use super::super::alias::Alias;
 use super::super::bits::Bits;
 use super::super::compile::{Node, Nodes};
 use super::super::error::At;
+use super::super::explain::CHECKED;
 use super::super::origin::Origin;
 use super::super::people::People;
 use super::super::table::Table;
@@ -101,11 +102,7 @@ fn access(rule: &SshRule, people: &People, nodes: &Nodes) -> Access {
 impl Access {
     /// What it allows a source, as people say it: `ssh as root`. `domain` is where the source's user has an address, of those of `localpart:`.
     pub(super) fn texts(&self, domain: Option<&str>) -> Vec<String> {
-        let after = if self.action.accept {
-            ""
-        } else {
-            " after a check"
-        };
+        let after = if self.action.accept { "" } else { CHECKED };
         let others = self.users.get("*").map(|_| "any name but root".to_owned());
         // Beside `*`, names say nothing more; but root.
         let named = self.users.iter().filter(|(name, local)| {
