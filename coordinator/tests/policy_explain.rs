@@ -185,6 +185,39 @@ fn why_names_the_rules_that_allow_or_that_came_nearest() {
 }
 
 #[test]
+fn a_node_whose_ipv4_is_disabled_has_none_for_anybody() {
+    let with_attribute = POLICY.replacen(
+        '{',
+        r#"{"nodeAttrs": [{"target": ["tag:db"], "attr": ["disable-ipv4"]}],"#,
+        1,
+    );
+    let policy = Policy::parse(&with_attribute).unwrap();
+    let mut world = world();
+    world.nodes[2].v6 = None;
+    let compiled = recompile(&policy, &world);
+    let why = |from: &str, to: &str| {
+        let end = |text: &str| match text.parse() {
+            Ok(id) => WhyEnd::Node(NodeId(id)),
+            Err(_) => WhyEnd::Address(text.parse().unwrap()),
+        };
+        let why = compiled.why(end(from), end(to), "5432".parse().unwrap());
+        why.verdict
+    };
+    let without = WhyVerdict::WithoutV4(vec![NodeId(4)]);
+    assert_eq!(why("1", "4"), WhyVerdict::Allowed, "by IPv6");
+    assert_eq!(why("1", "fd7a:115c:a1e0::4"), WhyVerdict::Allowed);
+    assert_eq!(why("1", "100.64.0.4"), without);
+    assert_eq!(why("3", "4"), without, "3 has no IPv6");
+    assert_eq!(why("4", "10.9.0.1"), without);
+    assert_eq!(why("10.0.0.9", "4"), without);
+    assert_eq!(why("3", "fd7a:115c:a1e0::4"), WhyVerdict::NoFamily);
+    for id in 1..=6 {
+        let explained = compiled.explain(NodeId(id)).unwrap();
+        assert_eq!(explained.without_v4, id == 4);
+    }
+}
+
+#[test]
 fn without_a_policy_everything_is_allowed_by_no_rule() {
     let open = recompile(&Policy::allow_all(), &world());
     let why = open.why(

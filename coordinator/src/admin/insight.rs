@@ -1,7 +1,7 @@
 //! What the policy means and what another would change, by the names that people know: the answers to `policy diff`, `explain` and
 //! `why`, which are also what `--json` prints.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lowroad_wire::control::NodeId;
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,8 @@ pub struct SubnetInfo {
 #[serde(rename_all = "camelCase")]
 pub struct ExplanationInfo {
     pub node: String,
+    /// Whether the policy takes its IPv4 from it.
+    pub without_ipv4: bool,
     /// What others may do at the node, and behind it.
     pub receives: Vec<ClauseInfo>,
     /// What the node may do elsewhere.
@@ -286,6 +288,7 @@ impl Moment {
         };
         Ok(ExplanationInfo {
             node: self.name(node),
+            without_ipv4: explained.without_v4,
             receives: clauses(explained.receives),
             reaches: clauses(explained.reaches),
             logins_here: clauses(explained.logins_here),
@@ -390,6 +393,13 @@ impl Moment {
                 "no-family",
                 "one has IPv4 addresses only, the other IPv6 addresses only".to_owned(),
             ),
+            WhyVerdict::WithoutV4(hiding) => (
+                "without-ipv4",
+                format!(
+                    "the attribute \"disable-ipv4\" (nodeAttrs) takes IPv4 from {}, and there is no IPv6 between the two",
+                    self.named(hiding).join(" and ")
+                ),
+            ),
             WhyVerdict::NoSource => ("no-source", "no rule has the source as a source".to_owned()),
             WhyVerdict::NoDestination => (
                 "no-destination",
@@ -453,6 +463,10 @@ impl Named {
             .iter()
             .any(|prefix| text.starts_with(prefix));
         if !is_policys {
+            // An address stands for its own family, whoever has it.
+            if text.parse::<IpAddr>().is_ok() {
+                return Ok(Self::Alias(text.to_owned()));
+            }
             match state.find_node(&NodeRef(text.to_owned())) {
                 Ok(node) => return Ok(Self::Node(node.id)),
                 Err(Error::Refused { status, .. }) if status == hyper::StatusCode::NOT_FOUND => {}

@@ -210,7 +210,7 @@ impl Judge {
         }
     }
 
-    /// Per family; `None` if they have no addresses of it in common.
+    /// Per family; `None` if they have no addresses of it in common, by neither side.
     fn changes_between(
         &mut self,
         beginning: &Beginning,
@@ -219,8 +219,8 @@ impl Judge {
     ) -> [Option<usize>; 2] {
         [0, 1].map(|family| {
             let given = |side: usize| {
-                let ways = beginning.ways[family].as_ref()?;
-                let mut given = ways[side].to(destination.held(side, family)?, destination);
+                let ways = beginning.ways[family][side].as_ref()?;
+                let mut given = ways.to(destination.held(side, family)?, destination);
                 if same_user {
                     given.extend_from_slice(&beginning.own[side]);
                 }
@@ -228,7 +228,10 @@ impl Judge {
                 given.dedup();
                 Some(given)
             };
-            Some(self.change(given(0)?, given(1)?))
+            match (given(0), given(1)) {
+                (None, None) => None,
+                (old, new) => Some(self.change(old.unwrap_or_default(), new.unwrap_or_default())),
+            }
         })
     }
 
@@ -262,7 +265,7 @@ impl Judge {
 /// Where connections from one class lead.
 struct Beginning {
     /// By family and side.
-    ways: [Option<[Ways; 2]>; 2],
+    ways: [[Option<Ways>; 2]; 2],
     /// What is given between devices of the same user, by side.
     own: [Vec<usize>; 2],
 }
@@ -270,12 +273,11 @@ struct Beginning {
 impl Beginning {
     fn new(source: &Class, given: &[Given; 2], sides: Sides) -> Self {
         let ways = |family: usize| {
-            let of = |side: usize| {
+            [0, 1].map(|side: usize| {
                 let begins = source.held(side, family)?;
                 let entries = begins.iter().flat_map(|at| &given[side].entries[at]);
                 Some(Ways::new(entries, sides[side].targets.len()))
-            };
-            Some([of(0)?, of(1)?])
+            })
         };
         Self {
             ways: [ways(0), ways(1)],

@@ -17,6 +17,8 @@ pub(crate) const CHECKED: &str = " (refused: checks are not done by this server)
 /// What the policy means for one node, in the order of the policy file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
+    /// Whether it has the attribute `disable-ipv4`: then all of this is by IPv6 only, but what lies behind it.
+    pub without_v4: bool,
     /// What others may do here: the node's packet filter, by origin.
     pub receives: Vec<Clause>,
     /// What the node, and what lies behind it, may do elsewhere.
@@ -58,6 +60,7 @@ impl CompiledTailnet {
             self.reach(rule, at, &mut reaches);
         }
         Some(Explanation {
+            without_v4: self.parts().attributes[at].without_v4,
             receives: receives.finish(),
             reaches: reaches.finish(),
             logins_here: self.logins_here(at),

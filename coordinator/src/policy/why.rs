@@ -86,6 +86,8 @@ pub enum WhyVerdict {
     Itself,
     /// They have no address of the same family.
     NoFamily,
+    /// Neither have they, because the policy gives these `disable-ipv4`: nobody knows of their IPv4, and they know of nobody's.
+    WithoutV4(Vec<NodeId>),
     /// No rule has the source as a source.
     NoSource,
     /// Rules have it, but none leads to the destination.
@@ -152,7 +154,21 @@ impl CompiledTailnet {
         let judged = pairs.map(|pair| self.judge(&from, &to, pair, probe));
         judged
             .max()
-            .unwrap_or_else(|| Why::bare(WhyVerdict::NoFamily))
+            .unwrap_or_else(|| Why::bare(self.without_family(&from, &to)))
+    }
+
+    fn without_family(&self, from: &Place, to: &Place) -> WhyVerdict {
+        let ends = [from, to];
+        let hiding: Vec<NodeId> = ends
+            .into_iter()
+            .filter(|end| end.hides_v4)
+            .filter_map(|end| Some(self.parts().nodes[end.node?].facts.id))
+            .collect();
+        let has_v4 = |end: &&Place| end.hides_v4 || end.addresses.iter().any(IpAddr::is_ipv4);
+        if hiding.is_empty() || !ends.iter().all(has_v4) {
+            return WhyVerdict::NoFamily;
+        }
+        WhyVerdict::WithoutV4(hiding)
     }
 
     fn place(&self, end: WhyEnd) -> Place {
@@ -163,14 +179,20 @@ impl CompiledTailnet {
                 .iter()
                 .position(|node| node.addresses.contains(&address)),
         };
+        let mut addresses = match (end, node) {
+            // An address stands for its own family.
+            (WhyEnd::Address(address), _) => vec![address],
+            (WhyEnd::Node(_), Some(at)) => nodes[at].addresses.clone(),
+            (WhyEnd::Node(_), None) => Vec::new(),
+        };
+        let all = addresses.len();
+        if node.is_some_and(|at| self.parts().attributes[at].without_v4) {
+            addresses.retain(IpAddr::is_ipv6);
+        }
         Place {
             node,
-            addresses: match (end, node) {
-                // An address stands for its own family.
-                (WhyEnd::Address(address), _) => vec![address],
-                (WhyEnd::Node(_), Some(at)) => nodes[at].addresses.clone(),
-                (WhyEnd::Node(_), None) => Vec::new(),
-            },
+            hides_v4: addresses.len() < all,
+            addresses,
         }
     }
 
@@ -342,7 +364,9 @@ impl CompiledTailnet {
 /// An end, looked up.
 struct Place {
     node: Option<usize>,
+    /// That others know of.
     addresses: Vec<IpAddr>,
+    hides_v4: bool,
 }
 
 /// How far a destination of a rule goes along with a connection.

@@ -190,6 +190,49 @@ fn what_opens_and_what_closes_is_told_by_ends_and_ports() {
 }
 
 #[test]
+fn a_node_whose_ipv4_is_disabled_is_reached_by_ipv6_only_and_reaches_others_so() {
+    let with = |rules: &str, target: &str| {
+        format!(r#"{rules}, "nodeAttrs": [{{"target": ["{target}"], "attr": ["disable-ipv4"]}}]"#)
+    };
+    let both = r#""grants": [
+        {"src": ["bob@example.com"], "dst": ["tag:db"], "ip": ["tcp:22"]},
+        {"src": ["bob@example.com"], "dst": ["tag:web"], "ip": ["tcp:80"]},
+        {"src": ["bob@example.com"], "dst": ["10.0.0.0/16"], "ip": ["tcp:53"]},
+        {"src": ["bob@example.com"], "dst": ["autogroup:internet"], "ip": ["tcp:443"]}
+    ]"#;
+    changes(both, &with(both, "tag:db"), &["- 3 -> 5 tcp:22 v4"]);
+    changes(
+        both,
+        &with(both, "bob@example.com"),
+        &[
+            "- 3 -> 5 tcp:22 v4",
+            "- 3 -> internet@6 tcp:443 v4",
+            "- 3 -> 10.0.0.0/16@6 tcp:53",
+            "- 3 -> 4 tcp:80 v4",
+        ],
+    );
+    let own =
+        r#""grants": [{"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["tcp:22"]}]"#;
+    changes(
+        own,
+        &with(own, "alice@example.com"),
+        &["- 1,2 -> 1,2 tcp:22 same v4"],
+    );
+    // Where neither policy shows the family, nothing else is told of the other one.
+    let without = with(r#""acls": []"#, "tag:db");
+    changes(
+        &without,
+        &with(both, "tag:db"),
+        &[
+            "+ 3 -> 5 tcp:22",
+            "+ 3 -> internet@6 tcp:443",
+            "+ 3 -> 10.0.0.0/16@6 tcp:53",
+            "+ 3 -> 4 tcp:80",
+        ],
+    );
+}
+
+#[test]
 fn an_approver_opens_a_subnet_and_capabilities_count_with_their_values() {
     let mut world = small_world();
     world.nodes[5].admin_approved.clear();

@@ -62,11 +62,16 @@ fn rule() -> impl Strategy<Value = String> {
 
 pub fn policy() -> impl Strategy<Value = String> {
     let approvers = prop::option::of(prop::sample::select(&TAGS[..]));
-    (prop::collection::vec(rule(), 0..4), approvers).prop_map(|(grants, approver)| {
+    let without_v4 = prop::option::of(prop::sample::select(&SOURCES[..9]));
+    let any = (prop::collection::vec(rule(), 0..4), approvers, without_v4);
+    any.prop_map(|(grants, approver, without_v4)| {
         let approvers = approver.map_or(String::new(), |tag| {
             format!(r#", "autoApprovers": {{"routes": {{"10.0.0.0/8": ["{tag}"]}}, "exitNode": ["{tag}"]}}"#)
         });
-        format!(r#""grants": [{}]{approvers}"#, grants.join(","))
+        let attributes = without_v4.map_or(String::new(), |target| {
+            format!(r#", "nodeAttrs": [{{"target": ["{target}"], "attr": ["disable-ipv4"]}}]"#)
+        });
+        format!(r#""grants": [{}]{approvers}{attributes}"#, grants.join(","))
     })
 }
 

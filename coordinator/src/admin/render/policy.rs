@@ -136,7 +136,13 @@ fn ends(ends: &EndsInfo, extent: Extent) -> String {
 
 pub fn explanation(explained: &ExplanationInfo, extent: Extent) -> String {
     let node = or_dash(&explained.node);
-    let mut out = format!("What others may do at {node}:\n");
+    let mut out = String::new();
+    if explained.without_ipv4 {
+        out += &format!(
+            "{node} has the attribute \"disable-ipv4\": nobody knows of its IPv4, and it knows of nobody's.\n\n"
+        );
+    }
+    out += &format!("What others may do at {node}:\n");
     if explained.receives.is_empty() {
         out += "  nothing\n";
     }

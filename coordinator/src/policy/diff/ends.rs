@@ -28,10 +28,13 @@ pub(super) enum End {
 /// What one side's rules make of an address: the sources, or targets, that hold it.
 type Held = [Bits; 2];
 
-/// How the rules see an end, per family; `None` where it has no address.
+/// The same per side; `None` where the end has no address, or none that the side shows anybody.
+type Shown = [Option<Bits>; 2];
+
+/// How the rules see an end, per family.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Sign {
-    held: [Option<Held>; 2],
+    held: [Shown; 2],
     /// Sources that hold any of a node's addresses: what counts between devices of one user.
     members: Held,
     /// Capabilities hold at nodes only.
@@ -50,7 +53,7 @@ pub(super) struct Class {
 impl Class {
     /// What a side's rules make of the class in a family.
     pub(super) fn held(&self, side: usize, family: usize) -> Option<&Bits> {
-        self.sign.held[family].as_ref().map(|held| &held[side])
+        self.sign.held[family][side].as_ref()
     }
 
     pub(super) fn members(&self, side: usize) -> &Bits {
@@ -117,9 +120,7 @@ fn sources(sides: Sides, atoms: &[Atom]) -> Vec<Class> {
             Bits::collect(side.sources.len(), of.map(|(source, _)| source))
         });
         let sign = Sign {
-            held: per_family(&node.addresses, |address| {
-                sides.map(|side| holding(side, address))
-            }),
+            held: per_family(sides, at, holding),
             members,
             is_node: true,
         };
@@ -147,8 +148,8 @@ fn destinations(sides: Sides, atoms: &[Atom]) -> Vec<Class> {
     for at in 0..node_count(sides) {
         let node = &sides[0].nodes[at];
         let sign = Sign {
-            held: per_family(&node.addresses, |address| {
-                sides.map(|side| holding_at(side, at, |target| target.set.contains(address)))
+            held: per_family(sides, at, |side, address| {
+                holding_at(side, at, |target| target.set.contains(address))
             }),
             members: Held::default(),
             is_node: true,
@@ -225,9 +226,16 @@ fn routers_to<'a>(side: &'a Parts, atom: &Atom) -> impl Iterator<Item = usize> +
         .map(|(at, _)| at)
 }
 
-fn per_family(addresses: &[IpAddr], held: impl Fn(IpAddr) -> Held) -> [Option<Held>; 2] {
-    let of = |v6: bool| addresses.iter().find(|address| address.is_ipv6() == v6);
-    [of(false).map(|a| held(*a)), of(true).map(|a| held(*a))]
+/// Of a node at its own addresses. With the attribute `disable-ipv4` nobody knows of its IPv4, and it knows of nobody's.
+fn per_family(sides: Sides, at: usize, held: impl Fn(&Parts, IpAddr) -> Bits) -> [Shown; 2] {
+    [false, true].map(|v6| {
+        let mut addresses = sides[0].nodes[at].addresses.iter();
+        let address = addresses.find(|address| address.is_ipv6() == v6);
+        sides.map(|side| {
+            let shown = address.filter(|_| v6 || !side.attributes[at].without_v4);
+            shown.map(|address| held(side, *address))
+        })
+    })
 }
 
 impl Sign {
@@ -236,7 +244,7 @@ impl Sign {
         let of = |v6: bool| {
             let mut all = families.iter();
             let found = all.find(|(address, _)| address.is_ipv6() == v6);
-            found.map(|(_, held)| held.clone())
+            found.map_or([None, None], |(_, held)| held.clone().map(Some))
         };
         Self {
             held: [of(false), of(true)],
