@@ -32,6 +32,14 @@ pub(crate) use ranges::{internet, tailnet};
 /// All nodes, sorted by ID. Those that left since everything was compiled keep their place.
 pub(crate) type Nodes = Table<Arc<Node>>;
 
+impl Nodes {
+    /// Those that are there, with their positions.
+    pub(crate) fn live(&self) -> impl Iterator<Item = (usize, &Arc<Node>)> {
+        let nodes = self.iter().enumerate();
+        nodes.filter(|(_, node)| !node.is_gone)
+    }
+}
+
 /// A node, prepared for questions.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {

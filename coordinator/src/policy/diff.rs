@@ -82,6 +82,7 @@ pub struct DiffEnds {
 
 /// Compares two policies compiled for the same users and nodes: `old` is in force, `new` would be.
 pub fn diff(old: &CompiledTailnet, new: &CompiledTailnet) -> Diff {
+    let (old, new) = (&*old.settled(), &*new.settled());
     let sides: Sides = [old.parts(), new.parts()];
     let ends = Ends::new(sides);
     let mut judge = Judge::new(sides);

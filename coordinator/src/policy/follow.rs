@@ -9,6 +9,7 @@ mod routes;
 mod sets;
 mod users;
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -146,10 +147,18 @@ impl CompiledTailnet {
         })
     }
 
+    /// Without the places of nodes that left: two of these for the same nodes have them at the same positions.
+    pub(super) fn settled(&self) -> Cow<'_, Self> {
+        match self.parts.gone {
+            0 => Cow::Borrowed(self),
+            _ => Cow::Owned(self.anew(None, &[])),
+        }
+    }
+
     fn anew(&self, users: Option<&Users>, changes: &[NodeChange]) -> Self {
-        let there = self.parts.nodes.iter().filter(|node| !node.is_gone);
+        let there = self.parts.nodes.live();
         let mut nodes: HashMap<NodeId, NodeFacts> = there
-            .map(|node| (node.facts.id, node.facts.clone()))
+            .map(|(_, node)| (node.facts.id, node.facts.clone()))
             .collect();
         for (id, facts) in changes {
             match facts {

@@ -126,10 +126,10 @@ impl Policy {
             }
             alias => parts
                 .nodes
-                .iter()
-                .filter(|node| parts.people.names_node(alias, &node.facts)),
+                .live()
+                .filter(|(_, node)| parts.people.names_node(alias, &node.facts)),
         };
-        let nodes: Vec<WhyEnd> = nodes.map(|node| WhyEnd::Node(node.facts.id)).collect();
+        let nodes: Vec<WhyEnd> = nodes.map(|(_, node)| WhyEnd::Node(node.facts.id)).collect();
         if nodes.is_empty() {
             return Err(format!("{text:?} names no node"));
         }

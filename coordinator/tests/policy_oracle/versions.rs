@@ -1,9 +1,10 @@
 //! Versions of a compiled policy share what a change leaves as it was: asking one of them makes no difference to another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use lowroad_coordinator::policy::{
-    CompiledTailnet, Followed, NodeChange, NodeFacts, Policy, World, recompile,
+    CompiledTailnet, Diff, Followed, NodeChange, NodeFacts, Policy, WhyEnd, World, diff, recompile,
+    warnings,
 };
 use lowroad_wire::control::NodeId;
 
@@ -56,6 +57,47 @@ fn rules_to_own_devices_split_and_join_as_their_sources_do() {
     let all = [anns.clone(), vec![bobs.clone()]].concat();
     follow(OWN, anns, &[(3, Some(bobs))]);
     follow(OWN, all, &[(3, None)]);
+}
+
+#[test]
+fn who_left_is_named_by_nobody_and_makes_no_difference() {
+    let policy = |ports: &str| {
+        let text = format!(
+            r#"{{"tagOwners": {{"tag:web": []}},
+                "acls": [{{"action": "accept", "src": ["autogroup:member"], "dst": ["tag:web:{ports}"]}}],
+                "ssh": [{{"action": "accept", "src": ["autogroup:member"], "dst": ["tag:web"], "users": ["root"]}}]}}"#
+        );
+        Policy::parse(&text).unwrap()
+    };
+    let (old, new) = (policy("22"), policy("23"));
+    let nodes = [servers(), vec![node(MANY + 1, BOB, &[])]].concat();
+    let world = |nodes: &[NodeFacts]| World {
+        users: (1..).zip(USERS).map(|(id, name)| user(id, name)).collect(),
+        nodes: nodes.to_vec(),
+        ..World::default()
+    };
+    // Ann's only device, and a server.
+    let followed = recompile(&old, &world(&nodes)).follow(&[(NodeId(1), None), (NodeId(2), None)]);
+    assert!(!followed.is_whole);
+    let followed = followed.compiled;
+    let (fresh, other) = (
+        recompile(&old, &world(&nodes[2..])),
+        recompile(&new, &world(&nodes[2..])),
+    );
+    let members = old.ends(&followed, "autogroup:member");
+    assert_eq!(members, Ok(vec![WhyEnd::Node(NodeId(MANY + 1))]));
+    assert_eq!(
+        old.ends(&followed, "tag:web").unwrap().len(),
+        servers().len() - 2
+    );
+    assert_eq!(diff(&followed, &fresh), Diff::default());
+    assert_eq!(diff(&followed, &other), diff(&fresh, &other));
+    assert_eq!(diff(&other, &followed), diff(&other, &fresh));
+    let names = HashMap::new();
+    assert_eq!(
+        warnings(&old, &followed, &names),
+        warnings(&old, &fresh, &names)
+    );
 }
 
 #[test]

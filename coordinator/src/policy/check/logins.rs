@@ -246,7 +246,7 @@ fn read_alias(document: &Document, written: &At<String>, role: &str) -> Result<A
 /// The addresses of nodes that an alias means.
 fn addresses(compiled: &CompiledTailnet, alias: &Alias) -> Vec<IpAddr> {
     let parts = compiled.parts();
-    let nodes = parts.nodes.iter();
+    let nodes = parts.nodes.live().map(|(_, node)| node);
     match alias {
         Alias::Net(net) => {
             let address = net.addr();

@@ -102,7 +102,7 @@ impl<'a> Ways<'a> {
             }
             end
         };
-        let nodes = self.parts.nodes.iter();
+        let nodes = self.parts.nodes.live().map(|(_, node)| node);
         if let Alias::Net(net) = alias {
             let address = net.addr();
             let node = nodes

@@ -72,7 +72,7 @@ fn access(rule: &SshRule, people: &People, nodes: &Nodes) -> Access {
             let mut aliases = aliases.iter();
             aliases.any(|alias| people.names_node(&alias.value, &node.facts))
         };
-        let named = nodes.iter().enumerate().filter(|(_, node)| is_named(node));
+        let named = nodes.live().filter(|(_, node)| is_named(node));
         Bits::collect(nodes.len(), named.map(|(at, _)| at))
     };
     let is_own = |alias: &At<Alias>| alias.value == Alias::OwnDevices;

@@ -121,7 +121,7 @@ impl Reach {
             subnets.for_each(|route| announced.net(route));
         }
         Self {
-            all: (!nodes.is_empty()).then(|| all.finish()),
+            all: nodes.live().next().is_some().then(|| all.finish()),
             announced: announced.finish(),
             has_exit: nodes.iter().any(|node| node.approved.iter().any(is_exit)),
         }
