@@ -256,6 +256,34 @@ fn attributes_that_nobody_could_be_given_are_refused() {
 }
 
 #[test]
+fn ports_in_destinations_of_grants_are_sent_to_where_they_belong() {
+    for (who, ports) in [
+        ("tag:server", "80"),
+        ("tag:server", "http"),
+        ("*", "*"),
+        ("10.0.0.0/8", "80,443"),
+        ("fd00::/64", "80"),
+        ("[fd00::1]", "22"),
+        ("autogroup:member", "*"),
+        ("bob@", "22"),
+        ("user:*@example.com", "22-23"),
+    ] {
+        let grant =
+            format!(r#""grants": [{{"src": ["*"], "dst": ["{who}:{ports}"], "ip": ["*"]}}]"#);
+        let part = format!(r#"stand in "ip"; write "{who}" here, and "{ports}" into "ip""#);
+        refused(&grant, PolicyErrorKind::Invalid, &part);
+    }
+    for (dst, part) in [
+        ("tag:sever", "tag not found"),
+        ("tag:sever:80", "tag not found"),
+        ("web:80", "no such host"),
+    ] {
+        let grant = format!(r#""grants": [{{"src": ["*"], "dst": ["{dst}"], "ip": ["*"]}}]"#);
+        refused(&grant, PolicyErrorKind::Invalid, part);
+    }
+}
+
+#[test]
 fn fields_that_are_offered_are_taken_and_others_of_the_service_are_refused_with_what_to_do() {
     use PolicyErrorKind::{Invalid, Unsupported};
     let unknown = |section: &str| section.replace("HERE", r#""xyz": []"#);

@@ -5,7 +5,7 @@ use jsonc_parser::common::Ranged;
 use lowroad_wire::control::PortRange;
 
 use super::acl::{check_own_devices, destination, sources};
-use super::alias::{Alias, has_ports, parse_port_range, parse_protocol};
+use super::alias::{Alias, has_ports, parse_port_range, parse_protocol, split_destination};
 use super::capability;
 use super::error::{At, PolicyError, WITHOUT_POSTURE};
 use super::hujson::{Fields, Text};
@@ -132,13 +132,35 @@ fn read_router(text: At<&str>, names: &Names) -> Result<String, PolicyError> {
 
 fn read_destination(text: At<&str>, names: &Names) -> Result<At<Alias>, PolicyError> {
     let (place, shown) = (text.place, text.value);
-    let alias = destination(text, names)?;
+    let alias = destination(text, names);
+    let is_plain = match &alias {
+        // Neither a user's name nor a domain is looked at closely, and no other alias takes a port for a part of itself.
+        Ok(alias) => match &alias.value {
+            Alias::User(name) | Alias::Domain(name) => !name.contains(':'),
+            _ => true,
+        },
+        Err(_) => false,
+    };
+    if !is_plain && let Some((who, ports)) = with_ports(text, names) {
+        let message = format!(
+            "dst {shown:?}: ports of grants stand in \"ip\"; write {who:?} here, and {ports:?} into \"ip\""
+        );
+        return Err(PolicyError::invalid(place, message));
+    }
+    let alias = alias?;
     if matches!(&alias.value, Alias::Net(net) if net.prefix_len() == 0) {
         let message =
             format!("dst {shown:?}: to allow all addresses, write \"*\" or \"autogroup:internet\"");
         return Err(PolicyError::invalid(place, message));
     }
     Ok(alias)
+}
+
+/// A destination as acls write it.
+fn with_ports<'a>(text: At<&'a str>, names: &Names) -> Option<(&'a str, &'a str)> {
+    let (who, ports) = split_destination(text).ok()?;
+    Alias::parse(who, "dst", names).ok()?;
+    Some((who.value, ports))
 }
 
 /// `*`, PORTS or PROTOCOL:PORTS. A bare number is a port, never a protocol.

@@ -116,6 +116,10 @@ fn a_file_is_edited_without_a_server_and_a_refused_edit_leaves_it_alone() {
     assert!(again.contains("nothing to change"), "{again}");
     for (line, says) in [
         ("add-rule --src tag:db --dst *:22", "tag:db"),
+        (
+            "add-rule --grant --src alice@ --dst tag:web:80 --ip 80",
+            "ports of grants stand in \"ip\"",
+        ),
         ("tag remove web", "tag:web"),
         ("tag add db --owner group:nobody", "group:nobody"),
     ] {
