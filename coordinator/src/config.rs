@@ -15,7 +15,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     Error,
     args::{Serve, StunAddr},
-    policy, relay_map,
+    policy,
+    refused::RefusedPolicy,
+    relay_map,
     state::{Settings, Timing},
     text,
 };
@@ -310,17 +312,15 @@ fn read(path: &Path) -> Result<String, Error> {
 /// No longer than `policy set` takes it, too.
 fn read_policy(path: &Path) -> Result<String, Error> {
     let read = || {
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         let limit = policy::MAX_POLICY as u64 + 1;
-        fs::File::open(path)?
-            .take(limit)
-            .read_to_string(&mut text)?;
-        Ok(text)
+        fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
     };
-    let text: String = read().map_err(Error::io(format!("read {}", path.display())))?;
-    policy::check_length(&text)
+    let bytes: Vec<u8> = read().map_err(Error::io(format!("read {}", path.display())))?;
+    policy::check_length(&bytes)
         .map_err(|why| Error::Setting(format!("{}: {why}", path.display())))?;
-    Ok(text)
+    RefusedPolicy::decode(bytes, path)
 }
 
 /// JSON with comments and trailing commas.

@@ -52,6 +52,7 @@ pub use error::{MAX_ERRORS, PolicyError, PolicyErrorKind, PolicyErrors};
 pub use explain::{Clause, Explanation};
 pub use filter::NodeFilter;
 pub use follow::{Followed, NodeChange, Users};
+pub(crate) use hujson::decode;
 pub use origin::{Origin, PolicyRule};
 pub use report::{Diagnostic, Report};
 pub use view::{CompiledTailnet, PeerView};
@@ -63,8 +64,8 @@ pub use world::{NodeFacts, TailnetFacts, UserFacts, World};
 pub const MAX_POLICY: usize = 512 << 10;
 
 /// Whether a policy file is short enough, before anything else is done with it.
-pub fn check_length(hujson: &str) -> Result<(), String> {
-    if hujson.len() > MAX_POLICY {
+pub fn check_length(hujson: impl AsRef<[u8]>) -> Result<(), String> {
+    if hujson.as_ref().len() > MAX_POLICY {
         return Err(format!("the policy is longer than {MAX_POLICY} bytes"));
     }
     Ok(())

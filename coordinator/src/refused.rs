@@ -5,7 +5,8 @@ use std::{fmt, path::Path};
 use serde_json::{Value, json};
 
 use crate::{
-    policy::{PolicyErrors, Report},
+    Error,
+    policy::{self, PolicyErrors, Report},
     text::harmless,
 };
 
@@ -35,6 +36,15 @@ impl RefusedPolicy {
 
     pub fn of_errors(text: &str, errors: &PolicyErrors) -> Self {
         Self::new(text, Report::of_errors(text, errors))
+    }
+
+    /// The text of a file that should be a policy.
+    ///
+    /// # Errors
+    /// It is no text, at the place that the error shows.
+    pub fn decode(bytes: Vec<u8>, file: &Path) -> Result<String, Error> {
+        policy::decode(bytes)
+            .map_err(|(text, errors)| Self::of_errors(&text, &errors).in_file(file).into())
     }
 
     /// The same under the name of its file.

@@ -174,6 +174,11 @@ fn comments_and_trailing_commas_are_part_of_the_language_and_other_liberties_are
             "1:9: U+00A0 is no white space of HuJSON",
         ),
         ("{\"acls\": {] \"\t\"}", "1:11: "),
+        (
+            "\u{feff}{}",
+            "1:1: the file begins with a byte order mark (U+FEFF)",
+        ),
+        ("{}\u{feff}", "1:3: Unexpected token"),
         ("{\"acls\": \"\\é\t\"}", "1:11: Invalid escape"),
         (
             "{\"hosts\": {\"a\\tb\": \"1.2.3.4\"}}",

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::edit::{AddRule, Fmt, Tag};
 use crate::{model::VersionNumber, text};
@@ -13,6 +13,7 @@ pub enum Policy {
     ///
     /// All errors are shown at once, and warnings of what is probably not meant.
     Check {
+        /// Policy file; `-`: standard input
         file: PathBuf,
         /// Take warnings for errors
         #[arg(long)]
@@ -28,6 +29,7 @@ pub enum Policy {
     ///
     /// Every version is kept with author and time: the newest 1,000, as long as they take no more than 32 MiB together.
     Set {
+        /// Policy file; `-`: standard input
         file: PathBuf,
         #[command(flatten)]
         signature: Signature,
@@ -36,11 +38,12 @@ pub enum Policy {
     ///
     /// By meaning: a rule that is written otherwise but allows the same changes nothing. Exits with 0 whether or not there are
     /// differences.
+    #[command(group(ArgGroup::new("proposal").required(true).args(["file", "version"])))]
     Diff {
-        #[arg(required_unless_present = "version")]
+        /// Policy file; `-`: standard input
         file: Option<PathBuf>,
         /// An earlier version instead of a file: what a rollback would change
-        #[arg(long, value_name = "N", value_parser = parse_version, conflicts_with = "file")]
+        #[arg(long, value_name = "N", value_parser = parse_version)]
         version: Option<VersionNumber>,
         /// Show all changes, and all names in them
         #[arg(long)]

@@ -1,6 +1,7 @@
 //! `policy`: what administrators do with the policy file.
 
 mod edit;
+mod source;
 
 use std::{
     collections::HashMap,
@@ -26,12 +27,13 @@ use crate::{
     refused::RefusedPolicy,
     text::harmless_lines,
 };
+use source::Source;
 
 pub(super) async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Result<(), Error> {
     match command {
         Policy::Check { file, strict } => check(state_dir, as_json, &file, strict).await,
         Policy::Get { version } => get(state_dir, as_json, version).await,
-        Policy::Set { file, signature } => set(state_dir, as_json, file, signature).await,
+        Policy::Set { file, signature } => set(state_dir, as_json, &file, signature).await,
         Policy::Diff {
             file,
             version,
@@ -62,7 +64,8 @@ pub(super) async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Res
 
 /// Against the server's users and nodes if one runs, else by the text alone.
 async fn check(state_dir: &Path, as_json: bool, file: &Path, strict: bool) -> Result<(), Error> {
-    let text = read(file)?;
+    let Source { name, text } = Source::read(file)?;
+    let file = name.as_path();
     let named = |error| name_file(error, file, &text);
     parse_policy(&text).map_err(named)?;
     let ask = Ask::PolicyCheck { text: text.clone() };
@@ -130,19 +133,20 @@ async fn get(state_dir: &Path, as_json: bool, version: Option<VersionNumber>) ->
 async fn set(
     state_dir: &Path,
     as_json: bool,
-    file: PathBuf,
+    file: &Path,
     signature: args::Signature,
 ) -> Result<(), Error> {
-    let text = read(&file)?;
+    let Source { name, text } = Source::read(file)?;
+    let file = name.as_path();
     let ask = Ask::PolicySet {
         text: text.clone(),
         signature: signature.into(),
         based_on: None,
     };
     let answer = client::ask(state_dir, &ask).await;
-    let answer = answer.map_err(|error| name_file(error, &file, &text))?;
+    let answer = answer.map_err(|error| name_file(error, file, &text))?;
     let set: PolicySetInfo = parse(&answer)?;
-    warn(as_json, &set.report, &file, &text);
+    warn(as_json, &set.report, file, &text);
     print(as_json, &answer, || say_set(&set, &file.display()))
 }
 
@@ -166,7 +170,10 @@ async fn diff(
     exit_code: bool,
 ) -> Result<(), Error> {
     let (proposal, named) = match (file, version) {
-        (Some(file), _) => (Proposal::Text(read(&file)?), file),
+        (Some(file), _) => {
+            let Source { name, text } = Source::read(&file)?;
+            (Proposal::Text(text), name)
+        }
         (None, Some(version)) => (
             Proposal::Version(version),
             PathBuf::from(format!("version {version}")),
@@ -268,8 +275,4 @@ fn name_file(error: Error, file: &Path, text: &str) -> Error {
         Error::Policy(refused) => refused.in_file(file).with_text(text).into(),
         error => error,
     }
-}
-
-fn read(file: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(file).map_err(Error::io(format!("read {}", file.display())))
 }

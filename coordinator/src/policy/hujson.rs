@@ -11,7 +11,7 @@ use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions};
 use super::error::{At, Errors, Place, PolicyError, PolicyErrors, beginning};
 use super::origin::Origin;
 use super::suggest::nearest;
-pub(crate) use strict::comment_length;
+pub(crate) use strict::{comment_length, decode};
 
 /// Characters are counted once for each block of so many bytes, so that a place costs the same however long its line is.
 const BLOCK: usize = 256;
@@ -115,7 +115,7 @@ impl<'a> Text<'a> {
         let parsed = jsonc_parser::parse_to_ast(self.text, &collect, &options);
         let refused_at = parsed.as_ref().err().map(|error| error.range().start);
         if let Some((at, message)) = strict::first_liberty(self.text)
-            && refused_at.is_none_or(|refused| at < refused)
+            && refused_at.is_none_or(|refused| at <= refused)
         {
             return Err(PolicyError::syntax(self.place(at), message));
         }

@@ -1,7 +1,7 @@
 //! The built binary, by its command lines.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -90,6 +90,27 @@ pub fn json(state: &Path, args: &[&str]) -> Value {
         String::from_utf8_lossy(&output.stderr)
     );
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// With this as its standard input.
+pub fn piped(args: &[&str], input: impl AsRef<[u8]>) -> Output {
+    let mut child = Command::new(BINARY)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_ref()).unwrap();
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+/// What a command fails with that refuses a policy.
+pub fn complaint(output: &Output) -> String {
+    assert!(!output.status.success(), "{output:?}");
+    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// The one line that a command fails with.

@@ -4,7 +4,7 @@ use std::{path::Path, process::Output};
 
 use serde_json::{Value, json};
 
-use crate::cli::{Daemon, json as run_json, run, serve};
+use crate::cli::{Daemon, complaint, failure, json as run_json, piped, run, serve};
 
 const GOOD: &str = r#"{
   "groups": {"group:eng": ["alice@example.com"]},
@@ -286,6 +286,73 @@ fn without_a_server_a_test_is_not_failed_for_nodes_that_nobody_knows_of() {
     ] {
         assert!(!check(bad).0, "{bad}");
     }
+}
+
+#[test]
+fn a_policy_may_come_from_standard_input_and_is_text() {
+    let lab = Lab::new();
+    let state = lab.state();
+    let ask = |command: &str, input: &[u8]| {
+        let state = state.to_str().unwrap();
+        let output = piped(&["--state-dir", state, "policy", command, "-"], input);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), error)
+    };
+    for command in ["check", "set", "diff"] {
+        let (ok, error) = ask(command, GOOD.as_bytes());
+        assert!(ok, "{command}: {error}");
+        let (ok, error) = ask(command, BAD.as_bytes());
+        let names_it = error.contains("standard input:5:80: error: \"tpc\"");
+        assert!(!ok && names_it, "{command}: {error}");
+        let (ok, error) = ask(command, b"{\n  // \xc3\xa9\n  \"\xc3\xa9\xe9\": 1}");
+        let names_it = error.contains("standard input:3:5: error: the byte 0xe9 is no UTF-8");
+        assert!(!ok && names_it, "{command}: {error}");
+    }
+    let file = lab.dir.path().join("latin-1.hujson");
+    std::fs::write(&file, b"{\"acls\": []} // \xe9").unwrap();
+    let file = file.to_str().unwrap();
+    for command in [
+        &["policy", "check", file][..],
+        &["policy", "fmt", file],
+        &["policy", "tag", "add", "tag:web", "--file", file],
+    ] {
+        let error = complaint(&run(&state, command));
+        let place = "latin-1.hujson:1:17: error: the byte 0xe9";
+        assert!(error.contains(place), "{command:?}: {error}");
+    }
+    let start = serve(&lab.dir.path().join("other"), &["--policy", file]).output();
+    let error = complaint(&start.unwrap());
+    assert!(
+        error.contains("latin-1.hujson:1:17: error: the byte"),
+        "{error}"
+    );
+    // Nothing but `fmt` writes there.
+    let add = ["policy", "tag", "add", "tag:web", "--file", "-"];
+    assert!(failure(&run(&state, &add)).contains("read -"));
+}
+
+#[test]
+fn help_describes_the_files_and_what_may_stand_instead() {
+    let dir = tempfile::tempdir().unwrap();
+    for command in ["check", "set", "diff"] {
+        let help = run(dir.path(), &["policy", command, "--help"]).stdout;
+        let help = String::from_utf8(help).unwrap();
+        let (_, arguments) = help.split_once("\nArguments:\n").unwrap();
+        let described = arguments.contains("Policy file; `-`: standard input");
+        assert!(described, "{help}");
+    }
+    let none = run(dir.path(), &["policy", "diff"]);
+    let error = String::from_utf8_lossy(&none.stderr);
+    assert!(
+        !none.status.success() && error.contains("--version <N>"),
+        "{error}"
+    );
+    let both = run(dir.path(), &["policy", "diff", "x", "--version", "1"]);
+    let error = String::from_utf8_lossy(&both.stderr);
+    assert!(
+        !both.status.success() && error.contains("cannot be used with"),
+        "{error}"
+    );
 }
 
 #[test]

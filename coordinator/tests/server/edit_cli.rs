@@ -2,41 +2,20 @@
 
 use std::{
     fs,
-    io::Write as _,
     os::unix::fs::{PermissionsExt as _, symlink},
-    process::{Command, Output, Stdio},
+    process::Output,
 };
 
 use serde_json::json as value;
 
-use crate::cli::{BINARY, Daemon, failure, json, run};
+use crate::cli::{Daemon, complaint, failure, json, piped, run};
 
 const UGLY: &str = "{ // x\n\"acls\":[ ]}";
 const TIDY: &str = "{ // x\n\t\"acls\": [],\n}\n";
 
-fn piped(args: &[&str], input: &str) -> Output {
-    let mut child = Command::new(BINARY)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(input.as_bytes()).unwrap();
-    drop(stdin);
-    child.wait_with_output().unwrap()
-}
-
 fn text(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// What a command fails with that refuses a policy.
-fn complaint(output: &Output) -> String {
-    assert!(!output.status.success(), "{output:?}");
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! `policy fmt`, `policy add-rule`, `policy tag`: changes that keep what people wrote.
 
-use std::{io::Read as _, path::Path};
+use std::path::Path;
 
 use hyper::StatusCode;
 use serde::Serialize;
 use serde_json::json;
 
 use super::super::{parse, print};
-use super::{check_alone, name_file, read, warn};
+use super::{check_alone, name_file, source::Source, warn};
 use crate::{
     Error,
     admin::{
@@ -58,18 +58,14 @@ struct ChangeInfo<'a> {
 
 pub(super) fn fmt(as_json: bool, asked: &Fmt) -> Result<(), Error> {
     let file = asked.file.as_deref().filter(|file| *file != Path::new("-"));
-    let text = match file {
-        Some(file) => read(file)?,
-        None => standard_input()?,
-    };
-    let shown = file.unwrap_or(Path::new("standard input"));
+    let Source { name, text } = Source::read(file.unwrap_or(Path::new("-")))?;
     let formatted = edit::format(&text)
-        .map_err(|error| RefusedPolicy::of_errors(&text, &error.into()).in_file(shown))?;
+        .map_err(|error| RefusedPolicy::of_errors(&text, &error.into()).in_file(&name))?;
     let changed = formatted != text;
     if asked.check && changed {
         return Err(Error::Setting(format!(
             "{} is not formatted; `policy fmt` does that",
-            shown.display()
+            name.display()
         )));
     }
     let answer = match file {
@@ -134,7 +130,7 @@ async fn change(
     let Some(file) = &place.file else {
         return change_in_force(state_dir, place, words, make).await;
     };
-    let text = read(file)?;
+    let Source { text, .. } = Source::read_file(file)?;
     let edited = make(&text).map_err(|why| refused(&why, file, &text))?;
     let report = match edited.changed {
         true => {
@@ -266,11 +262,4 @@ fn refused_after(error: Error, shown: &Path, changed: &str) -> Error {
         }
         error => error,
     }
-}
-
-fn standard_input() -> Result<String, Error> {
-    let mut text = String::new();
-    let read = std::io::stdin().read_to_string(&mut text);
-    read.map_err(Error::io("read the policy from standard input"))?;
-    Ok(text)
 }

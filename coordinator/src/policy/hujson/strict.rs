@@ -1,4 +1,29 @@
-//! Liberties that the parser takes with JSON and other tools for HuJSON don't: they would refuse the file.
+//! Liberties that the parser takes with JSON and other tools for HuJSON don't: they would refuse the file. And what is no text.
+
+use super::super::error::{Place, PolicyError, PolicyErrors};
+
+/// What some editors put before the text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// The text of a file; else with U+FFFD for what is no UTF-8, and where the first of it is.
+pub(crate) fn decode(bytes: Vec<u8>) -> Result<String, (String, PolicyErrors)> {
+    String::from_utf8(bytes).map_err(|error| {
+        let (good, bad) = error.as_bytes().split_at(error.utf8_error().valid_up_to());
+        let good = String::from_utf8_lossy(good);
+        let line = good.rsplit('\n').next().unwrap_or_default();
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let place = Place {
+            line: count(good.matches('\n').count() + 1),
+            column: count(line.chars().count() + 1),
+        };
+        let message = format!(
+            "the byte 0x{:02x} is no UTF-8; save the file as UTF-8",
+            bad.first().copied().unwrap_or_default()
+        );
+        let whole = String::from_utf8_lossy(error.as_bytes()).into_owned();
+        (whole, PolicyError::syntax(place, message).into())
+    })
+}
 
 /// The first of them, and what to do about it. After what the parser refuses there may be ones that are none.
 pub(super) fn first_liberty(text: &str) -> Option<(usize, String)> {
@@ -11,6 +36,10 @@ pub(super) fn first_liberty(text: &str) -> Option<(usize, String)> {
             },
             '/' => comment_length(&text[at..]),
             ' ' | '\t' | '\n' | '\r' => 1,
+            BYTE_ORDER_MARK if at == 0 => {
+                let message = "the file begins with a byte order mark (U+FEFF), which HuJSON hasn't; remove it, or save the file as UTF-8 without one";
+                return Some((at, message.to_owned()));
+            }
             char if char.is_whitespace() => {
                 let code = u32::from(char);
                 let message = format!("U+{code:04X} is no white space of HuJSON; write a space");
