@@ -483,22 +483,23 @@ fn what_depends_on_nodes_is_not_warned_of_before_there_are_any() {
 
 #[test]
 fn rules_are_covered_by_what_the_policy_says_and_not_by_who_is_there() {
-    let covered = |earlier: &str, later: &str| {
+    let covered = |first: &str, second: &str| -> Vec<u32> {
         let text = format!(
             r#"{{
                 "groups": {{"group:a": ["alice@example.com", "bob@"], "group:b": ["Bob@"]}},
                 "tagOwners": {{"tag:a": ["autogroup:member"], "tag:b": ["autogroup:member"]}},
-                "acls": [{{"action": "accept", {earlier}}}, {{"action": "accept", {later}}}],
+                "acls": [{{"action": "accept", {first}}},
+                    {{"action": "accept", {second}}}],
             }}"#
         );
-        let report = report_of_warnings(&text, &World::default());
-        report
-            .warnings
-            .iter()
-            .any(|warning| warning.kind == "covered")
+        let warnings = report_of_warnings(&text, &World::default()).warnings;
+        let covered = warnings.iter().filter(|warning| warning.kind == "covered");
+        covered.map(|warning| warning.line).collect()
     };
+    const FIRST: u32 = 4;
+    const SECOND: u32 = 5;
     let rule = |src: &str, dst: &str| format!(r#""src": ["{src}"], "dst": ["{dst}"]"#);
-    for (earlier, later, expected) in [
+    for (wide, narrow, expected) in [
         (("*", "*:*"), ("group:a", "tag:a:22"), true),
         (("*", "*:*"), ("100.64.0.7", "10.0.0.1:22"), true),
         (("*", "*:*"), ("10.0.0.1", "*:22"), false),
@@ -530,19 +531,49 @@ fn rules_are_covered_by_what_the_policy_says_and_not_by_who_is_there() {
         ),
         (("tag:a", "tag:a:443"), ("tag:b", "tag:a:443"), false),
     ] {
-        let found = covered(&rule(earlier.0, earlier.1), &rule(later.0, later.1));
-        assert_eq!(found, expected, "{later:?} by {earlier:?}");
+        let which = format!("{narrow:?} by {wide:?}");
+        let (wide, narrow) = (rule(wide.0, wide.1), rule(narrow.0, narrow.1));
+        let behind = covered(&wide, &narrow).contains(&SECOND);
+        let before = covered(&narrow, &wide).contains(&FIRST);
+        assert_eq!([behind, before], [expected; 2], "{which}");
     }
     let with = |proto: &str| rule("*", "*:*") + &format!(r#", "proto": "{proto}""#);
     let all = rule("*", "*:*");
-    for (earlier, later, expected) in [
+    for (wide, narrow, expected) in [
         (&all, &with("udp"), true),
         (&all, &with("gre"), false),
         (&with("tcp"), &all, false),
-        (&with("tcp"), &with("6"), true),
     ] {
-        assert_eq!(covered(earlier, later), expected, "{later} by {earlier}");
+        let behind = covered(wide, narrow).contains(&SECOND);
+        let before = covered(narrow, wide).contains(&FIRST);
+        assert_eq!([behind, before], [expected; 2], "{narrow} by {wide}");
     }
+    let same = covered(&with("tcp"), &with("6"));
+    assert_eq!(same, [SECOND], "the first of two equals stays");
+}
+
+#[test]
+fn a_grant_is_covered_if_all_that_it_says_is() {
+    let grant =
+        |dst: &str, ip: &str| format!(r#"{{"src": ["*"], "dst": ["{dst}"], "ip": [{ip}]}}"#);
+    let warned_of = |grants: &[String]| -> Vec<String> {
+        let text = format!("{{\"grants\": [\n{}]}}", grants.join(",\n"));
+        let warnings = report_of_warnings(&text, &World::default()).warnings;
+        let covered = warnings
+            .into_iter()
+            .filter(|warning| warning.kind == "covered");
+        covered
+            .map(|warning| format!("{} {}", warning.line, warning.message))
+            .collect()
+    };
+    let both = grant("10.0.0.1", r#""tcp:22", "udp:53""#);
+    let (tcp, udp) = (grant("*", r#""tcp:*""#), grant("*", r#""udp:*""#));
+    assert_eq!(warned_of(&[both.clone(), tcp.clone()]), [""; 0]);
+    assert_eq!(warned_of(&[tcp.clone(), both.clone()]), [""; 0]);
+    assert_eq!(
+        warned_of(&[tcp, both, udp]),
+        ["3 this rule adds nothing: the ones in lines 2, 4 allow all of it"]
+    );
 }
 
 #[test]

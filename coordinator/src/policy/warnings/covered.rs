@@ -1,6 +1,7 @@
-//! Rules that allow nothing that an earlier rule doesn't allow.
+//! Rules that allow nothing that others don't allow.
 //!
-//! Judged by what the policy says, not by who is there: a group covers its members, a prefix those inside it.
+//! Judged by what the policy says, not by who is there: a group covers its members, a prefix those inside it. Where a rule stands makes
+//! no difference; of two that say the same, the second is too many.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +14,7 @@ use super::super::compile::tailnet;
 use super::super::syntax::{Document, Rule};
 use super::{Collected, PolicyWarningKind};
 
-/// Comparisons of names in all. Enough for a thousand rules; what a larger policy has besides is not looked at.
+/// Comparisons of names in all. Enough for a thousand rules and those before them; what a larger policy has besides is not looked at.
 const MOST_COMPARISONS: usize = 2_000_000;
 
 /// Warns of them.
@@ -33,24 +34,27 @@ pub(super) fn look(document: &Document, warnings: &mut Collected) {
         left: MOST_COMPARISONS,
     };
     let rules: Vec<&Rule> = document.rules.iter().flatten().collect();
-    for (at, rule) in rules.iter().enumerate() {
-        // Of a rule that says nothing there is another warning.
-        if rule.sources.is_empty() || rule.destinations.is_empty() {
-            continue;
-        }
-        let mut earlier = rules[..at]
+    let mut wider = covers.by_earlier(&rules);
+    covers.by_later(&rules, &mut wider);
+    let mut wider = wider.as_slice();
+    // One grant is several rules: it adds nothing if none of them does.
+    for written in rules.chunk_by(|one, next| one.place == next.place) {
+        let (here, rest) = wider.split_at(written.len());
+        wider = rest;
+        let lines: Option<BTreeSet<u32>> = here
             .iter()
-            .filter(|earlier| earlier.place != rule.place);
-        if let Some(earlier) = earlier.find(|earlier| covers.rule(earlier, rule)) {
-            let message = format!(
-                "this rule adds nothing: the one in line {} allows all of it",
-                earlier.place.line
-            );
-            warnings.push(rule.place, PolicyWarningKind::Covered, message);
-        }
-        if covers.left == 0 {
-            return;
-        }
+            .map(|wide| wide.map(|wide| wide.place.line))
+            .collect();
+        let Some(lines) = lines else {
+            continue;
+        };
+        let lines: Vec<String> = lines.iter().map(u32::to_string).collect();
+        let who = match lines.as_slice() {
+            [line] => format!("the one in line {line} allows"),
+            lines => format!("the ones in lines {} allow", lines.join(", ")),
+        };
+        let message = format!("this rule adds nothing: {who} all of it");
+        warnings.push(written[0].place, PolicyWarningKind::Covered, message);
     }
 }
 
@@ -67,6 +71,36 @@ struct Covers<'d> {
 }
 
 impl Covers<'_> {
+    /// Per rule an earlier one that covers it.
+    fn by_earlier<'r>(&mut self, rules: &[&'r Rule]) -> Vec<Option<&'r Rule>> {
+        let find = |(at, rule): (usize, &&'r Rule)| {
+            let mut earlier = rules[..at].iter().copied();
+            earlier.find(|earlier| self.other_rule(earlier, rule))
+        };
+        rules.iter().enumerate().map(find).collect()
+    }
+
+    /// The same for rules that no earlier one covers: a later one that does, and says more.
+    fn by_later<'r>(&mut self, rules: &[&'r Rule], wider: &mut [Option<&'r Rule>]) {
+        let uncovered = wider.iter_mut().enumerate();
+        for (at, wider) in uncovered.filter(|(_, wider)| wider.is_none()) {
+            let rule = rules[at];
+            let mut later = rules[at + 1..].iter().copied();
+            *wider = later.find(|later| {
+                self.other_rule(later, rule)
+                    && !self.rule(rule, later)
+                    // Else it is not known whether they say the same.
+                    && self.left > 0
+            });
+        }
+    }
+
+    /// Of a rule that says nothing there is another warning.
+    fn other_rule(&mut self, wide: &Rule, narrow: &Rule) -> bool {
+        let says_nothing = narrow.sources.is_empty() || narrow.destinations.is_empty();
+        !says_nothing && wide.place != narrow.place && self.rule(wide, narrow)
+    }
+
     fn rule(&mut self, wide: &Rule, narrow: &Rule) -> bool {
         self.spend(1)
             && wide.via == narrow.via
