@@ -2,6 +2,7 @@
 
 mod agent;
 mod control;
+mod control_client;
 mod coordinator;
 mod datagrams;
 mod filters;
@@ -159,6 +160,15 @@ pub static TARGETS: &[Target] = &[
         control::noise_early,
         control::noise_early_seeds,
     ),
+    target(
+        "control_client",
+        "a control server, by the agent that connects to it",
+        control_client::control_client,
+        control_client::control_client_seeds,
+    )
+    .limits(8 * MIB, 1024, 500, 100)
+    .max_len(8 * KIB)
+    .mutations(150),
     target(
         "derp_frames",
         "DERP frames, as client and as server",

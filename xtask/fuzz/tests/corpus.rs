@@ -24,6 +24,7 @@ targets![
     noise_client,
     noise_records,
     noise_early,
+    control_client,
     derp_frames,
     derp_relay,
     derp_client,
