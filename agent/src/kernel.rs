@@ -30,6 +30,7 @@ use tokio::sync::mpsc;
 pub use self::{
     linux::{LinuxKernel, cleanup, start},
     probe::check_privileges,
+    userspace::arrivals,
     way_out::{WayOut, ways_out},
 };
 use crate::traversal::port::{Datagram, Port};

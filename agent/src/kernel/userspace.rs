@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use self::tun::Tun;
+pub use self::udp::arrivals;
 use self::udp::{Factory, Sockets};
 use super::KernelError;
 use super::wireguard::Snapshot;

@@ -13,6 +13,7 @@ mod policy_edit;
 mod public;
 mod relay;
 mod segments;
+mod userspace;
 mod words;
 
 #[path = "../../../core/tests/support/generate.rs"]
@@ -202,6 +203,13 @@ pub static TARGETS: &[Target] = &[
         words::raw_datagrams_seeds,
     )
     .max_len(256),
+    target(
+        "userspace_datagrams",
+        "what comes to the userspace device's port, and by relays",
+        userspace::userspace_datagrams,
+        userspace::userspace_datagrams_seeds,
+    )
+    .limits(4 * MIB, 256, 200, 100),
     target(
         "disco_message",
         "the inside of disco messages",

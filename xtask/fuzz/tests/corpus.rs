@@ -29,6 +29,7 @@ targets![
     derp_relay,
     derp_client,
     raw_datagrams,
+    userspace_datagrams,
     disco_message,
     disco_box,
     stun,

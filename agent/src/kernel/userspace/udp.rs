@@ -3,6 +3,8 @@
 //! The sockets live as long as the agent and are shared with `traversal::port`. While no WireGuard runs, an idle reader takes its
 //! place, so that STUN and disco work before the first netmap. No UDP GRO: a disco datagram would arrive glued to others.
 
+pub mod arrivals;
+mod slots;
 mod sockets;
 
 use std::io;
@@ -15,13 +17,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use gotatun::packet::{Packet, PacketBufPool};
 use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
-use lowroad_wire::{Kind, classify};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::{Mutex, mpsc, watch};
 
+pub(super) use self::slots::Slots;
 pub(super) use self::sockets::Sockets;
-use super::mmsg::{self, BATCH, Received};
+use super::mmsg::{self, BATCH};
 use crate::traversal::port::Datagram;
 use crate::traversal::relay::relay_address;
 use crate::traversal::shortcut::{Inward, Shortcut};
@@ -86,19 +88,7 @@ impl Reader {
                 return false;
             }
         }
-        let count = slots.received.len();
-        let packets = slots.buffers.drain(..count).map(|Slot(packet)| packet);
-        for (mut packet, received) in packets.zip(slots.received.drain(..)) {
-            let Some(Received { length, from }) = received else {
-                continue;
-            };
-            packet.truncate(length);
-            if matches!(classify(&packet), Kind::Disco | Kind::Stun) {
-                self.take(from, &packet);
-            } else {
-                keep.push((packet, from));
-            }
-        }
+        slots.sort(keep, |from, bytes| self.take(from, bytes));
         true
     }
 
@@ -107,58 +97,6 @@ impl Reader {
         if self.datagrams.try_send(Datagram { from, bytes }).is_err() {
             tracing::debug!(%from, "a disco or STUN datagram too many is dropped");
         }
-    }
-}
-
-/// Packet buffers to read into, kept between calls.
-pub(super) struct Slots {
-    buffers: Vec<Slot>,
-    received: Vec<Option<Received>>,
-    injected: Vec<Inward>,
-    limit: usize,
-}
-
-impl Default for Slots {
-    fn default() -> Self {
-        Self::up_to(BATCH)
-    }
-}
-
-impl Slots {
-    fn up_to(limit: usize) -> Self {
-        Self {
-            buffers: Vec::new(),
-            received: Vec::new(),
-            injected: Vec::new(),
-            limit,
-        }
-    }
-
-    /// A packet that fits into no buffer would have fitted into no tunnel.
-    fn take_injected(&mut self, pool: &PacketBufPool, keep: &mut Vec<(Packet, SocketAddr)>) {
-        for (from, bytes) in self.injected.drain(..) {
-            let mut packet = pool.get();
-            if let Some(start) = packet.get_mut(..bytes.len()) {
-                start.copy_from_slice(&bytes);
-                packet.truncate(bytes.len());
-                keep.push((packet, from));
-            }
-        }
-    }
-
-    fn fill(&mut self, pool: &PacketBufPool) {
-        self.received.clear();
-        while self.buffers.len() < self.limit {
-            self.buffers.push(Slot(pool.get()));
-        }
-    }
-}
-
-struct Slot(Packet);
-
-impl AsMut<[u8]> for Slot {
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.0
     }
 }
 
