@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use lowroad_coordinator::{
-    model::{Endpoint, Node as Row, Owner, User},
+    model::{Endpoint, Node as Row, Owner, Role, User},
     store::{Rows, Store},
 };
 use lowroad_wire::{
@@ -197,6 +197,7 @@ fn populate(net: &Net, peers: usize) -> Result<()> {
         name: "many".to_owned(),
         display_name: String::new(),
         created: now,
+        role: Role::Member,
     };
     let nodes = (0..peers).map(|number| {
         let row = row(number, now);

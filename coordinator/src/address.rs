@@ -5,6 +5,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv4Net;
+
 const V4_BASE: u32 = u32::from_be_bytes([100, 64, 0, 0]);
 const V6_BASE: u128 = 0xfd7a_115c_a1e0_u128 << 80;
 /// How many numbers 100.64.0.0/10 has.
@@ -60,9 +62,31 @@ impl Number {
 
 /// The first free number after `last`, around the end of the range if need be.
 pub fn next(last: Option<Number>, taken: impl Fn(Number) -> bool) -> Option<Number> {
-    let last = last.map_or(0, |number| number.0);
-    (1..=SIZE)
-        .map(|step| Number((last + step) % SIZE))
+    after(last, (0, SIZE), taken)
+}
+
+/// As [`next`], out of the first of these prefixes that has one free. `last` was the one before out of any of them.
+pub fn next_of(
+    pools: &[Ipv4Net],
+    last: Option<Number>,
+    taken: impl Fn(Number) -> bool,
+) -> Option<Number> {
+    pools.iter().find_map(|pool| {
+        let first = Number::of(pool.network())?.0;
+        let size = 1 << (32 - u32::from(pool.prefix_len()));
+        let last = last.filter(|last| pool.contains(&last.v4()));
+        after(last, (first, size), &taken)
+    })
+}
+
+fn after(
+    last: Option<Number>,
+    (first, size): (u32, u32),
+    taken: impl Fn(Number) -> bool,
+) -> Option<Number> {
+    let begin = last.map_or(0, |number| number.0 - first + 1);
+    (0..size)
+        .map(|step| Number(first + (begin + step) % size))
         .find(|number| number.is_usable() && !taken(*number))
 }
 
@@ -91,6 +115,38 @@ mod tests {
         assert_eq!(after([100, 99, 255, 255]), Ipv4Addr::new(100, 100, 1, 0));
         assert_eq!(after([100, 64, 0, 0x52]), Ipv4Addr::new(100, 64, 0, 0x54));
         assert_eq!(after([100, 127, 255, 254]), Ipv4Addr::new(100, 64, 0, 1));
+    }
+
+    #[test]
+    fn pools_are_used_one_after_another_each_in_turn() {
+        let pools: Vec<Ipv4Net> = ["100.70.0.0/30", "100.64.0.0/31", "100.80.0.7/32"]
+            .map(|pool| pool.parse().unwrap())
+            .to_vec();
+        let mut given: Vec<Number> = Vec::new();
+        for expected in [
+            [100, 70, 0, 0],
+            [100, 70, 0, 1],
+            [100, 70, 0, 2],
+            [100, 70, 0, 3],
+            // Not 100.64.0.0, the network's address.
+            [100, 64, 0, 1],
+            [100, 80, 0, 7],
+        ] {
+            let taken = |number: Number| given.contains(&number);
+            let number = next_of(&pools, given.last().copied(), taken).unwrap();
+            assert_eq!(number.v4(), Ipv4Addr::from(expected));
+            given.push(number);
+        }
+        assert_eq!(
+            next_of(&pools, None, |number| given.contains(&number)),
+            None
+        );
+        // One that was just given back comes last.
+        let freed = given.remove(1);
+        let next = next_of(&pools, Some(freed), |number| {
+            number.v4() == Ipv4Addr::new(100, 70, 0, 2)
+        });
+        assert_eq!(next.unwrap().v4(), Ipv4Addr::new(100, 70, 0, 3));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 pub use edit::{AddRule, Fmt, Tag, TagOwners, Where};
 pub use policy::{Policy, Signature};
 
-use crate::text;
+use crate::{model::Role, text};
 
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/lowroad-coordinator";
 
@@ -125,6 +125,15 @@ pub enum Users {
         /// Name to show to people
         #[arg(long)]
         display_name: Option<String>,
+    },
+    /// Say what a user is to the tailnet: policies name `autogroup:owner`, and `autogroup:admin` for both
+    ///
+    /// There is one owner; who was it before becomes an administrator. A role gives no right on this server: who may change it is who may open its socket.
+    Role {
+        /// Login name or ID
+        user: String,
+        #[arg(value_enum)]
+        role: Role,
     },
     /// Delete a user who owns no nodes
     Delete {

@@ -37,6 +37,7 @@ pub async fn run(state_dir: &Path, as_json: bool, command: Command) -> Result<()
 enum Show {
     Users,
     User(&'static str),
+    UserRole,
     AuthKeys,
     NewAuthKey,
     AuthKey(&'static str),
@@ -49,6 +50,10 @@ impl Show {
     fn text(&self, answer: &Value) -> Result<String, Error> {
         Ok(match self {
             Self::Users => render::users(&parse::<Vec<UserInfo>>(answer)?),
+            Self::UserRole => {
+                let user = parse::<UserInfo>(answer)?;
+                format!("user {} is {} now\n", user.name, user.role)
+            }
             Self::User(done) => format!("user {} {done}\n", parse::<UserInfo>(answer)?.name),
             Self::AuthKeys => render::auth_keys(&parse::<Vec<AuthKeyInfo>>(answer)?),
             // Alone on its line, for scripts that take it from here.
@@ -76,6 +81,7 @@ fn users(command: Users) -> (Ask, Show) {
             },
             Show::User("created"),
         ),
+        Users::Role { user, role } => (Ask::UsersRole { user, role }, Show::UserRole),
         Users::Delete { user } => (Ask::UsersDelete { user }, Show::User("deleted")),
     }
 }

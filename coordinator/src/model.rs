@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use clap::ValueEnum;
 use ipnet::IpNet;
 use lowroad_wire::{
     control::{EndpointType, Hostinfo, NodeId, RegionId, UserId},
@@ -23,6 +24,28 @@ pub struct User {
     pub name: String,
     pub display_name: String,
     pub created: OffsetDateTime,
+    pub role: Role,
+}
+
+/// What a user is to the tailnet, which policies may name: `autogroup:owner`, and `autogroup:admin` for both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    #[default]
+    Member,
+    Admin,
+    /// One at most.
+    Owner,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Member => "member",
+            Self::Admin => "admin",
+            Self::Owner => "owner",
+        })
+    }
 }
 
 impl User {

@@ -43,6 +43,7 @@ mod world;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ipnet::Ipv4Net;
 use lowroad_wire::control::NodeId;
 
 use error::Errors;
@@ -99,10 +100,32 @@ impl Policy {
         Self::parse(r#"{"acls": []}"#).expect("a policy file as small as they get")
     }
 
-    /// Users that the policy names and the world doesn't have, with their places.
+    /// Users and roles that the policy names and the world doesn't have, with their places.
     pub fn unknown_users(&self, world: &World) -> Vec<PolicyError> {
         let people = people::People::new(&self.document, &world.users);
-        people::unknown_users(&self.document, &people)
+        let mut unknown = people::unknown_users(&self.document, &people);
+        unknown.extend(attributes::unknown_roles(
+            &self.document.attributes,
+            &world.tailnet,
+        ));
+        unknown
+    }
+
+    /// Out of which prefixes a node that joins is to get its IPv4 address (`ipPool`), by its user or its tags; none: out of all.
+    pub fn address_pools(
+        &self,
+        users: &[UserFacts],
+        tailnet: &TailnetFacts,
+        node: &NodeFacts,
+    ) -> Vec<Ipv4Net> {
+        let people = people::People::new(&self.document, users);
+        attributes::pools_of(&self.document.attributes, &people, tailnet, node).to_vec()
+    }
+
+    /// Whether [`Self::address_pools`] depends on the node.
+    pub fn has_address_pools(&self) -> bool {
+        let mut entries = self.document.attributes.iter();
+        entries.any(|entry| !entry.pools.is_empty())
     }
 }
 
@@ -112,7 +135,7 @@ pub enum UnknownUsers {
     /// Refuse the policy.
     Refuse,
     /// Take them for users without nodes, as when a policy is loaded before the first user is
-    /// created. [`Policy::unknown_users`] lists them, for a warning. Domains are taken likewise, and
+    /// created. [`Policy::unknown_users`] lists them, for a warning. Domains and roles are taken likewise, and
     /// `sshTests` may be about nodes that are yet to come.
     Accept,
     /// Accept them where nobody was asked who there is: what a test says of an address counts only if it is so
@@ -123,7 +146,7 @@ pub enum UnknownUsers {
 /// Compiles a new policy for a tailnet and runs the policy's `tests` and `sshTests`.
 ///
 /// # Errors
-/// All unknown users, domains and roles, `ipPool`s, and failing tests, with their places.
+/// All unknown users, domains and roles, and failing tests, with their places.
 pub fn compile(policy: &Policy, world: &World) -> Result<CompiledTailnet, PolicyErrors> {
     compile_with(policy, world, UnknownUsers::Refuse)
 }
@@ -131,7 +154,7 @@ pub fn compile(policy: &Policy, world: &World) -> Result<CompiledTailnet, Policy
 /// [`compile`], with a choice about unknown users.
 ///
 /// # Errors
-/// All unknown users and domains, if they are refused, unknown roles, `ipPool`s, and failing tests, with their places.
+/// All unknown users, domains and roles, if they are refused, and failing tests, with their places.
 pub fn compile_with(
     policy: &Policy,
     world: &World,
@@ -143,11 +166,6 @@ pub fn compile_with(
         errors.extend(policy.unknown_users(world));
         errors.extend(people::unknown_domains(document, &world.tailnet));
     }
-    errors.extend(attributes::unknown_roles(
-        &document.attributes,
-        &world.tailnet,
-    ));
-    errors.extend(attributes::pools(&document.attributes));
     let compiled = recompile(policy, world);
     check::run_tests(policy, world, unknown, &compiled, &mut errors);
     check::run_ssh_tests(policy, world, unknown, &compiled, &mut errors);

@@ -36,7 +36,7 @@ pub use seed::SetPolicy;
 
 use crate::{
     Error, address,
-    model::{AuthKey, KeyId, Node, Owner, User},
+    model::{AuthKey, KeyId, Node, Owner, Role, User},
     policy::{NodeFacts, Policy, PolicyErrors, TailnetFacts, UserFacts, World},
     store::{Dirty, Loaded, Rows, Setting, Store},
     view::Published,
@@ -285,14 +285,19 @@ impl State {
             .collect()
     }
 
-    /// Users are created by administrators only, so that the domains of their addresses are the tailnet's own. Nobody has a role.
+    /// Users are created by administrators only, so that the domains of their addresses are the tailnet's own.
     fn tailnet(&self) -> TailnetFacts {
         let names = self.users.values().map(|user| user.name.as_str());
         let domains = names.filter_map(|name| Some(name.split_once('@')?.1));
         let domains: BTreeSet<&str> = domains.filter(|domain| !domain.is_empty()).collect();
+        let with = |role| {
+            let users = self.users.values().filter(move |user| user.role == role);
+            users.map(|user| user.id)
+        };
         TailnetFacts {
             domains: domains.into_iter().map(str::to_owned).collect(),
-            ..TailnetFacts::default()
+            owner: with(Role::Owner).next(),
+            admins: with(Role::Admin).collect(),
         }
     }
 

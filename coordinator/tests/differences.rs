@@ -10,7 +10,7 @@ use std::{
 
 use lowroad_coordinator::{
     delta::Sent,
-    model::{Endpoint, Node, Owner, User},
+    model::{Endpoint, Node, Owner, Role, User},
     policy::{
         CompiledTailnet, NodeChange, NodeFacts, Policy, TailnetFacts, UserFacts, Users, World,
         recompile,
@@ -267,6 +267,7 @@ fn user(id: i64, name: &str) -> Arc<User> {
         name: name.to_owned(),
         display_name: String::new(),
         created: NOW,
+        role: Role::Member,
     })
 }
 

@@ -226,7 +226,7 @@ fn attributes_that_nobody_could_be_given_are_refused() {
     for (target, more, kind, part) in [
         ("autogroup:internet", attr, Invalid, "as target"),
         ("user:*@example.com", attr, Invalid, "as target"),
-        ("autogroup:owner", attr, Unsupported, "users have no roles"),
+        ("autogroup:owner", attr, Invalid, "nobody is owner here"),
         ("eve@", attr, Invalid, "no such user"),
         ("*", r#""attr": [""]"#, Invalid, "without a name"),
         ("*", r#""app": {}"#, Unsupported, "\"app\" in nodeAttrs"),
@@ -294,7 +294,7 @@ fn fields_that_are_offered_are_taken_and_others_of_the_service_are_refused_with_
     let ssh_test = r#""sshTests": [{"src": "bob@", "dst": ["tag:server"], "deny": ["x"], HERE}]"#;
     for (section, offered) in [
         (ssh, "action, src, dst, users, checkPeriod, acceptEnv"),
-        (attributes, "target, attr"),
+        (attributes, "target, attr, ipPool"),
         (approvers, "routes, exitNode"),
         (test, "src, proto, accept, deny"),
         (ssh_test, "src, dst, accept, deny, check"),
@@ -313,7 +313,6 @@ fn fields_that_are_offered_are_taken_and_others_of_the_service_are_refused_with_
         (ssh, r#""recorder": ["tag:none"]"#, "go on unrecorded"),
         (ssh, r#""enforceRecorder": true"#, "go on unrecorded"),
         (attributes, r#""app": {}"#, "take this entry out"),
-        (attributes, r#""ipPool": ["100.70.0.0/16"]"#, "take it out"),
         (approvers, r#""services": {}"#, "leave it out"),
         (test, r#""srcPostureAttrs": {}"#, "leave it out"),
         (ssh_test, r#""srcPostureAttrs": {}"#, "leave it out"),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::{
-    model::{AuthKey, Basis, Node, PolicyVersion, User, VersionNumber},
+    model::{AuthKey, Basis, Node, PolicyVersion, Role, User, VersionNumber},
     policy::{CompiledTailnet, Report},
     state::State,
     text::rfc3339,
@@ -24,6 +24,10 @@ pub enum Ask {
     UsersCreate {
         name: String,
         display_name: String,
+    },
+    UsersRole {
+        user: String,
+        role: Role,
     },
     UsersDelete {
         user: String,
@@ -135,6 +139,7 @@ pub struct UserInfo {
     pub name: String,
     pub display_name: String,
     pub created_at: String,
+    pub role: Role,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -245,6 +250,7 @@ impl From<&User> for UserInfo {
             name: user.name.clone(),
             display_name: user.display_name.clone(),
             created_at: rfc3339(user.created),
+            role: user.role,
         }
     }
 }

@@ -57,11 +57,12 @@ pub fn users(users: &[UserInfo]) -> String {
             user.id.clone(),
             user.name.clone(),
             or_dash(&user.display_name),
+            user.role.to_string(),
             short_time(&user.created_at),
         ]
     };
     table(
-        &["ID", "NAME", "DISPLAY NAME", "CREATED"],
+        &["ID", "NAME", "DISPLAY NAME", "ROLE", "CREATED"],
         &users.iter().map(row).collect::<Vec<_>>(),
     )
 }

@@ -141,6 +141,10 @@ async fn act(hub: &Hub, peer: Peer, ask: Ask) -> Result<Value, Error> {
             .await?;
             value(&UserInfo::from(&*user))
         }
+        Ask::UsersRole { user, role } => {
+            let user = settle(hub, hub.change(|state| state.set_role(&user, role))).await?;
+            value(&UserInfo::from(&*user))
+        }
         Ask::UsersDelete { user } => {
             let user = settle(hub, hub.change(|state| state.delete_user(&user))).await?;
             value(&UserInfo::from(&*user))

@@ -61,7 +61,7 @@ impl Alias {
                 "internet" => Ok(Self::Internet),
                 "danger-all" => Ok(Self::DangerAll),
                 "admin" | "owner" | "network-admin" | "it-admin" | "auditor" | "billing-admin" => {
-                    let instead = "users have no roles on this server: name users or a group";
+                    let instead = "only nodeAttrs know roles here (autogroup:owner and autogroup:admin): name users or a group";
                     let what = format!("{role} {value:?}");
                     Err(PolicyError::unsupported(place, what, instead))
                 }

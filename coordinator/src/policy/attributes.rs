@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
-use lowroad_wire::control::CapMap;
+use lowroad_wire::control::{CapMap, UserId};
 
 use super::alias::{Alias, parse_net};
 use super::compile::{Node, Nodes};
@@ -21,8 +21,8 @@ use super::world::{NodeFacts, TailnetFacts};
 
 const FIELDS: [&str; 4] = ["target", "attr", "ipPool", "app"];
 
-/// How many of them lowroad can enforce.
-const SUPPORTED: usize = 2;
+/// How many of them lowroad has.
+const SUPPORTED: usize = 3;
 
 /// A node with it is offered to others as an exit node.
 const SUGGEST_EXIT_NODE: &str = "suggest-exit-node";
@@ -51,8 +51,8 @@ const RESERVED: [Ipv4Net; 2] = [
 pub(crate) struct Attributes {
     pub(crate) targets: Vec<At<Target>>,
     pub(crate) names: Vec<String>,
-    /// Where the nodes are to get their IPv4 addresses from, if that is said.
-    pub(crate) pool: Option<Place>,
+    /// Out of which prefixes nodes that join get their IPv4 addresses (`ipPool`); none: out of all.
+    pub(crate) pools: Vec<Ipv4Net>,
 }
 
 /// Which nodes get attributes.
@@ -74,7 +74,7 @@ impl Attributes {
                 value: Target::Alias(Alias::Any),
             }],
             names: vec![RANDOMIZE_CLIENT_PORT.to_owned()],
-            pool: None,
+            pools: Vec::new(),
         }
     }
 
@@ -99,9 +99,8 @@ impl Attributes {
             let list = list.and_then(|list| text.keep(list));
             list.unwrap_or_default().into_iter()
         };
-        for pool in strings("ipPool") {
-            text.keep(check_pool(pool));
-        }
+        let pools = strings("ipPool").filter_map(|pool| text.keep(read_pool(pool)));
+        let pools = pools.collect();
         let targets = strings("target");
         let attributes = strings("attr");
         Ok(Self {
@@ -117,7 +116,7 @@ impl Attributes {
                     name.value.to_owned()
                 })
                 .collect(),
-            pool: fields.get("ipPool").map(|pool| text.at(pool.range())),
+            pools,
         })
     }
 }
@@ -140,55 +139,49 @@ fn read_target(text: At<&str>, names: &Names) -> Result<At<Target>, PolicyError>
     Ok(At { place, value })
 }
 
-fn check_pool(pool: At<&str>) -> Result<(), PolicyError> {
+fn read_pool(pool: At<&str>) -> Result<Ipv4Net, PolicyError> {
     let (place, shown) = (pool.place, pool.value);
-    let fits = match parse_net(pool, "ipPool")? {
-        Some(IpNet::V4(net)) => {
-            let meets = |other: &Ipv4Net| other.contains(&net) || net.contains(other);
-            ADDRESSES.contains(&net) && !RESERVED.iter().any(meets)
+    if let Some(IpNet::V4(net)) = parse_net(pool, "ipPool")? {
+        let meets = |other: &Ipv4Net| other.contains(&net) || net.contains(other);
+        if ADDRESSES.contains(&net) && !RESERVED.iter().any(meets) {
+            return Ok(net);
         }
-        _ => false,
-    };
-    if !fits {
-        let reserved = RESERVED.map(|net| net.to_string()).join(" and ");
-        let message = format!(
-            "ipPool {shown:?}: write a prefix inside {ADDRESSES} that leaves {reserved} alone"
-        );
-        return Err(PolicyError::invalid(place, message));
     }
-    Ok(())
+    let reserved = RESERVED.map(|net| net.to_string()).join(" and ");
+    let message =
+        format!("ipPool {shown:?}: write a prefix inside {ADDRESSES} that leaves {reserved} alone");
+    Err(PolicyError::invalid(place, message))
 }
 
-/// Targets that need to know users' roles where nobody has one.
+/// Targets that name a role which nobody has.
 pub(crate) fn unknown_roles<'a>(
     entries: &'a [Attributes],
-    tailnet: &TailnetFacts,
+    tailnet: &'a TailnetFacts,
 ) -> impl Iterator<Item = PolicyError> + 'a {
-    let entries = match tailnet.owner {
-        Some(_) => &[],
-        None => entries,
-    };
     let targets = entries.iter().flat_map(|entry| &entry.targets);
     targets.filter_map(|target| {
-        let what = match target.value {
-            Target::Owner => "autogroup:owner",
-            Target::Admin => "autogroup:admin",
-            Target::Alias(_) => return None,
+        let (what, which) = match target.value {
+            Target::Owner if tailnet.owner.is_none() => ("autogroup:owner", "owner"),
+            Target::Admin if admins(tailnet).next().is_none() => ("autogroup:admin", "admin"),
+            _ => return None,
         };
         let message = format!(
-            "target {what:?}: users have no roles on this server; name users or a group instead"
+            "target {what:?}: nobody is {which} here; give a user that role (`users role NAME {which}`), or name users or a group instead"
         );
-        Some(PolicyError::unsupported_here(target.place, message))
+        Some(PolicyError::invalid(target.place, message))
     })
 }
 
-/// Prefixes out of which nodes were to get their addresses: they are checked, but who gives addresses here doesn't heed them.
-pub(crate) fn pools(entries: &[Attributes]) -> impl Iterator<Item = PolicyError> + '_ {
-    let places = entries.iter().filter_map(|entry| entry.pool);
-    places.map(|place| {
-        let message = "\"ipPool\" in nodeAttrs: this server gives addresses in turn, out of all of 100.64.0.0/10; take it out of the policy";
-        PolicyError::unsupported_here(place, message)
-    })
+/// Out of which prefixes a node that joins gets its IPv4 address: the first entry that has some decides.
+pub(crate) fn pools_of<'a>(
+    entries: &'a [Attributes],
+    people: &People,
+    tailnet: &TailnetFacts,
+    node: &NodeFacts,
+) -> &'a [Ipv4Net] {
+    let is_meant = |entry: &&Attributes| is_meant(entry, people, tailnet, node);
+    let mut entries = entries.iter().filter(|entry| !entry.pools.is_empty());
+    entries.find(is_meant).map_or(&[], |entry| &entry.pools)
 }
 
 /// The attributes of one node.
@@ -253,29 +246,32 @@ fn given(
     tailnet: &TailnetFacts,
     node: &Node,
 ) -> Vec<usize> {
-    let is_meant = |entry: &Attributes| {
-        let mut targets = entry.targets.iter();
-        targets.any(|target| means(&target.value, people, tailnet, node))
-    };
     let given = entries.iter().enumerate();
     given
-        .filter(|(_, entry)| is_meant(entry))
+        .filter(|(_, entry)| is_meant(entry, people, tailnet, &node.facts))
         .map(|(at, _)| at)
         .collect()
 }
 
-fn means(target: &Target, people: &People, tailnet: &TailnetFacts, node: &Node) -> bool {
-    let belongs_to = |user| node.facts.owner() == Some(user);
+fn is_meant(entry: &Attributes, people: &People, tailnet: &TailnetFacts, node: &NodeFacts) -> bool {
+    let mut targets = entry.targets.iter();
+    targets.any(|target| means(&target.value, people, tailnet, node))
+}
+
+fn means(target: &Target, people: &People, tailnet: &TailnetFacts, node: &NodeFacts) -> bool {
+    let belongs_to = |user| node.owner() == Some(user);
     match target {
         Target::Alias(Alias::Any) => true,
-        Target::Alias(Alias::Net(net)) => has_address_in(&node.facts, net),
-        Target::Alias(alias) => people.names_node(alias, &node.facts),
+        Target::Alias(Alias::Net(net)) => has_address_in(node, net),
+        Target::Alias(alias) => people.names_node(alias, node),
         Target::Owner => tailnet.owner.is_some_and(belongs_to),
-        Target::Admin => {
-            let mut admins = tailnet.admins.iter().chain(&tailnet.owner);
-            admins.any(|admin| belongs_to(*admin))
-        }
+        Target::Admin => admins(tailnet).any(belongs_to),
     }
+}
+
+/// The owner among them.
+fn admins(tailnet: &TailnetFacts) -> impl Iterator<Item = UserId> + '_ {
+    tailnet.admins.iter().chain(&tailnet.owner).copied()
 }
 
 fn has_address_in(node: &NodeFacts, net: &IpNet) -> bool {

@@ -104,11 +104,6 @@ impl PolicyError {
         Self::new(place, PolicyErrorKind::Unsupported, message)
     }
 
-    /// For what needs to be said otherwise.
-    pub(crate) fn unsupported_here(place: Place, message: impl Into<String>) -> Self {
-        Self::new(place, PolicyErrorKind::Unsupported, message.into())
-    }
-
     pub(crate) fn test(place: Place, message: impl Into<String>) -> Self {
         Self::new(place, PolicyErrorKind::Test, message.into())
     }

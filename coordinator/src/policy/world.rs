@@ -72,7 +72,7 @@ pub struct TailnetFacts {
     /// Domains of e-mail addresses that are the tailnet's own, in the case that policies write them: `user:*@domain`
     /// means their users.
     pub domains: Vec<String>,
-    /// Who owns the tailnet (`autogroup:owner`). `None`: users have no roles here, and a policy that needs them is refused.
+    /// Who owns the tailnet (`autogroup:owner`). `None`: nobody, and a policy that names the owner is refused.
     pub owner: Option<UserId>,
     /// Who administers it beside the owner (`autogroup:admin` is both).
     pub admins: Vec<UserId>,

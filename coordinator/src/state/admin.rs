@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::State;
 use crate::{
     Error,
-    model::{Node, User},
+    model::{Node, Role, User},
     name,
     text::parse_id,
 };
@@ -118,6 +118,7 @@ impl State {
             name: name.to_owned(),
             display_name: display_name.trim().to_owned(),
             created: now,
+            role: Role::Member,
         });
         self.users.insert(id, user.clone());
         self.touch_user(id);
@@ -129,6 +130,28 @@ impl State {
         match self.find_user(name) {
             Some(user) => Ok(user.clone()),
             None => self.create_user(name, "", now),
+        }
+    }
+
+    /// There is one owner: who was it before becomes an administrator.
+    pub fn set_role(&mut self, wanted: &str, role: Role) -> Result<Arc<User>, Error> {
+        let id = self.existing_user(wanted)?.id;
+        let before = self.users.values().find(|user| user.role == Role::Owner);
+        if let Some(before) = before.map(|user| user.id)
+            && role == Role::Owner
+        {
+            self.give_role(before, Role::Admin);
+        }
+        self.give_role(id, role);
+        Ok(self.existing_user(wanted)?.clone())
+    }
+
+    fn give_role(&mut self, id: UserId, role: Role) {
+        if let Some(user) = self.users.get_mut(&id)
+            && user.role != role
+        {
+            Arc::make_mut(user).role = role;
+            self.touch_user(id);
         }
     }
 

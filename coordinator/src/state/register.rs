@@ -4,6 +4,7 @@ mod login_page;
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
+use ipnet::Ipv4Net;
 use lowroad_wire::{
     control::{Hostinfo, NodeId, RegisterRequest, UserId},
     key::{MachinePublic, NodePublic},
@@ -16,6 +17,7 @@ use super::{State, poll};
 use crate::{
     Error, address,
     model::{KeyId, Node, Owner},
+    policy::NodeFacts,
     store::Setting,
     text,
 };
@@ -267,10 +269,7 @@ impl State {
         let id = node.id;
         if is_new {
             self.last_ids.node = id.0;
-            self.last_address = address::Number::of(node.v4);
-            self.mark(|dirty| {
-                dirty.settings.insert(Setting::LastAddress);
-            });
+            self.remember_address(&node);
         }
         // An ephemeral node that registers and never polls is to be deleted as well.
         if !self.sessions.contains_key(&id) && ephemeral {
@@ -304,13 +303,7 @@ impl State {
         owner: &Owner,
         now: OffsetDateTime,
     ) -> Result<Node, Error> {
-        let taken = |number: address::Number| self.nodes().any(|node| node.v4 == number.v4());
-        let number = address::next(self.last_address, taken).ok_or_else(|| {
-            Error::refused(
-                hyper::StatusCode::INSUFFICIENT_STORAGE,
-                "all addresses of 100.64.0.0/10 are taken; delete nodes that are gone",
-            )
-        })?;
+        let number = self.next_address(owner)?;
         Ok(Node {
             id: NodeId(self.last_ids.node + 1),
             machine,
@@ -332,6 +325,65 @@ impl State {
             cap: 0,
             auth_key: None,
         })
+    }
+}
+
+impl State {
+    fn next_address(&self, owner: &Owner) -> Result<address::Number, Error> {
+        let pools = self.pools(owner);
+        let taken = |number: address::Number| self.nodes().any(|node| node.v4 == number.v4());
+        let number = match pools.is_empty() {
+            true => address::next(self.last_address, taken),
+            false => address::next_of(&pools, self.last_of(&pools), taken),
+        };
+        number.ok_or_else(|| {
+            let all: Vec<String> = pools.iter().map(ToString::to_string).collect();
+            let what = match all.is_empty() {
+                true => "100.64.0.0/10".to_owned(),
+                false => format!("{} (ipPool in the policy)", all.join(" and ")),
+            };
+            Error::refused(
+                hyper::StatusCode::INSUFFICIENT_STORAGE,
+                format!("all addresses of {what} are taken; delete nodes that are gone"),
+            )
+        })
+    }
+
+    /// Out of which the policy has a new node's address be.
+    fn pools(&self, owner: &Owner) -> Vec<Ipv4Net> {
+        if !self.policy.has_address_pools() {
+            return Vec::new();
+        }
+        let node = NodeFacts {
+            id: NodeId(0),
+            user: owner.user(),
+            tags: owner.tags().to_vec(),
+            v4: None,
+            v6: None,
+            announced: Vec::new(),
+            admin_approved: Vec::new(),
+            created: 0,
+            online: false,
+        };
+        let (users, tailnet) = (self.user_facts(), self.tailnet());
+        self.policy.address_pools(&users, &tailnet, &node)
+    }
+
+    /// What the newest node there is got out of these.
+    fn last_of(&self, pools: &[Ipv4Net]) -> Option<address::Number> {
+        let is_of = |node: &&Arc<Node>| pools.iter().any(|pool| pool.contains(&node.v4));
+        let newest = self.nodes().filter(is_of).max_by_key(|node| node.id);
+        address::Number::of(newest?.v4)
+    }
+
+    /// Addresses out of a pool are another's turn.
+    fn remember_address(&mut self, node: &Node) {
+        if self.pools(&node.owner).is_empty() {
+            self.last_address = address::Number::of(node.v4);
+            self.mark(|dirty| {
+                dirty.settings.insert(Setting::LastAddress);
+            });
+        }
     }
 }
 

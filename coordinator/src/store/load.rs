@@ -138,6 +138,7 @@ fn user(row: &Reader<'_>) -> Result<User, Error> {
         name: row.get("name")?,
         display_name: row.get("display_name")?,
         created: row.time("created")?,
+        role: row.json("role")?,
     })
 }
 

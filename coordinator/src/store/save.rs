@@ -113,8 +113,8 @@ fn json(value: &impl Serialize) -> String {
 
 fn put_user(transaction: &Transaction<'_>, user: &User) -> rusqlite::Result<()> {
     transaction
-        .prepare_cached("INSERT OR REPLACE INTO users (id, name, display_name, created) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![user.id.0, user.name, user.display_name, micros(user.created)])
+        .prepare_cached("INSERT OR REPLACE INTO users (id, name, display_name, created, role) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![user.id.0, user.name, user.display_name, micros(user.created), json(&user.role)])
         .map(|_| ())
 }
 

@@ -73,8 +73,10 @@ const POLICY_VERSIONS: &str = "
     DELETE FROM settings WHERE name = 'policy';
 ";
 
+const ROLES: &str = "ALTER TABLE users ADD COLUMN role TEXT NOT NULL DEFAULT '\"member\"';";
+
 fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST), M::up(POLICY_VERSIONS)])
+    Migrations::new(vec![M::up(FIRST), M::up(POLICY_VERSIONS), M::up(ROLES)])
 }
 
 pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), Error> {

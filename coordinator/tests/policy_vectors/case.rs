@@ -6,9 +6,7 @@ use ipnet::IpNet;
 use lowroad_coordinator::{
     Error,
     hub::check_policy,
-    policy::{
-        CompiledTailnet, NodeFacts, Policy, TailnetFacts, UnknownUsers, UserFacts, World, recompile,
-    },
+    policy::{CompiledTailnet, NodeFacts, TailnetFacts, UnknownUsers, UserFacts, World},
     refused::RefusedPolicy,
 };
 use lowroad_wire::control::{CapMap, FilterRule, NodeId, SshPolicy, UserId};
@@ -145,27 +143,18 @@ impl Case {
         NodeId(at.expect("the node is listed") as i64 + 1)
     }
 
-    /// As our server takes the policy, where nobody has a role.
+    /// As our server takes the policy.
     pub fn check(&self) -> Result<CompiledTailnet, Box<RefusedPolicy>> {
         // Where the e-mail addresses were lost, so were users: who else a policy names, the service knew.
         let unknown = match self.users.iter().any(|user| user.email.is_empty()) {
             true => UnknownUsers::Accept,
             false => UnknownUsers::Refuse,
         };
-        let mut world = self.world();
-        world.tailnet.owner = None;
-        world.tailnet.admins.clear();
-        match check_policy(self.policy.get(), &world, unknown) {
+        match check_policy(self.policy.get(), &self.world(), unknown) {
             Ok((_, tailnet)) => Ok(tailnet),
             Err(Error::Policy(refused)) => Err(refused),
             Err(error) => panic!("{}: {error}", self.id),
         }
-    }
-
-    /// As a server would that knows roles and heeds address pools.
-    pub fn compile(&self) -> CompiledTailnet {
-        let policy = Policy::parse(self.policy.get()).expect("what is supported is good");
-        recompile(&policy, &self.world())
     }
 
     /// What differs, as text.

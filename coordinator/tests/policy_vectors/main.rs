@@ -8,10 +8,7 @@ mod ssh;
 
 use std::path::PathBuf;
 
-use lowroad_coordinator::{
-    policy::{CompiledTailnet, Diagnostic, PolicyErrorKind},
-    refused::RefusedPolicy,
-};
+use lowroad_coordinator::policy::{CompiledTailnet, Diagnostic, PolicyErrorKind};
 
 use case::{Case, Compared};
 
@@ -24,13 +21,6 @@ const SHARED: [(&str, usize); 7] = [
     ("ssh", 83),
     ("sshtest", 23),
     ("nodeattrs", 40),
-];
-
-/// Policies that the service takes and our server refuses, which gives nobody a role and addresses in turn: what they need.
-const REFUSED_HERE: [(&str, &[&str]); 3] = [
-    ("nodeattrs-ippool-g1-admin", &["ipPool", "autogroup:admin"]),
-    ("nodeattrs-target-a10-autogroup-admin", &["autogroup:admin"]),
-    ("nodeattrs-target-a11-autogroup-owner", &["autogroup:owner"]),
 ];
 
 /// What of them is compared, over all nodes.
@@ -73,7 +63,6 @@ fn every_recorded_policy_comes_out_as_the_service_made_it() {
     assert_eq!(all.differ, Vec::<String>::new());
     if !is_named {
         assert_eq!(all.compared, SHARED_PARTS);
-        assert_eq!(all.refused_here, REFUSED_HERE.len(), "refused here");
     }
 }
 
@@ -81,32 +70,23 @@ fn every_recorded_policy_comes_out_as_the_service_made_it() {
 struct Totals {
     taken: usize,
     refused: usize,
-    /// Of those that the service takes.
-    refused_here: usize,
     compared: Compared,
     differ: Vec<String>,
 }
 
 impl Totals {
     fn judge(&mut self, case: &Case) {
-        let needs = REFUSED_HERE.iter().find(|(id, _)| *id == case.id);
-        let difference = match (case.status, case.check(), needs) {
-            (200, Err(refused), Some((_, what))) if is_refused_for(&refused, what) => {
-                self.refused_here += 1;
-                println!("{}: refused here for {}", case.id, what.join(", "));
-                self.compare(case, &case.compile())
-            }
-            (200, Ok(_), Some((_, what))) => Some(format!("taken, though it needs {what:?}")),
-            (200, Ok(tailnet), None) => {
+        let difference = match (case.status, case.check()) {
+            (200, Ok(tailnet)) => {
                 self.taken += 1;
                 self.compare(case, &tailnet)
             }
-            (200, Err(refused), _) => Some(format!("refused: {refused}")),
-            (_, Err(refused), _) if refused.report().errors.iter().all(is_unsupported) => {
+            (200, Err(refused)) => Some(format!("refused: {refused}")),
+            (_, Err(refused)) if refused.report().errors.iter().all(is_unsupported) => {
                 Some(format!("refused as not supported: {refused}"))
             }
-            (_, Ok(_), _) => Some("taken, but the service refused it".to_owned()),
-            (_, Err(_), _) => {
+            (_, Ok(_)) => Some("taken, but the service refused it".to_owned()),
+            (_, Err(_)) => {
                 self.refused += 1;
                 None
             }
@@ -125,17 +105,15 @@ impl Totals {
     fn add(&mut self, other: Self) {
         self.taken += other.taken;
         self.refused += other.refused;
-        self.refused_here += other.refused_here;
         self.compared.add(&other.compared);
         self.differ.extend(other.differ);
     }
 
     fn report(&self, what: &str) {
         println!(
-            "{what}: {} taken, {} refused as by the service, {} refused here only, {} differ; {:?}",
+            "{what}: {} taken, {} refused as by the service, {} differ; {:?}",
             self.taken,
             self.refused,
-            self.refused_here,
             self.differ.len(),
             self.compared
         );
@@ -144,14 +122,6 @@ impl Totals {
 
 fn is_unsupported(error: &Diagnostic) -> bool {
     error.kind == PolicyErrorKind::Unsupported.name()
-}
-
-/// For each of these once, in the order of the file, and for nothing else.
-fn is_refused_for(refused: &RefusedPolicy, what: &[&str]) -> bool {
-    let errors = &refused.report().errors;
-    let mut pairs = errors.iter().zip(what);
-    errors.len() == what.len()
-        && pairs.all(|(error, what)| is_unsupported(error) && error.message.contains(what))
 }
 
 fn samples() -> PathBuf {

@@ -194,6 +194,8 @@ async fn the_commands_of_the_interop_lab_work() {
         json(&state, &["users", "list"]).as_array().unwrap().len(),
         2
     );
+    let owner = json(&state, &["users", "role", "alice@example.com", "owner"]);
+    assert_eq!(owner["role"], "owner");
     json(&state, &["auth-keys", "expire", "1"]);
     assert_eq!(json(&state, &["auth-keys", "list"])[0]["expired"], true);
     daemon.stop();

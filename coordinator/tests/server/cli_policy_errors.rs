@@ -213,10 +213,7 @@ const BAD_ALONE: &str = r#"{
     {"src": "group:egn", "deny": ["10.0.0.1:22"]},
   ],
   "sshTests": [{"src": "alice@example.com", "dst": ["autogroup:self"], "accept": ["root"]}],
-  "nodeAttrs": [
-    {"target": ["autogroup:owner"], "attr": ["funnel"]},
-    {"target": ["*"], "ipPool": ["100.70.0.0/16"]},
-  ],
+  "nodeAttrs": [{"target": ["autogroup:owner"], "attr": ["funnel"]}],
 }
 "#;
 
@@ -232,19 +229,17 @@ fn without_a_server_tests_run_and_all_is_found_that_any_server_would_refuse() {
         String::from_utf8(output.stderr).unwrap()
     };
     let check = refused(&["check", shown]);
-    assert!(check.contains("is refused: 6 errors\n"), "{check}");
+    assert!(check.contains("is refused: 4 errors\n"), "{check}");
     let edit = "add-rule --src group:eng --dst 10.0.0.2:443 --file";
     let edit: Vec<&str> = edit.split(' ').chain([shown]).collect();
     let edit = refused(&edit);
-    assert!(edit.contains("nothing is changed: 6 errors\n"), "{edit}");
+    assert!(edit.contains("nothing is changed: 4 errors\n"), "{edit}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), BAD_ALONE);
     for said in [
         "5:37: error: test failed: accept \"10.0.0.1:22\" from \"group:eng\"",
         "6:37: error: destination \"http\" has no port",
         "7:13: error: test src \"group:egn\": group not found",
         "9:83: error: ssh test failed: accept \"root\" from \"alice@example.com\"",
-        "11:17: error: target \"autogroup:owner\": users have no roles",
-        "12:33: error: \"ipPool\" in nodeAttrs",
     ] {
         assert!(check.contains(said), "{check}\nlacks {said}");
     }

@@ -2,7 +2,10 @@
 
 use hyper::StatusCode;
 use ipnet::IpNet;
-use lowroad_coordinator::admin::api::{Ask, Signature};
+use lowroad_coordinator::{
+    admin::api::{Ask, Signature},
+    model::Role,
+};
 use lowroad_wire::{
     control::{Node, SshAction, SshPolicy},
     netmap::NetMap,
@@ -189,12 +192,8 @@ async fn what_the_coordinator_cannot_do_is_refused_by_name() {
     lab.key().await;
     for (policy, expected) in [
         (
-            r#"{"nodeAttrs": [{"target": ["lab@"], "ipPool": ["100.81.0.0/16"]}]}"#,
-            "ipPool",
-        ),
-        (
             r#"{"nodeAttrs": [{"target": ["autogroup:admin"], "attr": ["funnel"]}]}"#,
-            "users have no roles",
+            "nobody is admin here",
         ),
         (
             r#"{"grants": [{"src": ["user:*@example.com"], "dst": ["*"], "ip": ["*"]}]}"#,
@@ -209,4 +208,80 @@ async fn what_the_coordinator_cannot_do_is_refused_by_name() {
         let error = lab.ask(set).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{policy}: {error}");
     }
+}
+
+#[tokio::test]
+async fn roles_are_given_by_administrators_and_nodes_of_those_who_have_them_get_attributes() {
+    let lab = Lab::new().await;
+    let policy = r#"{"nodeAttrs": [{"target": ["autogroup:owner"], "attr": ["owned"]}, {"target": ["autogroup:admin"], "attr": ["ruled"]}]}"#;
+    let mut polls = Vec::new();
+    for user in ["ann", "bob"] {
+        let key = lab.key_with(|key| key.user = user.to_owned()).await;
+        let mut node = Client::joined(lab.address(), user, &key).await;
+        polls.push(node.poll().await);
+    }
+    let give = |user: &str, role| {
+        let user = user.to_owned();
+        lab.ask(Ask::UsersRole { user, role })
+    };
+    give("nobody", Role::Owner).await.unwrap_err();
+    assert_eq!(give("ann", Role::Owner).await.unwrap()["role"], "owner");
+    lab.set_policy(policy).await;
+    for (change, expected) in [
+        (None, [(true, true), (false, false)]),
+        (Some(("bob", Role::Admin)), [(true, true), (false, true)]),
+        (Some(("bob", Role::Owner)), [(false, true), (true, true)]),
+        (Some(("ann", Role::Member)), [(false, false), (true, true)]),
+    ] {
+        if let Some((user, role)) = change {
+            give(user, role).await.unwrap();
+        }
+        for (poll, expected) in polls.iter_mut().zip(expected) {
+            let what = format!("{expected:?} after {change:?}");
+            poll.until(&what, |netmap| {
+                (has(netmap, "owned"), has(netmap, "ruled")) == expected
+            })
+            .await;
+        }
+    }
+    let users = lab.ask(Ask::UsersList).await.unwrap();
+    let roles: Vec<_> = users
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|user| &user["role"])
+        .collect();
+    assert_eq!(roles, ["member", "owner"]);
+}
+
+#[tokio::test]
+async fn nodes_that_join_get_addresses_out_of_the_pool_that_the_policy_has_for_them() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let _first = Client::joined(lab.address(), "first", &key).await;
+    lab.set_policy(
+        r#"{"tagOwners": {"tag:a": []}, "nodeAttrs": [
+            {"target": ["tag:a"], "ipPool": ["100.81.0.0/31", "100.82.0.9/32"]},
+            {"target": ["autogroup:tagged"], "ipPool": ["100.90.0.0/16"]}]}"#,
+    )
+    .await;
+    let tagged = lab
+        .key_with(|key| key.tags = vec!["tag:a".to_owned()])
+        .await;
+    for (name, key, expected) in [
+        ("one", &tagged, "100.81.0.0"),
+        ("two", &tagged, "100.81.0.1"),
+        ("other", &key, "100.64.0.2"),
+        ("three", &tagged, "100.82.0.9"),
+    ] {
+        let _node = Client::joined(lab.address(), name, key).await;
+        assert_eq!(lab.node(name).await.ip_addresses[0], expected, "{name}");
+    }
+    assert_eq!(lab.node("first").await.ip_addresses[0], "100.64.0.1");
+    let mut four = Client::new(lab.address(), "four").await;
+    let refused = four.register(Some(&tagged)).await.unwrap_err();
+    assert!(
+        format!("{refused:?}").contains("100.82.0.9/32 (ipPool in the policy)"),
+        "{refused:?}"
+    );
 }
