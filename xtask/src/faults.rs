@@ -28,7 +28,7 @@ const QUIET: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     None,
-    /// The kernel refuses it: netlink messages are made invalid, other calls get EPERM.
+    /// The kernel refuses it: netlink messages are made invalid, other calls get EPERM, and unmounting ENOMEM.
     Refused(usize),
     /// It is a netlink message, and the kernel has no memory to take it: ENOBUFS. Anything else goes on.
     Unsent(usize),
@@ -188,7 +188,7 @@ fn decide(program: &Program, call: &Call, state: &mut State) -> Answer {
             if call.spoil(program) {
                 Answer::GoOn
             } else {
-                Answer::Fail(libc::EPERM)
+                Answer::Fail(call.refusal())
             }
         }
         Fault::Unsent(at) if at == number && call.is_message() => {

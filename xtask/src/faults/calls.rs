@@ -209,6 +209,14 @@ impl Call {
         }
     }
 
+    /// How the kernel refuses it, if it is no message. An agent that may not unmount what another one has mounted leaves it, and says that all is well.
+    pub fn refusal(&self) -> i32 {
+        match self.name.starts_with("umount ") {
+            true => libc::ENOMEM,
+            false => libc::EPERM,
+        }
+    }
+
     pub fn is_message(&self) -> bool {
         self.message.is_some()
     }
