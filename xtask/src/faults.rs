@@ -39,7 +39,7 @@ pub enum Fault {
 /// The changes that a program made.
 #[derive(Debug, Clone, Default)]
 pub struct Account {
-    /// In order, as `RTM_NEWLINK` or `bpf PROG_LOAD`; the last is the one with the fault.
+    /// In order, as `RTM_NEWLINK`, `bpf PROG_LOAD` or `write /proc/sys/…`; the last is the one with the fault.
     pub changes: Vec<String>,
     /// What each `WG_CMD_SET_DEVICE` among them says; `None` for one that cannot be read.
     pub wireguard: Vec<Option<DeviceSet>>,

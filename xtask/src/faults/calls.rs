@@ -18,6 +18,9 @@ const GENERIC_CONTROLLER: u16 = 16;
 /// No message has it: rtnetlink answers EOPNOTSUPP, generic netlink ENOENT.
 const NO_TYPE: u16 = 0x7ff0;
 
+/// Files that are the kernel's state.
+const SETTINGS: &str = "/proc/sys/";
+
 /// The commands of bpf(2) that make or change something.
 const BPF_CHANGES: &[(u64, &str)] = &[
     (0, "MAP_CREATE"),
@@ -183,6 +186,12 @@ impl Call {
             })
         };
         let path = |what: &str, at: u64| plain(format!("{what} {}", program.text(at)));
+        // Other files that are opened for writing are the program's own.
+        let setting = |at: u64| {
+            let file = program.text(at);
+            file.starts_with(SETTINGS)
+                .then(|| plain(format!("write {file}")))?
+        };
         match number {
             libc::SYS_sendto => netlink(program, first, second),
             libc::SYS_sendmsg => netlink(program, first, first_buffer(program, second)?),
@@ -199,6 +208,9 @@ impl Call {
             libc::SYS_mkdirat => path("mkdir", second),
             libc::SYS_unlinkat => path("unlink", second),
             libc::SYS_renameat2 => path("rename", second),
+            libc::SYS_openat => setting(second),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_open => setting(first),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_mkdir => path("mkdir", first),
             #[cfg(target_arch = "x86_64")]

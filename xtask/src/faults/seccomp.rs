@@ -40,6 +40,13 @@ pub const CALLS: &[libc::c_long] = &[
     libc::SYS_rename,
 ];
 
+/// What opens files, and which argument says for what: only those for writing are looked at.
+const OPENS: &[(libc::c_long, u32)] = &[
+    (libc::SYS_openat, 2),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, 1),
+];
+
 /// `struct seccomp_notif`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -76,25 +83,47 @@ const fn statement(code: u32, k: u32) -> libc::sock_filter {
     }
 }
 
-const LENGTH: usize = CALLS.len() + 3;
+const fn jump(condition: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    let code = (libc::BPF_JMP | condition | libc::BPF_K) as u16;
+    libc::sock_filter { code, jt, jf, k }
+}
 
-/// Loads the call's number, jumps to the end for those of the list, allows all others.
+/// Instructions for each of [`OPENS`].
+const OPEN: usize = 4;
+const LENGTH: usize = 1 + CALLS.len() + OPEN * OPENS.len() + 2;
+
+/// Loads the call's number, jumps to the end for those of the list and for opening files to write, allows all others.
 const FILTER: [libc::sock_filter; LENGTH] = {
-    let mut filter = [statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0); LENGTH];
-    let mut at = 0;
-    while at < CALLS.len() {
-        filter[at + 1] = libc::sock_filter {
-            code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
-            jt: (CALLS.len() - at) as u8,
-            jf: 0,
-            k: CALLS[at] as u32,
-        };
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    const LAST: usize = LENGTH - 1;
+    let mut filter = [statement(LOAD, 0); LENGTH];
+    let mut at = 1;
+    while at <= CALLS.len() {
+        let found = (LAST - at - 1) as u8;
+        filter[at] = jump(libc::BPF_JEQ, CALLS[at - 1] as u32, found, 0);
         at += 1;
     }
-    filter[LENGTH - 2] = statement(libc::BPF_RET | libc::BPF_K, RET_ALLOW);
-    filter[LENGTH - 1] = statement(libc::BPF_RET | libc::BPF_K, RET_USER_NOTIF);
+    let mut open = 0;
+    while open < OPENS.len() {
+        let (call, flags) = OPENS[open];
+        filter[at] = jump(libc::BPF_JEQ, call as u32, 0, OPEN as u8 - 1);
+        filter[at + 1] = statement(LOAD, argument(flags));
+        let writes = (libc::O_WRONLY | libc::O_RDWR) as u32;
+        filter[at + 2] = jump(libc::BPF_JSET, writes, (LAST - at - 3) as u8, 0);
+        filter[at + 3] = statement(RETURN, RET_ALLOW);
+        at += OPEN;
+        open += 1;
+    }
+    filter[LAST - 1] = statement(RETURN, RET_ALLOW);
+    filter[LAST] = statement(RETURN, RET_USER_NOTIF);
     filter
 };
+
+/// Where the lower half of an argument is in a `struct seccomp_data`.
+const fn argument(number: u32) -> u32 {
+    16 + 8 * number + if cfg!(target_endian = "big") { 4 } else { 0 }
+}
 
 /// In the child, between fork and exec: its listener stays open over the exec, at a number that the parent knows.
 pub fn install() -> io::Result<()> {

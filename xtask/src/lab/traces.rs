@@ -82,6 +82,10 @@ pub fn no_trace_is_left_by_the_kernels_wireguard(lab: &Lab) -> Result<()> {
     crate::shell::output(Command::new("umount").arg("/sys/fs/bpf"))?;
     let (_coordinator, key) = tailnet(lab)?;
     let steps = go_down(lab, &key)?;
+    ensure!(
+        steps.up.iter().any(|step| kind(step) == "write"),
+        "no step of `up` puts the host's setting back that WireGuard changes"
+    );
     refuse_each(lab, &key, &steps)?;
     kill_at_each(lab, &key, &steps)?;
     command::kill_at_each_kind(lab, &key, &steps)?;
