@@ -65,16 +65,16 @@ pub fn next(last: Option<Number>, taken: impl Fn(Number) -> bool) -> Option<Numb
     after(last, (0, SIZE), taken)
 }
 
-/// As [`next`], out of the first of these prefixes that has one free. `last` was the one before out of any of them.
+/// As [`next`], out of the first of these prefixes that has one free. `last` knows the one before out of each.
 pub fn next_of(
     pools: &[Ipv4Net],
-    last: Option<Number>,
+    last: impl Fn(&Ipv4Net) -> Option<Number>,
     taken: impl Fn(Number) -> bool,
 ) -> Option<Number> {
     pools.iter().find_map(|pool| {
         let first = Number::of(pool.network())?.0;
         let size = 1 << (32 - u32::from(pool.prefix_len()));
-        let last = last.filter(|last| pool.contains(&last.v4()));
+        let last = last(pool).filter(|last| pool.contains(&last.v4()));
         after(last, (first, size), &taken)
     })
 }
@@ -123,6 +123,10 @@ mod tests {
             .map(|pool| pool.parse().unwrap())
             .to_vec();
         let mut given: Vec<Number> = Vec::new();
+        let last = |given: &[Number], pool: &Ipv4Net| {
+            let mut newest = given.iter().rev();
+            newest.find(|number| pool.contains(&number.v4())).copied()
+        };
         for expected in [
             [100, 70, 0, 0],
             [100, 70, 0, 1],
@@ -133,20 +137,15 @@ mod tests {
             [100, 80, 0, 7],
         ] {
             let taken = |number: Number| given.contains(&number);
-            let number = next_of(&pools, given.last().copied(), taken).unwrap();
+            let number = next_of(&pools, |pool| last(&given, pool), taken).unwrap();
             assert_eq!(number.v4(), Ipv4Addr::from(expected));
             given.push(number);
         }
-        assert_eq!(
-            next_of(&pools, None, |number| given.contains(&number)),
-            None
-        );
-        // One that was just given back comes last.
-        let freed = given.remove(1);
-        let next = next_of(&pools, Some(freed), |number| {
-            number.v4() == Ipv4Addr::new(100, 70, 0, 2)
-        });
-        assert_eq!(next.unwrap().v4(), Ipv4Addr::new(100, 70, 0, 3));
+        let taken = |number: Number| given.contains(&number);
+        assert_eq!(next_of(&pools, |pool| last(&given, pool), taken), None);
+        // One after the last, whichever are free before it.
+        let number = next_of(&pools, |_| Some(given[1]), |_| false);
+        assert_eq!(number, Some(given[2]));
     }
 
     #[test]

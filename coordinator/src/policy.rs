@@ -122,10 +122,10 @@ impl Policy {
         attributes::pools_of(&self.document.attributes, &people, tailnet, node).to_vec()
     }
 
-    /// Whether [`Self::address_pools`] depends on the node.
-    pub fn has_address_pools(&self) -> bool {
-        let mut entries = self.document.attributes.iter();
-        entries.any(|entry| !entry.pools.is_empty())
+    /// Those of all nodes.
+    pub fn all_address_pools(&self) -> Vec<Ipv4Net> {
+        let entries = self.document.attributes.iter();
+        entries.flat_map(|entry| &entry.pools).copied().collect()
     }
 }
 

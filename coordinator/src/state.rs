@@ -13,10 +13,12 @@ mod seed;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use ipnet::Ipv4Net;
 use lowroad_wire::{
     control::{NodeId, UserId},
     key::{MachinePublic, NodePublic},
@@ -93,6 +95,8 @@ pub struct State {
     refused_policy: Option<PolicyErrors>,
     policy_seed: Option<String>,
     last_address: Option<address::Number>,
+    /// The same for each pool of the policy.
+    pool_turns: BTreeMap<Ipv4Net, Ipv4Addr>,
     last_ids: LastIds,
     pending: BTreeMap<String, Pending>,
     sessions: HashMap<NodeId, Session>,
@@ -186,6 +190,9 @@ impl State {
             last_address: store
                 .setting(Setting::LastAddress)?
                 .and_then(|text| address::Number::of(text.parse().ok()?)),
+            pool_turns: store
+                .setting(Setting::PoolTurns)?
+                .map_or_else(BTreeMap::new, |text| read_turns(&text)),
             last_ids: LastIds {
                 user: last_user,
                 node: last_node,
@@ -377,6 +384,11 @@ impl State {
         match setting {
             Setting::PolicySeed => self.policy_seed.clone(),
             Setting::LastAddress => self.last_address.map(|number| number.v4().to_string()),
+            Setting::PoolTurns => {
+                let turns = self.pool_turns.iter();
+                let turns = turns.map(|(pool, address)| format!("{pool} {address}\n"));
+                Some(turns.collect())
+            }
             // The server's keys are written once, before there is a state.
             Setting::ControlKey | Setting::RelayKey => None,
         }
@@ -465,4 +477,13 @@ fn facts(node: &Node) -> NodeFacts {
         created: (node.created.unix_timestamp_nanos() / 1000) as i64,
         online: node.online || node.announced().is_empty(),
     }
+}
+
+/// A pool and an address a line, as they are stored; what cannot be read begins anew.
+fn read_turns(text: &str) -> BTreeMap<Ipv4Net, Ipv4Addr> {
+    let turn = |line: &str| {
+        let (pool, address) = line.split_once(' ')?;
+        Some((pool.parse().ok()?, address.parse().ok()?))
+    };
+    text.lines().filter_map(turn).collect()
 }

@@ -41,6 +41,8 @@ pub enum Setting {
     PolicySeed,
     /// The last address given, so that addresses are given in turn.
     LastAddress,
+    /// The last address given out of each pool of the policy.
+    PoolTurns,
 }
 
 impl Setting {
@@ -50,6 +52,7 @@ impl Setting {
             Self::RelayKey => "relay-key",
             Self::PolicySeed => "policy-seed",
             Self::LastAddress => "last-address",
+            Self::PoolTurns => "pool-turns",
         }
     }
 }

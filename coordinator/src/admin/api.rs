@@ -139,6 +139,8 @@ pub struct UserInfo {
     pub name: String,
     pub display_name: String,
     pub created_at: String,
+    /// From an older server: a member.
+    #[serde(default)]
     pub role: Role,
 }
 

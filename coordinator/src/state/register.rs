@@ -2,7 +2,12 @@
 
 mod login_page;
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Instant,
+};
 
 use ipnet::Ipv4Net;
 use lowroad_wire::{
@@ -331,27 +336,40 @@ impl State {
 impl State {
     fn next_address(&self, owner: &Owner) -> Result<address::Number, Error> {
         let pools = self.pools(owner);
-        let taken = |number: address::Number| self.nodes().any(|node| node.v4 == number.v4());
+        let nodes: HashSet<Ipv4Addr> = self.nodes().map(|node| node.v4).collect();
+        let taken = |number: address::Number| nodes.contains(&number.v4());
         let number = match pools.is_empty() {
-            true => address::next(self.last_address, taken),
-            false => address::next_of(&pools, self.last_of(&pools), taken),
+            true => self.next_outside_pools(taken),
+            false => address::next_of(&pools, |pool| self.last_of(pool), taken),
         };
         number.ok_or_else(|| {
             let all: Vec<String> = pools.iter().map(ToString::to_string).collect();
-            let what = match all.is_empty() {
-                true => "100.64.0.0/10".to_owned(),
-                false => format!("{} (ipPool in the policy)", all.join(" and ")),
+            let message = match all.is_empty() {
+                true => "no address of 100.64.0.0/10 is free; delete nodes that are gone".to_owned(),
+                false => format!(
+                    "no address of {} (ipPool in the policy) is free; widen the pool, or delete nodes that are gone",
+                    all.join(" and ")
+                ),
             };
-            Error::refused(
-                hyper::StatusCode::INSUFFICIENT_STORAGE,
-                format!("all addresses of {what} are taken; delete nodes that are gone"),
-            )
+            Error::refused(hyper::StatusCode::INSUFFICIENT_STORAGE, message)
         })
+    }
+
+    /// Pools are for those that they are for, as long as there is room elsewhere.
+    fn next_outside_pools(
+        &self,
+        taken: impl Fn(address::Number) -> bool,
+    ) -> Option<address::Number> {
+        let pools = self.policy.all_address_pools();
+        let of_pool =
+            |number: address::Number| pools.iter().any(|pool| pool.contains(&number.v4()));
+        let outside = address::next(self.last_address, |number| of_pool(number) || taken(number));
+        outside.or_else(|| address::next(self.last_address, taken))
     }
 
     /// Out of which the policy has a new node's address be.
     fn pools(&self, owner: &Owner) -> Vec<Ipv4Net> {
-        if !self.policy.has_address_pools() {
+        if self.policy.all_address_pools().is_empty() {
             return Vec::new();
         }
         let node = NodeFacts {
@@ -369,21 +387,27 @@ impl State {
         self.policy.address_pools(&users, &tailnet, &node)
     }
 
-    /// What the newest node there is got out of these.
-    fn last_of(&self, pools: &[Ipv4Net]) -> Option<address::Number> {
-        let is_of = |node: &&Arc<Node>| pools.iter().any(|pool| pool.contains(&node.v4));
-        let newest = self.nodes().filter(is_of).max_by_key(|node| node.id);
-        address::Number::of(newest?.v4)
+    fn last_of(&self, pool: &Ipv4Net) -> Option<address::Number> {
+        address::Number::of(*self.pool_turns.get(pool)?)
     }
 
-    /// Addresses out of a pool are another's turn.
+    /// Whose turn is next, in a pool or outside: an address that was given back is not at once somebody else's.
     fn remember_address(&mut self, node: &Node) {
-        if self.pools(&node.owner).is_empty() {
-            self.last_address = address::Number::of(node.v4);
-            self.mark(|dirty| {
-                dirty.settings.insert(Setting::LastAddress);
-            });
-        }
+        let pools = self.pools(&node.owner);
+        let pool = pools.into_iter().find(|pool| pool.contains(&node.v4));
+        let setting = match pool {
+            Some(pool) => {
+                self.pool_turns.insert(pool, node.v4);
+                Setting::PoolTurns
+            }
+            None => {
+                self.last_address = address::Number::of(node.v4);
+                Setting::LastAddress
+            }
+        };
+        self.mark(|dirty| {
+            dirty.settings.insert(setting);
+        });
     }
 }
 

@@ -212,7 +212,7 @@ async fn what_the_coordinator_cannot_do_is_refused_by_name() {
 
 #[tokio::test]
 async fn roles_are_given_by_administrators_and_nodes_of_those_who_have_them_get_attributes() {
-    let lab = Lab::new().await;
+    let mut lab = Lab::new().await;
     let policy = r#"{"nodeAttrs": [{"target": ["autogroup:owner"], "attr": ["owned"]}, {"target": ["autogroup:admin"], "attr": ["ruled"]}]}"#;
     let mut polls = Vec::new();
     for user in ["ann", "bob"] {
@@ -244,24 +244,22 @@ async fn roles_are_given_by_administrators_and_nodes_of_those_who_have_them_get_
             .await;
         }
     }
+    lab.stop().await;
+    lab.start().await;
     let users = lab.ask(Ask::UsersList).await.unwrap();
-    let roles: Vec<_> = users
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|user| &user["role"])
-        .collect();
+    let users = users.as_array().unwrap();
+    let roles: Vec<_> = users.iter().map(|user| &user["role"]).collect();
     assert_eq!(roles, ["member", "owner"]);
 }
 
 #[tokio::test]
 async fn nodes_that_join_get_addresses_out_of_the_pool_that_the_policy_has_for_them() {
-    let lab = Lab::new().await;
+    let mut lab = Lab::new().await;
     let key = lab.key().await;
     let _first = Client::joined(lab.address(), "first", &key).await;
     lab.set_policy(
         r#"{"tagOwners": {"tag:a": []}, "nodeAttrs": [
-            {"target": ["tag:a"], "ipPool": ["100.81.0.0/31", "100.82.0.9/32"]},
+            {"target": ["tag:a"], "ipPool": ["100.64.0.2/31", "100.82.0.8/30"]},
             {"target": ["autogroup:tagged"], "ipPool": ["100.90.0.0/16"]}]}"#,
     )
     .await;
@@ -269,19 +267,37 @@ async fn nodes_that_join_get_addresses_out_of_the_pool_that_the_policy_has_for_t
         .key_with(|key| key.tags = vec!["tag:a".to_owned()])
         .await;
     for (name, key, expected) in [
-        ("one", &tagged, "100.81.0.0"),
-        ("two", &tagged, "100.81.0.1"),
-        ("other", &key, "100.64.0.2"),
-        ("three", &tagged, "100.82.0.9"),
+        ("one", &tagged, "100.64.0.2"),
+        // The pool is not for it.
+        ("other", &key, "100.64.0.4"),
+        ("two", &tagged, "100.64.0.3"),
+        ("three", &tagged, "100.82.0.8"),
     ] {
         let _node = Client::joined(lab.address(), name, key).await;
         assert_eq!(lab.node(name).await.ip_addresses[0], expected, "{name}");
     }
     assert_eq!(lab.node("first").await.ip_addresses[0], "100.64.0.1");
-    let mut four = Client::new(lab.address(), "four").await;
-    let refused = four.register(Some(&tagged)).await.unwrap_err();
+
+    // What is given back comes last, after a restart, too.
+    for (gone, name, expected) in [
+        ("three", "four", "100.82.0.9"),
+        ("four", "five", "100.82.0.10"),
+    ] {
+        let node = gone.to_owned();
+        lab.ask(Ask::NodesDelete { node }).await.unwrap();
+        lab.stop().await;
+        lab.start().await;
+        let _node = Client::joined(lab.address(), name, &tagged).await;
+        assert_eq!(lab.node(name).await.ip_addresses[0], expected, "{name}");
+    }
+    for name in ["six", "seven", "eight"] {
+        let _node = Client::joined(lab.address(), name, &tagged).await;
+    }
+    let mut last = Client::new(lab.address(), "last").await;
+    let refused = last.register(Some(&tagged)).await.unwrap_err();
+    let refused = format!("{refused:?}");
     assert!(
-        format!("{refused:?}").contains("100.82.0.9/32 (ipPool in the policy)"),
-        "{refused:?}"
+        refused.contains("100.82.0.8/30 (ipPool in the policy) is free"),
+        "{refused}"
     );
 }
