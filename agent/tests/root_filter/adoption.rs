@@ -11,7 +11,7 @@ use lowroad_core::filter::{DropReason, Pass, compile};
 
 use crate::{
     device::{
-        Door, FOE, FRIEND, all_of_the_friend_and_none_of_the_foe, attach, dropped, end,
+        Arrived, Door, FOE, FRIEND, all_of_the_friend_and_none_of_the_foe, attach, dropped, end,
         nobody_gets_in, options, passed, rules, to, under_load,
     },
     tun::{Tun, eventually, fresh_mounts, fresh_namespace, sh},
@@ -238,35 +238,42 @@ fn times() -> usize {
     }
 }
 
-/// Counted at the socket: what the programs count is in maps of both layouts.
-fn upgrades_under_load(options: &FilterOptions) {
+/// Some agents come one after another, each to maps of another layout, while packets are sent. These are counted at the socket: what the programs
+/// count is in maps of both layouts.
+fn another_layout_under_load(
+    options: &FilterOptions,
+    mut each: impl FnMut(&Tun, &mut Option<Filter>, &dyn Fn()),
+) -> Arrived {
     let tun = Tun::new("lr0");
     die_after_installing(&tun, options);
     tun.up("10.7.0.1/24");
     let mut last = None;
     let arrived = Door::new(&tun).under_load(|more| {
         for _ in 0..times() {
-            let theirs = make_another_layout(options);
-            // One that dies before it has a policy, and one that has another.
-            drop(attach(&tun, options));
-            more();
-            let filter = last.insert(attach(&tun, options));
-            more();
-            assert!(theirs.exists(), "their maps are in force until then");
-            filter
-                .install(&compile(&rules(&[(FOE, 3000), (FRIEND, 1000)])))
-                .expect("install");
-            assert!(!theirs.exists());
-            more();
+            each(&tun, &mut last, more);
         }
     });
-    println!(
-        "upgraded {} times under {} packets",
-        times(),
-        2 * arrived.sent
-    );
-    assert_eq!((arrived.foes, &arrived.gaps[..]), (0, &[][..]));
+    println!("{} times under {} packets", times(), 2 * arrived.sent);
     end(last.expect("some of them"), tun);
+    arrived
+}
+
+fn upgrades_under_load(options: &FilterOptions) {
+    let arrived = another_layout_under_load(options, |tun, last, more| {
+        let theirs = make_another_layout(options);
+        // One that dies before it has a policy, and one that has another.
+        drop(attach(tun, options));
+        more();
+        let filter = last.insert(attach(tun, options));
+        more();
+        assert!(theirs.exists(), "their maps are in force until then");
+        filter
+            .install(&compile(&rules(&[(FOE, 3000), (FRIEND, 1000)])))
+            .expect("install");
+        assert!(!theirs.exists());
+        more();
+    });
+    assert_eq!((arrived.foes, &arrived.gaps[..]), (0, &[][..]));
 }
 
 #[test]
@@ -283,31 +290,19 @@ fn an_upgrade_to_another_layout_loses_no_packet_and_lets_none_in_with_clsact() {
 
 /// A policy that is refused closes in one step, and the next one opens in one.
 fn closes_another_layout_under_load(options: &FilterOptions) {
-    let tun = Tun::new("lr0");
-    die_after_installing(&tun, options);
-    tun.up("10.7.0.1/24");
-    let mut last = None;
-    let arrived = Door::new(&tun).under_load(|more| {
-        for _ in 0..times() {
-            make_another_layout(options);
-            let filter = last.insert(attach(&tun, options));
-            more();
-            filter.close().expect("close");
-            more();
-            filter
-                .install(&compile(&rules(&[(FRIEND, 1000)])))
-                .expect("install");
-            more();
-        }
+    let arrived = another_layout_under_load(options, |tun, last, more| {
+        make_another_layout(options);
+        let filter = last.insert(attach(tun, options));
+        more();
+        filter.close().expect("close");
+        more();
+        filter
+            .install(&compile(&rules(&[(FRIEND, 1000)])))
+            .expect("install");
+        more();
     });
-    println!(
-        "closed {} times under {} packets",
-        times(),
-        2 * arrived.sent
-    );
     let gaps = &arrived.gaps;
     assert_eq!((arrived.foes, gaps.len()), (0, times()), "{gaps:?}");
-    end(last.expect("some of them"), tun);
 }
 
 #[test]
