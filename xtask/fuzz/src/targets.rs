@@ -26,7 +26,17 @@ mod packets;
 
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
+
 use crate::{Limits, Target};
+
+/// On this thread, with sockets and time.
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;

@@ -103,10 +103,7 @@ pub fn state_file_seeds() -> Vec<Vec<u8>> {
 
 /// Requests on the agent's socket, one after another: `METHOD path`, a line feed, the body; a zero byte between them. After `raw `: bytes as they are.
 pub fn local_api(input: &[u8]) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = super::runtime();
     runtime.block_on(async {
         let (asks, asked) = mpsc::channel(4);
         let engine = tokio::spawn(engine(asked));

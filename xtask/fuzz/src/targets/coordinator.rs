@@ -91,10 +91,7 @@ pub fn admin_socket(input: &[u8]) {
     let folder = folder("admin");
     let _ = fs::remove_dir_all(&folder);
     let hub = Hub::open(&folder, Settings::default(), None).expect("an empty folder");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = super::runtime();
     runtime.block_on(async {
         let listener = admin::socket::listen(&folder).expect("the folder is ours");
         let path = admin::socket::path(&folder);

@@ -48,10 +48,7 @@ thread_local!(static SCENE: RefCell<Scene> = RefCell::new(Scene::start()));
 
 impl Scene {
     fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = super::runtime();
         let flags = Serve {
             listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             url: Some("http://127.0.0.1:1".to_owned()),
