@@ -83,20 +83,9 @@ impl Node {
 
     /// What is left of a node that left.
     pub(crate) fn gone(id: NodeId) -> Self {
-        let facts = NodeFacts {
-            id,
-            user: None,
-            tags: Vec::new(),
-            v4: None,
-            v6: None,
-            announced: Vec::new(),
-            admin_approved: Vec::new(),
-            created: 0,
-            online: false,
-        };
         Self {
             is_gone: true,
-            ..Self::new(facts, Vec::new(), Vec::new())
+            ..Self::new(NodeFacts::bare(id), Vec::new(), Vec::new())
         }
     }
 }

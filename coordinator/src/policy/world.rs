@@ -40,6 +40,21 @@ pub struct NodeFacts {
 }
 
 impl NodeFacts {
+    /// Of a node that has nothing but its number.
+    pub fn bare(id: NodeId) -> Self {
+        Self {
+            id,
+            user: None,
+            tags: Vec::new(),
+            v4: None,
+            v6: None,
+            announced: Vec::new(),
+            admin_approved: Vec::new(),
+            created: 0,
+            online: false,
+        }
+    }
+
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let v4 = self.v4.map(IpAddr::from);
         v4.into_iter().chain(self.v6.map(IpAddr::from))

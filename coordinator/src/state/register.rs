@@ -373,15 +373,9 @@ impl State {
             return Vec::new();
         }
         let node = NodeFacts {
-            id: NodeId(0),
             user: owner.user(),
             tags: owner.tags().to_vec(),
-            v4: None,
-            v6: None,
-            announced: Vec::new(),
-            admin_approved: Vec::new(),
-            created: 0,
-            online: false,
+            ..NodeFacts::bare(NodeId(0))
         };
         let (users, tailnet) = (self.user_facts(), self.tailnet());
         self.policy.address_pools(&users, &tailnet, &node)
