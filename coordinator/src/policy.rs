@@ -119,13 +119,14 @@ impl Policy {
         node: &NodeFacts,
     ) -> Vec<Ipv4Net> {
         let people = people::People::new(&self.document, users);
-        attributes::pools_of(&self.document.attributes, &people, tailnet, node).to_vec()
+        attributes::pools_of(&self.document.attributes, &people, tailnet, node)
     }
 
     /// Those of all nodes.
     pub fn all_address_pools(&self) -> Vec<Ipv4Net> {
         let entries = self.document.attributes.iter();
-        entries.flat_map(|entry| &entry.pools).copied().collect()
+        let pools = entries.flat_map(|entry| &entry.pools);
+        pools.map(|pool| pool.value).collect()
     }
 }
 

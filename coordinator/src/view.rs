@@ -126,12 +126,11 @@ pub fn tagged_devices() -> UserProfile {
     }
 }
 
-/// What every node may do at itself, as Headscale grants it (protocol.md 10.3), and what the hosted service gives nodes so
-/// that their SSH servers do what `ssh` rules say (10.4): sessions as users expect them, and `acceptEnv`.
+/// What every node may do at itself, as the hosted service grants it (protocol.md 10.4), so that their SSH servers do what `ssh`
+/// rules say, too: sessions as users expect them, and `acceptEnv`. What depends on the user is among the policy's attributes.
 fn own_capabilities() -> CapMap {
     const CAPABILITY: &str = "https://tailscale.com/cap/";
-    let granted =
-        ["is-admin", "ssh", "file-sharing"].map(|name| (format!("{CAPABILITY}{name}"), Vec::new()));
+    let granted = ["ssh", "file-sharing"].map(|name| (format!("{CAPABILITY}{name}"), Vec::new()));
     let ssh = ["ssh-behavior-v1", "ssh-env-vars"].map(|name| (name.to_owned(), Vec::new()));
     let update = ("default-auto-update".to_owned(), vec![json!(false)]);
     granted.into_iter().chain(ssh).chain([update]).collect()

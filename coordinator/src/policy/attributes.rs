@@ -19,6 +19,11 @@ use super::syntax::Names;
 use super::table::Table;
 use super::world::{NodeFacts, TailnetFacts};
 
+/// Nodes of the tailnet's owner have it, and tagged ones, which belong to the tailnet.
+const IS_OWNER: &str = "https://tailscale.com/cap/is-owner";
+/// Nodes of users who administer the tailnet have it, the owner among them.
+const IS_ADMIN: &str = "https://tailscale.com/cap/is-admin";
+
 const FIELDS: [&str; 4] = ["target", "attr", "ipPool", "app"];
 
 /// How many of them lowroad has.
@@ -52,7 +57,7 @@ pub(crate) struct Attributes {
     pub(crate) targets: Vec<At<Target>>,
     pub(crate) names: Vec<String>,
     /// Out of which prefixes nodes that join get their IPv4 addresses (`ipPool`); none: out of all.
-    pub(crate) pools: Vec<Ipv4Net>,
+    pub(crate) pools: Vec<At<Ipv4Net>>,
 }
 
 /// Which nodes get attributes.
@@ -139,12 +144,12 @@ fn read_target(text: At<&str>, names: &Names) -> Result<At<Target>, PolicyError>
     Ok(At { place, value })
 }
 
-fn read_pool(pool: At<&str>) -> Result<Ipv4Net, PolicyError> {
+fn read_pool(pool: At<&str>) -> Result<At<Ipv4Net>, PolicyError> {
     let (place, shown) = (pool.place, pool.value);
     if let Some(IpNet::V4(net)) = parse_net(pool, "ipPool")? {
         let meets = |other: &Ipv4Net| other.contains(&net) || net.contains(other);
         if ADDRESSES.contains(&net) && !RESERVED.iter().any(meets) {
-            return Ok(net);
+            return Ok(At { place, value: net });
         }
     }
     let reserved = RESERVED.map(|net| net.to_string()).join(" and ");
@@ -173,15 +178,16 @@ pub(crate) fn unknown_roles<'a>(
 }
 
 /// Out of which prefixes a node that joins gets its IPv4 address: the first entry that has some decides.
-pub(crate) fn pools_of<'a>(
-    entries: &'a [Attributes],
+pub(crate) fn pools_of(
+    entries: &[Attributes],
     people: &People,
     tailnet: &TailnetFacts,
     node: &NodeFacts,
-) -> &'a [Ipv4Net] {
+) -> Vec<Ipv4Net> {
     let is_meant = |entry: &&Attributes| is_meant(entry, people, tailnet, node);
     let mut entries = entries.iter().filter(|entry| !entry.pools.is_empty());
-    entries.find(is_meant).map_or(&[], |entry| &entry.pools)
+    let pools = entries.find(is_meant).map(|entry| entry.pools.iter());
+    pools.into_iter().flatten().map(|pool| pool.value).collect()
 }
 
 /// The attributes of one node.
@@ -201,13 +207,16 @@ pub(crate) fn attributes(
     tailnet: &TailnetFacts,
     nodes: &Nodes,
 ) -> Table<NodeAttributes> {
-    let mut shared: HashMap<Vec<usize>, Arc<CapMap>> = HashMap::new();
+    let mut shared: HashMap<Given, Arc<CapMap>> = HashMap::new();
     let of_node = |node: &Arc<Node>| {
-        let given = given(entries, people, tailnet, node);
-        let all = || Arc::new(capabilities(entries, &given));
+        let given = Given::to(entries, people, tailnet, &node.facts);
         let all = match shared.get(&given) {
             Some(known) => known.clone(),
-            None => shared.entry(given.clone()).or_insert_with(all).clone(),
+            None => {
+                let all = Arc::new(given.capabilities(entries));
+                shared.insert(given, all.clone());
+                all
+            }
         };
         NodeAttributes::new(node, all)
     };
@@ -222,7 +231,7 @@ pub(crate) fn attributes_of(
     node: &Node,
     like: Option<&NodeAttributes>,
 ) -> NodeAttributes {
-    let all = capabilities(entries, &given(entries, people, tailnet, node));
+    let all = Given::to(entries, people, tailnet, &node.facts).capabilities(entries);
     let known = like.filter(|like| *like.all == all);
     let all = known.map_or_else(|| Arc::new(all), |like| like.all.clone());
     NodeAttributes::new(node, all)
@@ -239,18 +248,50 @@ impl NodeAttributes {
     }
 }
 
-/// The entries that mean a node.
-fn given(
-    entries: &[Attributes],
-    people: &People,
-    tailnet: &TailnetFacts,
-    node: &Node,
-) -> Vec<usize> {
-    let given = entries.iter().enumerate();
-    given
-        .filter(|(_, entry)| is_meant(entry, people, tailnet, &node.facts))
-        .map(|(at, _)| at)
-        .collect()
+/// What a node has its attributes from.
+#[derive(PartialEq, Eq, Hash)]
+struct Given {
+    /// The entries that mean it.
+    entries: Vec<usize>,
+    /// What its user's role gives it.
+    by_role: &'static [&'static str],
+}
+
+impl Given {
+    fn to(
+        entries: &[Attributes],
+        people: &People,
+        tailnet: &TailnetFacts,
+        node: &NodeFacts,
+    ) -> Self {
+        let all = entries.iter().enumerate();
+        let meant = all.filter(|(_, entry)| is_meant(entry, people, tailnet, node));
+        Self {
+            entries: meant.map(|(at, _)| at).collect(),
+            by_role: by_role(tailnet, node),
+        }
+    }
+
+    fn capabilities(&self, entries: &[Attributes]) -> CapMap {
+        let written = self.entries.iter().flat_map(|&at| &entries[at].names);
+        let written = written.flat_map(|name| {
+            let along = ALONG.iter().filter(move |(other, _)| other == name);
+            along.map(|(_, also)| *also).chain([name.as_str()])
+        });
+        let all = written.chain(self.by_role.iter().copied());
+        all.map(|name| (name.to_owned(), Vec::new())).collect()
+    }
+}
+
+fn by_role(tailnet: &TailnetFacts, node: &NodeFacts) -> &'static [&'static str] {
+    if node.is_tagged() {
+        return &[IS_OWNER];
+    }
+    match node.owner() {
+        Some(user) if tailnet.owner == Some(user) => &[IS_OWNER, IS_ADMIN],
+        Some(user) if tailnet.admins.contains(&user) => &[IS_ADMIN],
+        _ => &[],
+    }
 }
 
 fn is_meant(entry: &Attributes, people: &People, tailnet: &TailnetFacts, node: &NodeFacts) -> bool {
@@ -276,18 +317,6 @@ fn admins(tailnet: &TailnetFacts) -> impl Iterator<Item = UserId> + '_ {
 
 fn has_address_in(node: &NodeFacts, net: &IpNet) -> bool {
     node.addresses().any(|address| net.contains(&address))
-}
-
-fn capabilities(entries: &[Attributes], given: &[usize]) -> CapMap {
-    let mut all = CapMap::new();
-    for name in given.iter().flat_map(|&at| &entries[at].names) {
-        let along = ALONG.iter().filter(|(other, _)| other == name);
-        for also in along {
-            all.insert(also.1.to_owned(), Vec::new());
-        }
-        all.insert(name.clone(), Vec::new());
-    }
-    all
 }
 
 /// What a peer's CapMap shows of it to others.

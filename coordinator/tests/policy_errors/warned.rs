@@ -135,6 +135,45 @@ p.hujson:7:5: warning: this rule never matches: src is empty
 }
 
 #[test]
+fn attributes_of_nobody_and_pools_that_nobody_gets_are_warned_of() {
+    warned(
+        r##"{
+  "groups": {"group:empty": []},
+  "hosts": {"db": "10.1.0.9"},
+  "tagOwners": {"tag:ghost": []},
+  "nodeAttrs": [
+    {"target": ["group:empty", "tag:ghost", "*"], "attr": ["a"]},
+    {"target": ["*"], "ipPool": ["100.100.0.0/25", "100.100.0.0/23"]},
+    {"target": ["db", "100.64.0.1"], "ipPool": ["100.80.0.0/16"]},
+  ],
+}
+"##,
+        r##"p.hujson:2:14: warning: "group:empty" has no members; where it stands, nobody is meant
+    2 |   "groups": {"group:empty": []},
+      |              ^^^^^^^^^^^^^
+p.hujson:3:13: warning: host "db" is 10.1.0.9, but a node has that name, too, and other addresses; rules mean the host
+    3 |   "hosts": {"db": "10.1.0.9"},
+      |             ^^^^
+p.hujson:4:17: warning: nobody may give "tag:ghost" to a node: it has no owners; it takes an auth key with that tag
+    4 |   "tagOwners": {"tag:ghost": []},
+      |                 ^^^^^^^^^^^
+p.hujson:6:17: warning: this target is nobody: "group:empty" has no members
+    6 |     {"target": ["group:empty", "tag:ghost", "*"], "attr": ["a"]},
+      |                 ^^^^^^^^^^^^^
+p.hujson:6:32: warning: this target is nobody: no node has "tag:ghost", and nobody may give it to one
+    6 |     {"target": ["group:empty", "tag:ghost", "*"], "attr": ["a"]},
+      |                                ^^^^^^^^^^^
+p.hujson:7:34: warning: nobody gets an address out of 100.100.0.0/25: all of its addresses are reserved
+    7 |     {"target": ["*"], "ipPool": ["100.100.0.0/25", "100.100.0.0/23"]},
+      |                                  ^^^^^^^^^^^^^^^^
+p.hujson:8:49: warning: nobody gets an address out of 100.80.0.0/16: a node that joins has none of the addresses in target yet; name users, groups or tags there
+    8 |     {"target": ["db", "100.64.0.1"], "ipPool": ["100.80.0.0/16"]},
+      |                                                 ^^^^^^^^^^^^^^^
+"##,
+    );
+}
+
+#[test]
 fn what_depends_on_nodes_is_not_warned_of_before_there_are_any() {
     let text = r#"{
         "hosts": {"db": "10.1.0.9"},

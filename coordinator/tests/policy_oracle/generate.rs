@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lowroad_coordinator::policy::{NodeFacts, TailnetFacts, World};
+use lowroad_wire::control::UserId;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng, rngs::StdRng};
 
@@ -97,6 +98,15 @@ fn anybody(rng: &mut StdRng) -> Who {
         7 | 8 => Who::Tag(one(rng, &TAGS)),
         9 => Who::Host(one(rng, &HOSTS).0),
         _ => Who::Net(one(rng, &NETS)),
+    }
+}
+
+/// Whom attributes can be for: they know roles.
+fn target(rng: &mut StdRng) -> Who {
+    match rng.random_range(0..8) {
+        0 => Who::Owner,
+        1 => Who::Admin,
+        _ => anybody(rng),
     }
 }
 
@@ -272,9 +282,7 @@ pub fn policy(rng: &mut StdRng) -> Written {
         route_approvers,
         exit_approvers: several(rng, 2, approver),
         ssh: several(rng, 3, ssh),
-        attributes: several(rng, 3, |rng| {
-            (list(rng, anybody), some(rng, &ATTRIBUTES, 2))
-        }),
+        attributes: several(rng, 3, |rng| (list(rng, target), some(rng, &ATTRIBUTES, 2))),
     }
 }
 
@@ -305,6 +313,7 @@ pub fn random_node(rng: &mut StdRng, id: i64) -> NodeFacts {
 
 pub fn world(rng: &mut StdRng) -> World {
     let count = rng.random_range(2..=9);
+    let user_id = |rng: &mut StdRng| UserId(rng.random_range(1..=4));
     World {
         users: USERS
             .iter()
@@ -314,7 +323,8 @@ pub fn world(rng: &mut StdRng) -> World {
         nodes: (1..=count).map(|id| random_node(rng, id)).collect(),
         tailnet: TailnetFacts {
             domains: vec![DOMAIN.to_owned()],
-            ..TailnetFacts::default()
+            owner: Some(user_id(rng)),
+            admins: several(rng, 2, user_id),
         },
     }
 }

@@ -13,6 +13,10 @@ pub type Protocol = (&'static str, u8);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     Any,
+    /// Devices of the tailnet's owner.
+    Owner,
+    /// Devices of those who administer it.
+    Admin,
     DangerAll,
     Member,
     Tagged,
@@ -101,6 +105,8 @@ impl Who {
         match self {
             Self::Any => "*".to_owned(),
             Self::DangerAll => "autogroup:danger-all".to_owned(),
+            Self::Owner => "autogroup:owner".to_owned(),
+            Self::Admin => "autogroup:admin".to_owned(),
             Self::Member => "autogroup:member".to_owned(),
             Self::Tagged => "autogroup:tagged".to_owned(),
             Self::OwnDevices => "autogroup:self".to_owned(),

@@ -133,6 +133,8 @@ impl Reading<'_> {
     fn names(&self, who: Who, node: &NodeFacts) -> bool {
         let user = owner(node);
         match who {
+            Who::Owner => user.is_some_and(|user| self.is_owner(user)),
+            Who::Admin => user.is_some_and(|user| self.is_admin(user)),
             Who::Member => node.tags.is_empty(),
             Who::Tagged => !node.tags.is_empty(),
             Who::Tag(tag) => node.tags.iter().any(|worn| worn == tag),
@@ -149,7 +151,15 @@ impl Reading<'_> {
         }
     }
 
-    /// The attributes that the policy gives a node.
+    fn is_owner(&self, user: UserId) -> bool {
+        self.world.tailnet.owner == Some(user)
+    }
+
+    fn is_admin(&self, user: UserId) -> bool {
+        self.is_owner(user) || self.world.tailnet.admins.contains(&user)
+    }
+
+    /// The attributes that the policy gives a node, and what its user's role does.
     pub fn attributes(&self, node: &NodeFacts) -> BTreeSet<&'static str> {
         let is_at = |written: &str| {
             let net = net(written);
@@ -163,7 +173,15 @@ impl Reading<'_> {
         };
         let given = self.policy.attributes.iter();
         let given = given.filter(|(to, _)| to.iter().any(is_meant));
-        given.flat_map(|(_, names)| names).copied().collect()
+        let mut all: BTreeSet<&str> = given.flat_map(|(_, names)| names).copied().collect();
+        let user = owner(node);
+        if !node.tags.is_empty() || user.is_some_and(|user| self.is_owner(user)) {
+            all.insert("https://tailscale.com/cap/is-owner");
+        }
+        if user.is_some_and(|user| self.is_admin(user)) {
+            all.insert("https://tailscale.com/cap/is-admin");
+        }
+        all
     }
 
     /// The routes of a node that somebody approved, exit routes among them.

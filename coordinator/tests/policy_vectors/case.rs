@@ -196,7 +196,7 @@ impl Case {
             }
             if let Some(expected) = &got.caps {
                 compared.attributes += expected.len();
-                let mut ours = self.given(name);
+                let mut ours = self.given();
                 ours.extend(CapMap::clone(&tailnet.attributes_of(id)));
                 if ours != *expected {
                     differ(format!("attributes: {ours:?}, not {expected:?}"));
@@ -214,8 +214,8 @@ impl Case {
         peers.collect()
     }
 
-    /// What the service gives a node whatever the policy says: some by its user's role, one by a setting of the tailnet.
-    fn given(&self, node: &str) -> CapMap {
+    /// What the service gives every node whatever the policy says, one by a setting of the tailnet.
+    fn given(&self) -> CapMap {
         const CAPABILITY: &str = "https://tailscale.com/cap/";
         let mut given = CapMap::new();
         let mut give = |name: String| given.insert(name, Vec::new());
@@ -229,18 +229,6 @@ impl Case {
             "store-appc-routes",
         ] {
             give(name.to_owned());
-        }
-        let node = &self.nodes[node];
-        let user = node.user.as_deref();
-        let (owner, admin) = match user {
-            _ if !node.tags.is_empty() => (true, false),
-            Some(OWNER) => (true, true),
-            user => (false, user.is_some_and(|user| ADMINS.contains(&user))),
-        };
-        for (role, has) in [("is-owner", owner), ("is-admin", admin)] {
-            if has {
-                give(format!("{CAPABILITY}{role}"));
-            }
         }
         let updates = self.id == "nodeattrs-tailnet-devices-auto-updates-on";
         given.insert("default-auto-update".to_owned(), vec![json!(updates)]);

@@ -226,6 +226,16 @@ async fn roles_are_given_by_administrators_and_nodes_of_those_who_have_them_get_
     };
     give("nobody", Role::Owner).await.unwrap_err();
     assert_eq!(give("ann", Role::Owner).await.unwrap()["role"], "owner");
+    let in_netmap = |netmap: &NetMap| {
+        ["is-owner", "is-admin"]
+            .map(|role| has(netmap, &format!("https://tailscale.com/cap/{role}")))
+    };
+    for (poll, expected) in polls.iter_mut().zip([[true; 2], [false; 2]]) {
+        poll.until("roles without a policy", |netmap| {
+            in_netmap(netmap) == expected
+        })
+        .await;
+    }
     lab.set_policy(policy).await;
     for (change, expected) in [
         (None, [(true, true), (false, false)]),
@@ -240,6 +250,7 @@ async fn roles_are_given_by_administrators_and_nodes_of_those_who_have_them_get_
             let what = format!("{expected:?} after {change:?}");
             poll.until(&what, |netmap| {
                 (has(netmap, "owned"), has(netmap, "ruled")) == expected
+                    && in_netmap(netmap) == <[bool; 2]>::from(expected)
             })
             .await;
         }

@@ -212,6 +212,7 @@ fn a_database_from_before_there_were_versions_keeps_its_policy_as_version_1() {
     assert_eq!((log.len(), &log[0]["version"]), (1, &1.into()));
     let users = json(&lab.state(), &["users", "list"]);
     assert_eq!(users[0]["name"], "alice");
+    assert_eq!(users[0]["role"], "member");
     assert_eq!(lab.set(OPEN, &[])["version"], 2);
     daemon.stop();
 }
