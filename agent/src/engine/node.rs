@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 pub use self::follow::Relays;
-use super::addresses::RelayAddresses;
+use super::{addresses::RelayAddresses, whole};
 use crate::{
     kernel::{Kernel, KernelError},
     process,
@@ -100,6 +100,8 @@ pub struct Node {
     installed: Option<Compiled>,
     /// Why nothing passes: the policy of the netmap cannot be put in force.
     closed: Option<String>,
+    /// Why the kernel does not hold what the netmap wants, if it was tried.
+    failure: Option<String>,
 }
 
 impl std::fmt::Debug for Node {
@@ -179,6 +181,7 @@ impl Node {
             compiled: None,
             installed: None,
             closed: None,
+            failure: None,
         })
     }
 
@@ -322,6 +325,20 @@ impl Node {
     /// With a netmap, a policy that may be older must not stay in force: what fails is tried a second time at once, and if the policy isn't in force then,
     /// nothing passes until it is.
     pub async fn advance(
+        &mut self,
+        now: Instant,
+        clock: OffsetDateTime,
+    ) -> Result<Option<usize>, KernelError> {
+        let result = self.try_twice(now, clock).await;
+        match &result {
+            Ok(Some(_)) => self.failure = None,
+            Ok(None) => {}
+            Err(why) => self.failure = Some(whole(why)),
+        }
+        result
+    }
+
+    async fn try_twice(
         &mut self,
         now: Instant,
         clock: OffsetDateTime,

@@ -23,6 +23,7 @@ use crate::{
 mod cached;
 mod fair;
 mod policy;
+mod scale;
 mod settings;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -162,6 +163,13 @@ fn request(url: &str) -> UpRequest {
 
 /// Plays the server until this node is connected; returns the end of its map stream.
 async fn admit(server: &mut TestServer) -> mpsc::Sender<serde_json::Value> {
+    admit_among(server, json!([peer(2)])).await
+}
+
+async fn admit_among(
+    server: &mut TestServer,
+    peers: serde_json::Value,
+) -> mpsc::Sender<serde_json::Value> {
     let mut stream = None;
     let mut reported = false;
     while stream.is_none() || !reported {
@@ -170,7 +178,7 @@ async fn admit(server: &mut TestServer) -> mpsc::Sender<serde_json::Value> {
             ("/machine/register", _) => {
                 call.json(json!({"MachineAuthorized": true, "User": {"ID": 1}}))
             }
-            (_, true) => stream = Some(open_map(call).await),
+            (_, true) => stream = Some(open_map(call, &peers).await),
             (_, false) => {
                 reported = true;
                 call.json(json!({}));
@@ -180,16 +188,22 @@ async fn admit(server: &mut TestServer) -> mpsc::Sender<serde_json::Value> {
     stream.unwrap()
 }
 
-async fn open_map(call: Call) -> mpsc::Sender<serde_json::Value> {
+async fn open_map(call: Call, peers: &serde_json::Value) -> mpsc::Sender<serde_json::Value> {
     let key = call.body["NodeKey"].clone();
     let stream = call.stream();
     let node = json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": key, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true});
-    let peer = json!({"ID": 2, "Name": "b.tail.lab.", "Key": format!("nodekey:{:064x}", 77), "DiscoKey": format!("discokey:{:064x}", 78), "HomeDERP": 1, "Addresses": ["100.64.0.2/32"]});
     stream
-        .send(json!({"Node": node, "Peers": [peer], "PacketFilter": [], "Domain": "lab"}))
+        .send(json!({"Node": node, "Peers": peers, "PacketFilter": [], "Domain": "lab"}))
         .await
         .unwrap();
     stream
+}
+
+/// The peer with this number, and its address.
+fn peer(n: u16) -> serde_json::Value {
+    let [high, low] = n.to_be_bytes();
+    let key = |kind: &str, from: u64| format!("{kind}key:{:064x}", from + u64::from(n));
+    json!({"ID": n, "Name": format!("p{n}.tail.lab."), "Key": key("node", 1 << 32), "DiscoKey": key("disco", 1 << 33), "HomeDERP": 1, "Addresses": [format!("100.64.{high}.{low}/32")]})
 }
 
 #[tokio::test]

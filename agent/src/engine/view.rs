@@ -332,7 +332,11 @@ impl Engine {
                 ));
             }
             if node.map.is_some() && !node.programmed {
-                health.push("the kernel does not hold yet what the netmap wants".to_owned());
+                let behind = "the kernel does not hold yet what the netmap wants";
+                health.push(match node.failure() {
+                    Some(why) => format!("{behind} ({why}); it is tried again"),
+                    None => behind.to_owned(),
+                });
             }
             if let [first, ..] = node.filter_notes() {
                 health.push(format!(

@@ -143,6 +143,11 @@ impl Node {
         self.closed.as_deref()
     }
 
+    /// Why the kernel does not hold what the netmap wants, if it was tried.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
     /// Parts of the policy that are left out of the filter in force.
     pub fn filter_notes(&self) -> &[String] {
         let notes = self.installed.as_ref().map(|compiled| &compiled.notes[..]);

@@ -100,7 +100,7 @@ async fn a_damaged_kept_netmap_keeps_no_agent_from_starting() {
     ran_before(&dir, &mut server).await;
     let text = fs::read_to_string(file(&dir)).unwrap();
     assert!(!text.contains("privkey"), "no private key is in it");
-    fs::write(file(&dir), text.replace("b.tail.lab", "c.tail.lab")).unwrap();
+    fs::write(file(&dir), text.replace("p2.tail.lab", "p3.tail.lab")).unwrap();
     let again = Agent::start(&dir);
     let register = expect_register(&mut server).await;
     assert_eq!(again.status().await.backend_state, BackendState::Starting);
