@@ -18,7 +18,7 @@ use super::world::World;
 use super::{Policy, UnknownUsers, recompile};
 
 pub(crate) use logins::run_ssh_tests;
-use reach::Ways;
+use reach::Reach;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -41,15 +41,18 @@ pub(crate) fn run_tests(
         .filter_map(|test| Trial::read(document, test, errors))
         .collect();
     let named = tests.iter().flat_map(Trial::aliases);
-    let extended = stand_in::extend(document, world, named);
+    let Some(extended) = errors.keep(stand_in::extend(document, world, named)) else {
+        return;
+    };
     let extended_compiled = extended.as_ref().map(|world| recompile(policy, world));
     let compiled = extended_compiled.as_ref().unwrap_or(compiled);
     let open = match unknown {
         UnknownUsers::Unasked => Some(Open::of(document)),
         UnknownUsers::Refuse | UnknownUsers::Accept => None,
     };
+    let mut reach = Reach::new(compiled.parts());
     for test in tests {
-        test.run(compiled, open.as_ref(), errors);
+        test.run(&mut reach, open.as_ref(), errors);
     }
 }
 
@@ -88,19 +91,24 @@ impl<'d> Trial<'d> {
         })
     }
 
-    fn aliases(&self) -> impl Iterator<Item = &Alias> {
-        let destinations = self
-            .assertions
-            .iter()
-            .map(|assertion| &assertion.destination);
-        std::iter::once(&self.source_alias).chain(destinations)
+    fn aliases(&self) -> impl Iterator<Item = At<&Alias>> {
+        let assertions = self.assertions.iter();
+        let destinations = assertions.map(|assertion| At {
+            place: assertion.written.place,
+            value: &assertion.destination,
+        });
+        let source = At {
+            place: self.source.place,
+            value: &self.source_alias,
+        };
+        std::iter::once(source).chain(destinations)
     }
 
-    fn run(&self, compiled: &CompiledTailnet, open: Option<&Open>, errors: &mut Errors) {
+    fn run(&self, reach: &mut Reach, open: Option<&Open>, errors: &mut Errors) {
         for assertion in &self.assertions {
-            let ways = Ways::new(compiled.parts(), &self.protocols, assertion.port);
-            let sources = ways.sources(&self.source_alias);
-            let destinations = ways.destinations(&assertion.destination);
+            let ways = reach.ways(&self.protocols, assertion.port);
+            let destinations = reach.destinations(&assertion.destination, &ways);
+            let sources = reach.sources(&self.source_alias, &ways, &destinations);
             if sources.is_empty() {
                 let message = format!("test src {:?} is nobody; name somebody", self.source.value);
                 return errors.push(PolicyError::test(self.source.place, message));
@@ -109,9 +117,9 @@ impl<'d> Trial<'d> {
                 .iter()
                 .flat_map(|from| destinations.iter().map(move |to| (from, to)));
             let holds = if assertion.accept {
-                !destinations.is_empty() && pairs.all(|(from, to)| ways.lead(from, to))
+                !destinations.is_empty() && pairs.all(|(from, to)| ways.lead(reach, from, to))
             } else {
-                !pairs.any(|(from, to)| ways.lead(from, to))
+                !pairs.any(|(from, to)| ways.lead(reach, from, to))
             };
             if !holds && !open.is_some_and(|open| open.leaves(&self.source_alias, assertion)) {
                 errors.push(self.failure(assertion));

@@ -36,15 +36,17 @@ impl People {
                 (name.clone(), members.collect())
             })
             .collect();
-        let addresses = users.iter().filter_map(|user| {
-            let (local, domain) = user.login_name.split_once('@')?;
-            Some((user.id, (local.to_owned(), domain.to_ascii_lowercase())))
-        });
         Self {
-            addresses: addresses.collect(),
+            addresses: users.iter().filter_map(address).collect(),
             by_name,
             groups,
         }
+    }
+
+    /// One more user, whom groups don't know yet.
+    pub(crate) fn add(&mut self, user: &UserFacts) {
+        self.by_name.insert(policy_name(&user.login_name), user.id);
+        self.addresses.extend(address(user));
     }
 
     pub(crate) fn user(&self, name: &str) -> Option<UserId> {
@@ -67,6 +69,10 @@ impl People {
                 .then(without_domain)?
                 .map(|&name| name.to_owned())
         })
+    }
+
+    pub(crate) fn members(&self, group: &str) -> impl Iterator<Item = UserId> + '_ {
+        self.groups.get(group).into_iter().flatten().copied()
     }
 
     pub(crate) fn is_in_group(&self, name: &str, user: UserId) -> bool {
@@ -103,6 +109,12 @@ impl People {
                 .is_some_and(|user| self.names_user(alias, user)),
         }
     }
+}
+
+/// A user's e-mail address.
+fn address(user: &UserFacts) -> Option<(UserId, (String, String))> {
+    let (local, domain) = user.login_name.split_once('@')?;
+    Some((user.id, (local.to_owned(), domain.to_ascii_lowercase())))
 }
 
 /// How policies write a user: users without an e-mail address end in `@`. Case doesn't matter.
@@ -144,7 +156,7 @@ pub(crate) fn unknown_users(document: &Document, people: &People) -> Vec<PolicyE
 }
 
 /// All aliases of a policy but those of its tests.
-fn aliases(document: &Document) -> impl Iterator<Item = At<&Alias>> {
+pub(super) fn aliases(document: &Document) -> impl Iterator<Item = At<&Alias>> {
     let rules = document.rules.iter().flatten().flat_map(|rule| {
         let destinations = rule.destinations.iter().map(|(alias, _)| alias);
         rule.sources.iter().chain(destinations)

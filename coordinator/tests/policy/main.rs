@@ -3,6 +3,7 @@
 mod foreign;
 #[path = "../support/people.rs"]
 mod people;
+mod stand_ins;
 
 use std::time::Instant;
 

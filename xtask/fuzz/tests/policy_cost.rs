@@ -126,7 +126,8 @@ fn acl(src: &str, dst: &str) -> String {
 }
 
 /// All other shapes are taken.
-const NOT_TAKEN: [&str; 4] = [
+const NOT_TAKEN: [&str; 5] = [
+    "a test of users told apart",
     "lists in lists",
     "objects in objects",
     "unknown names, much alike",
@@ -317,6 +318,65 @@ fn shapes() -> Vec<(&'static str, String)> {
             "logins of many rules",
             format!(r#"{tagged}"ssh":[{ssh}],"sshTests":[{logins}]}}"#),
         ),
+        (
+            "a test of a group",
+            filled(
+                r#"{"tests":[{"src":"group:a","accept":["100.64.0.3:22"]}],"sshTests":[{"src":"group:a","dst":["100.64.0.3"],"deny":["root"]}],"groups":{"group:a":["#,
+                "]}}",
+                |n| format!(r#""u{n}@""#),
+            ),
+        ),
+        ("tests of a group", {
+            let each = |tests: &str| {
+                format!(
+                    r#"{{"tagOwners":{{"tag:server":[]}},"acls":[{{"action":"accept","src":["*"],"dst":["*:*"]}}],"ssh":[{{"action":"accept","src":["group:a"],"dst":["tag:server"],"users":["root"]}}],{tests},"groups":{{"group:a":["#
+                )
+            };
+            let tests = list(1500, |n| {
+                format!(r#"{{"src":"group:a","accept":["100.64.0.3:{}"]}}"#, n + 1)
+            });
+            let logins = list(1500, |_| {
+                r#"{"src":"group:a","dst":["tag:server"],"accept":["root"]}"#.to_owned()
+            });
+            filled(
+                &each(&format!(r#""tests":[{tests}],"sshTests":[{logins}]"#)),
+                "]}}",
+                |n| format!(r#""u{n}@""#),
+            )
+        }),
+        ("a test of users told apart", {
+            let all = list(15_000, |n| format!(r#""u{n}@""#));
+            filled(
+                &format!(
+                    r#"{{"tests":[{{"src":"group:all","deny":["100.64.0.3:22"]}}],"groups":{{"group:all":[{all}],"#
+                ),
+                "}}",
+                |n| format!(r#""group:g{n}":["u{n}@"]"#),
+            )
+        }),
+        ("tests of groups", {
+            let groups = list(4000, |n| format!(r#""group:g{n}":["u{n}@"]"#));
+            let tests = list(2000, |n| {
+                format!(
+                    r#"{{"src":"group:g{}","deny":["100.64.0.3:{}"]}}"#,
+                    n * 2,
+                    n + 1
+                )
+            });
+            let all = list(4000, |n| format!(r#""u{n}@""#));
+            filled(
+                &format!(
+                    r#"{{"groups":{{{groups},"group:all":[{all}]}},"tests":[{tests}],"sshTests":[{{"src":"group:all","dst":["100.64.0.3"],"deny":["root"]}}],"acls":["#
+                ),
+                "]}",
+                |n| {
+                    acl(
+                        &format!(r#""group:g{}""#, n % 4000),
+                        &format!(r#""10.0.0.1:{}""#, n % 60_000 + 1),
+                    )
+                },
+            )
+        }),
         ("ssh rules", format!(r#"{tagged}"ssh":[{ssh}]}}"#)),
         (
             "unknown names, much alike",

@@ -33,18 +33,69 @@ pub(crate) fn run_ssh_tests(
         .collect();
     let named = trials.iter().flat_map(Trial::aliases);
     let extended = match unknown {
-        UnknownUsers::Accept | UnknownUsers::Unasked => stand_in::extend(document, world, named),
-        UnknownUsers::Refuse => None,
+        UnknownUsers::Accept | UnknownUsers::Unasked => {
+            errors.keep(stand_in::extend(document, world, named))
+        }
+        UnknownUsers::Refuse => Some(None),
+    };
+    let Some(extended) = extended else {
+        return;
     };
     let extended = extended.as_ref().map(|world| recompile(policy, world));
     let compiled = extended.as_ref().unwrap_or(compiled);
     // Nobody knows who has an address before somebody was asked.
     let is_open = |trial: &&Trial| {
         let mut aliases = trial.aliases();
-        unknown == UnknownUsers::Unasked && aliases.any(|alias| matches!(alias, Alias::Net(_)))
+        unknown == UnknownUsers::Unasked
+            && aliases.any(|alias| matches!(alias.value, Alias::Net(_)))
     };
+    let mut known = Known::default();
     for trial in trials.iter().filter(|trial| !is_open(trial)) {
-        trial.run(compiled, errors);
+        trial.run(compiled, &mut known, errors);
+    }
+}
+
+/// Positions of the rules for each address.
+type RulesOf = HashMap<IpAddr, Vec<usize>>;
+
+/// What has been found out of the nodes' policies, and is the same for all trials.
+#[derive(Default)]
+struct Known<'a> {
+    /// By the address of the policy, which is kept for that: it, and its rules for each address.
+    rules: HashMap<*const SshPolicy, (Arc<SshPolicy>, RulesOf)>,
+    /// The distinct lists of its rules that nodes have whom an alias means.
+    lists: HashMap<(*const SshPolicy, &'a Alias), BTreeSet<Vec<usize>>>,
+    addresses: HashMap<&'a Alias, Vec<IpAddr>>,
+}
+
+impl<'a> Known<'a> {
+    /// Lists of rules of a policy, one of which each address has that an alias means.
+    fn lists(
+        &mut self,
+        policy: &Arc<SshPolicy>,
+        alias: &'a Alias,
+        sources: &[IpAddr],
+    ) -> &BTreeSet<Vec<usize>> {
+        let at = Arc::as_ptr(policy);
+        let rules_of = |policy: &SshPolicy| {
+            let mut rules_of = RulesOf::new();
+            for (at, rule) in policy.rules.iter().enumerate() {
+                for principal in &rule.principals {
+                    if let Ok(address) = principal.node_ip.parse() {
+                        rules_of.entry(address).or_default().push(at);
+                    }
+                }
+            }
+            rules_of
+        };
+        let (_, rules) = self
+            .rules
+            .entry(at)
+            .or_insert_with(|| (policy.clone(), rules_of(policy)));
+        self.lists.entry((at, alias)).or_insert_with(|| {
+            let list = |address| rules.get(address).cloned().unwrap_or_default();
+            sources.iter().map(list).collect()
+        })
     }
 }
 
@@ -98,14 +149,20 @@ impl<'d> Trial<'d> {
         })
     }
 
-    fn aliases(&self) -> impl Iterator<Item = &Alias> {
-        let destinations = self.destinations.iter().map(|(_, alias)| alias);
-        std::iter::once(&self.source.1).chain(destinations)
+    fn aliases(&self) -> impl Iterator<Item = At<&Alias>> {
+        let ends = std::iter::once(&self.source).chain(&self.destinations);
+        ends.map(|(written, alias)| At {
+            place: written.place,
+            value: alias,
+        })
     }
 
-    fn run(&self, compiled: &CompiledTailnet, errors: &mut Errors) {
+    fn run<'a>(&'a self, compiled: &CompiledTailnet, known: &mut Known<'a>, errors: &mut Errors) {
         let (written, source) = &self.source;
-        let sources = addresses(compiled, source);
+        let sources = known.addresses.entry(source);
+        let sources = sources
+            .or_insert_with(|| addresses(compiled, source))
+            .clone();
         if sources.is_empty() {
             return errors.push(nobody(written, "src"));
         }
@@ -120,7 +177,8 @@ impl<'d> Trial<'d> {
             for node in nodes {
                 let policy = compiled.ssh_for(node);
                 if judged.insert(Arc::as_ptr(&policy)) {
-                    self.judge(&policy, &sources, &mut failed);
+                    let lists = known.lists(&policy, source, &sources);
+                    self.judge(&policy, lists, &mut failed);
                 }
             }
             let failed = failed.into_iter().map(|at| self.assertions[at]);
@@ -147,17 +205,15 @@ impl<'d> Trial<'d> {
     }
 
     /// Adds the positions of assertions that don't hold for a node with that policy.
-    fn judge(&self, policy: &SshPolicy, sources: &[IpAddr], failed: &mut BTreeSet<usize>) {
-        let mut rules_of: HashMap<&str, Vec<usize>> = HashMap::new();
-        for (at, rule) in policy.rules.iter().enumerate() {
-            for principal in &rule.principals {
-                rules_of.entry(&principal.node_ip).or_default().push(at);
-            }
-        }
+    fn judge(
+        &self,
+        policy: &SshPolicy,
+        lists: &BTreeSet<Vec<usize>>,
+        failed: &mut BTreeSet<usize>,
+    ) {
         for (at, (name, expected)) in self.assertions.iter().enumerate() {
-            let holds = |source: &IpAddr| {
-                let rules = rules_of.get(&*source.to_string());
-                let rules = rules.into_iter().flatten().map(|&at| &policy.rules[at]);
+            let holds = |list: &Vec<usize>| {
+                let rules = list.iter().map(|&at| &policy.rules[at]);
                 let mut rules = rules.filter(|rule| maps(&rule.ssh_users, &name.value));
                 match expected {
                     Expected::Allowed => rules.next().is_some(),
@@ -165,7 +221,7 @@ impl<'d> Trial<'d> {
                     Expected::Denied => rules.next().is_none(),
                 }
             };
-            if !failed.contains(&at) && !sources.iter().all(holds) {
+            if !failed.contains(&at) && !lists.iter().all(holds) {
                 failed.insert(at);
             }
         }

@@ -1,75 +1,171 @@
 //! Nodes that stand in for users and tags that have none, inside tests only.
 
-use std::collections::BTreeSet;
+mod alike;
+
+use std::collections::{BTreeSet, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lowroad_wire::control::{NodeId, UserId};
 
 use super::super::alias::Alias;
+use super::super::error::{At, PolicyError};
 use super::super::people::People;
 use super::super::syntax::Document;
 use super::super::world::{NodeFacts, UserFacts, World};
 
-/// The world with a node for each of the users and tags that has none, if there are such.
+use alike::Alike;
+
+/// More would take more memory than a policy may.
+const MOST: usize = 10_000;
+
+/// The world with a node for each of the users and tags that has none, if there are such. Of users who don't exist and whom nothing in the
+/// policy tells apart, one has a node.
+///
+/// # Errors
+/// There would be more than [`MOST`] of them.
 pub(super) fn extend<'a>(
     document: &Document,
     world: &World,
-    aliases: impl Iterator<Item = &'a Alias>,
-) -> Option<World> {
-    let mut extended = world.clone();
-    let mut addresses = FreeAddresses::new(world);
-    let mut people = People::new(document, &extended.users);
-    for alias in aliases {
-        let nodes = &extended.nodes;
-        let is_there = nodes.iter().any(|node| people.names_node(alias, node));
-        if is_there || matches!(alias, Alias::Net(_)) {
-            continue;
+    aliases: impl Iterator<Item = At<&'a Alias>>,
+) -> Result<Option<World>, PolicyError> {
+    let mut cast = Cast::new(document, world);
+    // In the order of the file, each once.
+    let mut seen = HashSet::new();
+    for At { place, value } in aliases.filter(|alias| seen.insert(alias.value)) {
+        if !matches!(value, Alias::Net(_)) && !cast.has(value) {
+            cast.stand_in_for(value);
         }
-        for (user, tag) in stand_ins(document, alias, &mut extended.users) {
-            extended.nodes.push(addresses.node(user, tag));
+        if cast.nodes.len() > MOST {
+            let message = format!(
+                "this test, with those before it, is about more than {MOST} users and tags that have no node yet; name fewer, or add it when they have joined"
+            );
+            return Err(PolicyError::test(place, message));
         }
-        people = People::new(document, &extended.users);
     }
-    (extended.nodes.len() > world.nodes.len()).then_some(extended)
+    let Cast { users, nodes, .. } = cast;
+    Ok((!nodes.is_empty()).then(|| World {
+        users: [&world.users[..], &users].concat(),
+        nodes: [&world.nodes[..], &nodes].concat(),
+        tailnet: world.tailnet.clone(),
+    }))
 }
 
-/// Who has to stand in for an alias that nobody answers to. Users who don't exist are added.
-fn stand_ins(
-    document: &Document,
-    alias: &Alias,
-    users: &mut Vec<UserFacts>,
-) -> Vec<(Option<UserId>, Option<String>)> {
-    let mut user = |name: &str| {
-        let people = People::new(document, users);
-        let known = people.user(name);
-        let id = known.unwrap_or_else(|| {
-            let lowest = users.iter().map(|user| user.id.0).min().unwrap_or(0);
-            let id = UserId(lowest.min(0) - 1);
-            users.push(UserFacts {
-                id,
-                login_name: name.trim_end_matches('@').to_owned(),
-            });
-            id
-        });
-        (Some(id), None)
-    };
-    match alias {
-        Alias::User(name) => vec![user(name)],
-        Alias::Group(name) => {
-            let members = document.groups.get(name).into_iter().flatten();
-            members.map(|member| user(&member.value)).collect()
+/// Who has a node, and who gets one. Whether somebody answers to a name doesn't depend on whom other tests are about.
+struct Cast<'a> {
+    document: &'a Document,
+    people: People,
+    /// Users who have nodes, and tags that nodes have.
+    owners: HashSet<UserId>,
+    has_untagged: bool,
+    worn: HashSet<String>,
+    /// And those for whom nodes stand in.
+    played: HashSet<UserId>,
+    worn_in_play: HashSet<String>,
+    addresses: FreeAddresses,
+    /// Those who are added.
+    users: Vec<UserFacts>,
+    nodes: Vec<NodeFacts>,
+    lowest: i64,
+    alike: Option<Alike<'a>>,
+}
+
+impl<'a> Cast<'a> {
+    fn new(document: &'a Document, world: &World) -> Self {
+        let tags = world.nodes.iter().flat_map(|node| &node.tags);
+        let users = world.users.iter().map(|user| user.id.0);
+        Self {
+            document,
+            people: People::new(document, &world.users),
+            owners: world.nodes.iter().filter_map(NodeFacts::owner).collect(),
+            has_untagged: world.nodes.iter().any(|node| !node.is_tagged()),
+            worn: tags.cloned().collect(),
+            played: HashSet::new(),
+            worn_in_play: HashSet::new(),
+            addresses: FreeAddresses::new(world),
+            users: Vec::new(),
+            nodes: Vec::new(),
+            lowest: users.min().unwrap_or(0).min(0),
+            alike: None,
         }
-        Alias::Member => vec![user("stand-in@")],
-        Alias::Domain(domain) => vec![user(&format!("stand-in@{domain}"))],
-        Alias::Tag(tag) => vec![(None, Some(tag.clone()))],
-        Alias::Tagged => document
-            .names
-            .tags
-            .first()
-            .map(|tag| (None, Some(tag.clone())))
-            .into_iter()
-            .collect(),
-        _ => Vec::new(),
+    }
+
+    /// Whether a node of the tailnet answers to the alias.
+    fn has(&self, alias: &Alias) -> bool {
+        let owns = |name: &str| {
+            let user = self.people.user(name);
+            user.is_some_and(|user| self.owners.contains(&user))
+        };
+        match alias {
+            Alias::Member => self.has_untagged,
+            Alias::Tagged => !self.worn.is_empty(),
+            Alias::Tag(tag) => self.worn.contains(tag),
+            Alias::User(name) => owns(name),
+            Alias::Group(name) => {
+                let mut members = self.document.groups.get(name).into_iter().flatten();
+                members.any(|member| owns(&member.value))
+            }
+            Alias::Domain(_) => {
+                let mut owners = self.owners.iter();
+                owners.any(|owner| self.people.names_user(alias, *owner))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whoever has to stand in for an alias that nobody answers to gets a node. Users who don't exist are added.
+    fn stand_in_for(&mut self, alias: &Alias) {
+        match alias {
+            Alias::User(name) => self.user(name),
+            Alias::Group(name) => {
+                for member in self.document.groups.get(name).into_iter().flatten() {
+                    self.member(&member.value);
+                }
+            }
+            Alias::Member => self.user("stand-in@"),
+            Alias::Domain(domain) => self.user(&format!("stand-in@{domain}")),
+            Alias::Tag(tag) => self.tagged(tag),
+            Alias::Tagged => {
+                if let Some(tag) = self.document.names.tags.first() {
+                    self.tagged(tag);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A user who is in a group.
+    fn member(&mut self, name: &str) {
+        if self.nodes.len() > MOST {
+            return;
+        }
+        let alike = self.alike.get_or_insert_with(|| Alike::new(self.document));
+        if self.people.user(name).is_some() || alike.is_first(name) {
+            self.user(name);
+        }
+    }
+
+    fn user(&mut self, name: &str) {
+        let id = self.people.user(name).unwrap_or_else(|| {
+            self.lowest -= 1;
+            let user = UserFacts {
+                id: UserId(self.lowest),
+                login_name: name.trim_end_matches('@').to_owned(),
+            };
+            self.people.add(&user);
+            self.users.push(user);
+            UserId(self.lowest)
+        });
+        if self.played.insert(id) {
+            let node = self.addresses.node(Some(id), None);
+            self.nodes.push(node);
+        }
+    }
+
+    fn tagged(&mut self, tag: &str) {
+        if self.worn_in_play.insert(tag.to_owned()) {
+            let node = self.addresses.node(None, Some(tag.to_owned()));
+            self.nodes.push(node);
+        }
     }
 }
 
