@@ -65,6 +65,55 @@ pub fn next(last: Option<Number>, taken: impl Fn(Number) -> bool) -> Option<Numb
     after(last, (0, SIZE), taken)
 }
 
+/// As [`next`], of those that are in none of these prefixes.
+pub fn next_outside(
+    pools: &[Ipv4Net],
+    last: Option<Number>,
+    taken: impl Fn(Number) -> bool,
+) -> Option<Number> {
+    let gaps = gaps(pools);
+    let begin = last.map_or(0, |number| number.0 + 1);
+    // Also the numbers before it in its own gap, in the end.
+    let (first, begin) = match gaps.partition_point(|(_, end)| *end <= begin) {
+        first if first < gaps.len() => (first, begin),
+        _ => (0, 0),
+    };
+    let turn = gaps[first..]
+        .iter()
+        .chain(&gaps[..first])
+        .chain(gaps.get(first));
+    let numbers = turn.enumerate().flat_map(|(at, &(start, end))| match at {
+        0 => start.max(begin)..end,
+        _ => start..end,
+    });
+    let mut numbers = numbers.map(Number);
+    numbers.find(|number| number.is_usable() && !taken(*number))
+}
+
+/// Numbers that are in none of these prefixes: each first one, and the one after the last.
+fn gaps(pools: &[Ipv4Net]) -> Vec<(u32, u32)> {
+    let mut inside: Vec<(u32, u32)> = pools
+        .iter()
+        .filter_map(|pool| {
+            let first = Number::of(pool.network())?.0;
+            Some((first, Number::of(pool.broadcast())?.0 + 1))
+        })
+        .collect();
+    inside.sort_unstable();
+    let mut gaps = Vec::new();
+    let mut next = 0;
+    for (first, end) in inside {
+        if next < first {
+            gaps.push((next, first));
+        }
+        next = next.max(end);
+    }
+    if next < SIZE {
+        gaps.push((next, SIZE));
+    }
+    gaps
+}
+
 /// As [`next`], out of the first of these prefixes that has one free. `last` knows the one before out of each.
 pub fn next_of(
     pools: &[Ipv4Net],
@@ -146,6 +195,52 @@ mod tests {
         // One after the last, whichever are free before it.
         let number = next_of(&pools, |_| Some(given[1]), |_| false);
         assert_eq!(number, Some(given[2]));
+    }
+
+    #[test]
+    fn outside_of_pools_the_gaps_take_turns_and_none_is_looked_through_number_by_number() {
+        let net = |pool: &str| pool.parse::<Ipv4Net>().unwrap();
+        let mut pools: Vec<Ipv4Net> = [
+            "100.64.0.64/26",
+            "100.64.0.128/25",
+            "100.64.0.0/30",
+            "100.64.0.8/29",
+            "100.64.0.8/30",
+            "100.64.0.32/27",
+            "100.64.1.0/24",
+        ]
+        .map(net)
+        .to_vec();
+        // And all from 100.64.2.0 on.
+        let bits = 9..22;
+        pools.extend(
+            bits.map(|bit| Ipv4Net::new(Ipv4Addr::from(V4_BASE | 1 << bit), 32 - bit).unwrap()),
+        );
+        let mut last = None;
+        let mut given = Vec::new();
+        for _ in 0..22 {
+            let number = next_outside(&pools, last, |_| false).unwrap();
+            given.push(number.v4().octets()[3]);
+            last = Some(number);
+        }
+        let once: Vec<u8> = (4..8).chain(16..32).collect();
+        assert_eq!(given[..20], once);
+        assert_eq!(given[20..], [4, 5]);
+        let taken =
+            |free: u8| move |number: Number| u32::from(number.v4()) != V4_BASE + u32::from(free);
+        for (last, free) in [(20, 18), (20, 20), (7, 5), (31, 31), (200, 4)] {
+            let last = Number::of([100, 64, 0, last].into());
+            let found =
+                next_outside(&pools, last, taken(free)).map(|number| number.v4().octets()[3]);
+            assert_eq!(found, Some(free));
+        }
+        assert_eq!(next_outside(&pools, last, |_| true), None);
+        assert_eq!(next_outside(&[net("100.64.0.0/10")], last, |_| false), None);
+        assert_eq!(next_outside(&[], None, |_| false), next(None, |_| false));
+        for last in [0, 1, 82, 5000, SIZE - 1] {
+            let last = Some(Number(last));
+            assert_eq!(next_outside(&[], last, |_| false), next(last, |_| false));
+        }
     }
 
     #[test]

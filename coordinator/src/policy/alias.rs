@@ -45,6 +45,24 @@ const AUTOGROUPS: [&str; 5] = [
     "autogroup:danger-all",
 ];
 
+/// And those that mean users of a role.
+const ROLES: [&str; 6] = [
+    "owner",
+    "admin",
+    "network-admin",
+    "it-admin",
+    "auditor",
+    "billing-admin",
+];
+
+/// Whether it is called an autogroup, and the language has none of that name.
+pub(crate) fn is_unknown_autogroup(name: &str) -> bool {
+    let group = name.strip_prefix("autogroup:");
+    group.is_some_and(|group| {
+        group != "shared" && !ROLES.contains(&group) && !AUTOGROUPS.contains(&name)
+    })
+}
+
 impl Alias {
     /// Reads an alias and checks that what it names is defined. `role` names the place in errors.
     pub(crate) fn parse(text: At<&str>, role: &str, names: &Names) -> Result<Self, PolicyError> {
@@ -60,7 +78,7 @@ impl Alias {
                 "self" => Ok(Self::OwnDevices),
                 "internet" => Ok(Self::Internet),
                 "danger-all" => Ok(Self::DangerAll),
-                "admin" | "owner" | "network-admin" | "it-admin" | "auditor" | "billing-admin" => {
+                role_name if ROLES.contains(&role_name) => {
                     let instead = "only nodeAttrs know roles here (autogroup:owner and autogroup:admin): name users or a group";
                     let what = format!("{role} {value:?}");
                     Err(PolicyError::unsupported(place, what, instead))

@@ -9,12 +9,13 @@ use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
 use lowroad_wire::control::{CapMap, UserId};
 
-use super::alias::{Alias, parse_net};
+use super::alias::{Alias, is_unknown_autogroup, parse_net};
 use super::compile::{Node, Nodes};
 use super::error::{At, Place, PolicyError};
 use super::hujson::Text;
 use super::people::People;
 use super::routes::is_exit;
+use super::suggest::nearest;
 use super::syntax::Names;
 use super::table::Table;
 use super::world::{NodeFacts, TailnetFacts};
@@ -51,9 +52,18 @@ const RESERVED: [Ipv4Net; 2] = [
     Ipv4Net::new_assert(Ipv4Addr::new(100, 115, 92, 0), 23),
 ];
 
+/// Those that can be targets.
+const AUTOGROUPS: [&str; 4] = [
+    "autogroup:member",
+    "autogroup:tagged",
+    "autogroup:owner",
+    "autogroup:admin",
+];
+
 /// One entry of `nodeAttrs`.
 #[derive(Clone, Debug)]
 pub(crate) struct Attributes {
+    pub(crate) place: Place,
     pub(crate) targets: Vec<At<Target>>,
     pub(crate) names: Vec<String>,
     /// Out of which prefixes nodes that join get their IPv4 addresses (`ipPool`); none: out of all.
@@ -74,6 +84,7 @@ impl Attributes {
     /// What `randomizeClientPort` stands for.
     pub(crate) fn randomized_ports(place: Place) -> Self {
         Self {
+            place,
             targets: vec![At {
                 place,
                 value: Target::Alias(Alias::Any),
@@ -99,16 +110,13 @@ impl Attributes {
                 "take this entry out; app connectors don't run here",
             ));
         }
-        let strings = |name: &str| {
-            let list = fields.get(name).map(|value| text.strings(value, name));
-            let list = list.and_then(|list| text.keep(list));
-            list.unwrap_or_default().into_iter()
-        };
+        let strings = |name: &str| text.strings_of(&fields, name).into_iter();
         let pools = strings("ipPool").filter_map(|pool| text.keep(read_pool(pool)));
         let pools = pools.collect();
         let targets = strings("target");
         let attributes = strings("attr");
         Ok(Self {
+            place: fields.place,
             targets: targets
                 .filter_map(|target| text.keep(read_target(target, names)))
                 .collect(),
@@ -131,6 +139,13 @@ fn read_target(text: At<&str>, names: &Names) -> Result<At<Target>, PolicyError>
     let value = match text.value {
         "autogroup:owner" => Target::Owner,
         "autogroup:admin" => Target::Admin,
+        unknown if is_unknown_autogroup(unknown) => {
+            let message = format!(
+                "target {unknown:?}: no such autogroup; nodeAttrs take member, tagged, owner and admin"
+            );
+            let error = PolicyError::invalid(place, message);
+            return Err(error.suggesting(nearest(unknown, AUTOGROUPS)));
+        }
         _ => Target::Alias(Alias::parse(text, "target", names)?),
     };
     let fits = !matches!(
@@ -138,7 +153,7 @@ fn read_target(text: At<&str>, names: &Names) -> Result<At<Target>, PolicyError>
         Target::Alias(Alias::DangerAll | Alias::OwnDevices | Alias::Internet | Alias::Domain(_))
     );
     if !fits {
-        let message = "nodeAttrs take `*`, users, groups, tags, hosts, addresses, prefixes, autogroup:member and autogroup:tagged as target";
+        let message = "nodeAttrs take `*`, users, groups, tags, hosts, addresses, prefixes, autogroup:member, autogroup:tagged, autogroup:owner and autogroup:admin as target";
         return Err(PolicyError::invalid(place, message));
     }
     Ok(At { place, value })

@@ -136,7 +136,7 @@ impl PolicyError {
     }
 }
 
-/// All that is wrong with a policy, in the order of the file: at least one error, at most [`MAX_ERRORS`].
+/// All that is wrong with a policy, in the order of the file: at least one error, at most the first [`MAX_ERRORS`] that were found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyErrors {
     list: Vec<PolicyError>,
@@ -144,7 +144,7 @@ pub struct PolicyErrors {
 }
 
 impl PolicyErrors {
-    /// The one that stands first in the file.
+    /// Of those that were kept, the one that stands first in the file.
     pub fn first(&self) -> &PolicyError {
         self.list.first().expect("there is at least one error")
     }

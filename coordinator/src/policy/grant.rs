@@ -34,10 +34,7 @@ pub(crate) fn read(
             WITHOUT_POSTURE,
         ));
     }
-    let list = |name: &str| {
-        let list = fields.get(name).map(|value| text.strings(value, name));
-        list.and_then(|list| text.keep(list)).unwrap_or_default()
-    };
+    let list = |name: &str| text.strings_of(&fields, name);
     let sources = sources(text, list("src"), names);
     let destinations: Vec<At<Alias>> = list("dst")
         .into_iter()

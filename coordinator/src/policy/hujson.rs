@@ -261,6 +261,12 @@ impl<'a> Text<'a> {
         }
     }
 
+    /// The strings of a field; none if it is absent. What is wrong with it is reported.
+    pub(crate) fn strings_of<'v>(&self, fields: &Fields<'v, 'a>, name: &str) -> Vec<At<&'v str>> {
+        let list = fields.get(name).map(|value| self.strings(value, name));
+        list.and_then(|list| self.keep(list)).unwrap_or_default()
+    }
+
     /// A list of strings. Entries that are none are reported.
     pub(crate) fn strings<'v>(
         &self,

@@ -56,7 +56,7 @@ fn in_one_line(text: &str) -> String {
                 }
             }
             ('/', Some('/')) => {
-                let _ = rest.by_ref().find(|&char| char == '\n');
+                let _ = rest.by_ref().find(|&char| matches!(char, '\n' | '\r'));
                 space(&mut line);
             }
             ('/', Some('*')) => {
@@ -100,6 +100,7 @@ mod tests {
             ("\"\\\\\" // x", "\"\\\\\" "),
             ("\"open", "\"open"),
             ("/* open", " "),
+            ("[1, // one\r2, // two\r\n3]", "[1, 2, 3]"),
         ] {
             assert_eq!(in_one_line(text), shown);
         }

@@ -121,8 +121,7 @@ fn read_check<'a>(text: &Text<'a>, fields: &Fields<'_, 'a>) -> Result<bool, Poli
 
 /// A list of strings without the blanks around them.
 fn trimmed<'v, 'a>(text: &Text<'a>, fields: &Fields<'v, 'a>, name: &str) -> Vec<At<&'v str>> {
-    let list = fields.get(name).map(|value| text.strings(value, name));
-    let list = list.and_then(|list| text.keep(list)).unwrap_or_default();
+    let list = text.strings_of(fields, name);
     let trimmed = list.into_iter().map(|string| string.map(str::trim));
     trimmed.collect()
 }

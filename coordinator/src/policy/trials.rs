@@ -89,8 +89,7 @@ fn test_source(text: &Text, fields: &Fields) -> Result<At<String>, PolicyError> 
 }
 
 fn owned_strings(text: &Text, fields: &Fields, name: &str) -> Vec<At<String>> {
-    let list = fields.get(name).map(|value| text.strings(value, name));
-    let list = list.and_then(|list| text.keep(list)).unwrap_or_default();
+    let list = text.strings_of(fields, name);
     let owned = list.into_iter().map(|string| string.map(str::to_owned));
     owned.collect()
 }

@@ -1,5 +1,6 @@
 //! What is probably not meant in a policy that is good: names that nobody uses or that mislead, rules that never match.
 
+mod attributes;
 mod covered;
 mod dead;
 
@@ -20,7 +21,7 @@ pub const MAX_WARNINGS: usize = 100;
 /// What sort of warning it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PolicyWarningKind {
-    /// A rule, or an entry of one, that matches no connection.
+    /// A rule, or an entry of one, that matches no connection; a target, or a pool of addresses, of no node.
     NeverMatches,
     /// A rule that allows nothing that another doesn't allow already.
     Covered,
@@ -97,6 +98,7 @@ impl PolicyWarnings {
         look_at_tags(document, compiled, &assignable, &mut warnings);
         look_at_hosts(document, compiled, names, &mut warnings);
         dead::look(document, compiled, &assignable, &mut warnings);
+        attributes::look(document, &mut warnings);
         covered::look(document, &mut warnings);
         look_at_checks(document, &mut warnings);
         warnings.finish()

@@ -251,16 +251,19 @@ impl State {
         {
             return Err(Error::unauthorized(FOREIGN_KEY));
         }
-        let mut node = match self.earlier(machine, key, old_key, &owner) {
-            Some(node) => node,
-            None => self.blank(machine, key, &owner, now)?,
+        let (mut node, address) = match self.earlier(machine, key, old_key, &owner) {
+            Some(node) => (node, None),
+            None => {
+                let address = self.next_address(&owner)?;
+                let node = self.blank(machine, key, &owner, &address, now);
+                (node, Some(address))
+            }
         };
         poll::take_hostinfo(&mut node, hostinfo)?;
         self.follow_hostname(&mut node);
         if node.key != key {
             self.end_session(node.id);
         }
-        let is_new = !self.nodes.contains_key(&node.id);
         let node = Node {
             key,
             owner,
@@ -270,11 +273,11 @@ impl State {
             expiry: None,
             ..node
         };
-        tracing::info!(node = %node.name, id = %node.id, v4 = %node.v4, new = is_new, "registered");
+        tracing::info!(node = %node.name, id = %node.id, v4 = %node.v4, new = address.is_some(), "registered");
         let id = node.id;
-        if is_new {
+        if let Some(address) = address {
             self.last_ids.node = id.0;
-            self.remember_address(&node);
+            self.remember(&address);
         }
         // An ephemeral node that registers and never polls is to be deleted as well.
         if !self.sessions.contains_key(&id) && ephemeral {
@@ -306,10 +309,10 @@ impl State {
         machine: MachinePublic,
         key: NodePublic,
         owner: &Owner,
+        Address { number, .. }: &Address,
         now: OffsetDateTime,
-    ) -> Result<Node, Error> {
-        let number = self.next_address(owner)?;
-        Ok(Node {
+    ) -> Node {
+        Node {
             id: NodeId(self.last_ids.node + 1),
             machine,
             key,
@@ -329,12 +332,19 @@ impl State {
             online: false,
             cap: 0,
             auth_key: None,
-        })
+        }
     }
 }
 
+/// An address for a new node.
+struct Address {
+    number: address::Number,
+    /// The pool that it is out of.
+    pool: Option<Ipv4Net>,
+}
+
 impl State {
-    fn next_address(&self, owner: &Owner) -> Result<address::Number, Error> {
+    fn next_address(&self, owner: &Owner) -> Result<Address, Error> {
         let pools = self.pools(owner);
         let nodes: HashSet<Ipv4Addr> = self.nodes().map(|node| node.v4).collect();
         let taken = |number: address::Number| nodes.contains(&number.v4());
@@ -342,7 +352,15 @@ impl State {
             true => self.next_outside_pools(taken),
             false => address::next_of(&pools, |pool| self.last_of(pool), taken),
         };
-        number.ok_or_else(|| {
+        let pool = |number: &address::Number| {
+            let mut pools = pools.iter();
+            pools.find(|pool| pool.contains(&number.v4())).copied()
+        };
+        let address = number.map(|number| Address {
+            pool: pool(&number),
+            number,
+        });
+        address.ok_or_else(|| {
             let all: Vec<String> = pools.iter().map(ToString::to_string).collect();
             let message = match all.is_empty() {
                 true => "no address of 100.64.0.0/10 is free; delete nodes that are gone".to_owned(),
@@ -361,9 +379,7 @@ impl State {
         taken: impl Fn(address::Number) -> bool,
     ) -> Option<address::Number> {
         let pools = self.policy.all_address_pools();
-        let of_pool =
-            |number: address::Number| pools.iter().any(|pool| pool.contains(&number.v4()));
-        let outside = address::next(self.last_address, |number| of_pool(number) || taken(number));
+        let outside = address::next_outside(&pools, self.last_address, &taken);
         outside.or_else(|| address::next(self.last_address, taken))
     }
 
@@ -386,16 +402,14 @@ impl State {
     }
 
     /// Whose turn is next, in a pool or outside: an address that was given back is not at once somebody else's.
-    fn remember_address(&mut self, node: &Node) {
-        let pools = self.pools(&node.owner);
-        let pool = pools.into_iter().find(|pool| pool.contains(&node.v4));
-        let setting = match pool {
+    fn remember(&mut self, address: &Address) {
+        let setting = match address.pool {
             Some(pool) => {
-                self.pool_turns.insert(pool, node.v4);
+                self.pool_turns.insert(pool, address.number.v4());
                 Setting::PoolTurns
             }
             None => {
-                self.last_address = address::Number::of(node.v4);
+                self.last_address = Some(address.number);
                 Setting::LastAddress
             }
         };

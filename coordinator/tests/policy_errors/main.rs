@@ -192,7 +192,7 @@ p.hujson:18:119: error: checkPeriod "abc" is no duration; write "always", or lik
 p.hujson:19:29: error: target "tag:wbe": tag not found; define it in tagOwners
    19 |   "nodeAttrs": [{"target": ["tag:wbe", "autogroup:self"], "attr": ["", 1], "ipPool": ["10.0.0.0/8"],…
       |                             ^^^^^^^^^
-p.hujson:19:40: error: nodeAttrs take `*`, users, groups, tags, hosts, addresses, prefixes, autogroup:member and autogroup:tagged as target
+p.hujson:19:40: error: nodeAttrs take `*`, users, groups, tags, hosts, addresses, prefixes, autogroup:member, autogroup:tagged, autogroup:owner and autogroup:admin as target
    19 |   "nodeAttrs": [{"target": ["tag:wbe", "autogroup:self"], "attr": ["", 1], "ipPool": ["10.0.0.0/8"],…
       |                                        ^^^^^^^^^^^^^^^^
 p.hujson:19:68: error: an attribute without a name; take it out of attr

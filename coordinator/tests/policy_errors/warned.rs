@@ -42,7 +42,7 @@ p.hujson:4:100: warning: nobody may give "tag:ghost" to a node: its owners are e
 p.hujson:6:34: warning: this rule never matches: "group:empty" has no members
     6 |     {"action": "accept", "src": ["group:empty"], "dst": ["*:*"]},
       |                                  ^^^^^^^^^^^^^
-p.hujson:7:55: warning: this entry never matches: no node has "tag:ghost", and nobody may give it to one
+p.hujson:7:55: warning: this entry never matches: no node has "tag:ghost", and nobody may give it to one but by an auth key
     7 | … "accept", "src": ["alice@example.com", "tag:ghost"], "dst": ["db:22", "gone:22", "10.2.0.1:22", "ta…
       |                                          ^^^^^^^^^^^
 p.hujson:7:86: warning: this entry never matches: no node has that address, and no route leads there
@@ -51,7 +51,7 @@ p.hujson:7:86: warning: this entry never matches: no node has that address, and 
 p.hujson:7:97: warning: this entry never matches: no node has that address, and the routes that are announced there are not approved
     7 | …ag:ghost"], "dst": ["db:22", "gone:22", "10.2.0.1:22", "tag:nobody:*"]},
       |                                          ^^^^^^^^^^^^^
-p.hujson:7:112: warning: this entry never matches: no node has "tag:nobody", and nobody may give it to one
+p.hujson:7:112: warning: this entry never matches: no node has "tag:nobody", and nobody may give it to one but by an auth key
     7 | …t": ["db:22", "gone:22", "10.2.0.1:22", "tag:nobody:*"]},
       |                                          ^^^^^^^^^^^^^^
 p.hujson:8:55: warning: this rule never matches: it is an IPv6 address, and the sources have IPv4 only
@@ -124,7 +124,7 @@ p.hujson:5:5: warning: checks are not done by this server: such logins are refus
 p.hujson:5:33: warning: this rule never matches: "group:empty" has no members
     5 |     {"action": "check", "src": ["group:empty"], "dst": ["tag:server"], "users": ["root"]},
       |                                 ^^^^^^^^^^^^^
-p.hujson:6:77: warning: this entry never matches: no node has "tag:ghost", and nobody may give it to one
+p.hujson:6:77: warning: this entry never matches: no node has "tag:ghost", and nobody may give it to one but by an auth key
     6 | …togroup:member"], "dst": ["tag:server", "tag:ghost"], "users": ["root"]},
       |                                          ^^^^^^^^^^^
 p.hujson:7:5: warning: this rule never matches: src is empty
@@ -138,36 +138,52 @@ p.hujson:7:5: warning: this rule never matches: src is empty
 fn attributes_of_nobody_and_pools_that_nobody_gets_are_warned_of() {
     warned(
         r##"{
-  "groups": {"group:empty": []},
-  "hosts": {"db": "10.1.0.9"},
-  "tagOwners": {"tag:ghost": []},
+  "groups": {"group:empty": [], "group:a": ["alice@example.com"]},
+  "tagOwners": {"tag:key": []},
   "nodeAttrs": [
-    {"target": ["group:empty", "tag:ghost", "*"], "attr": ["a"]},
-    {"target": ["*"], "ipPool": ["100.100.0.0/25", "100.100.0.0/23"]},
-    {"target": ["db", "100.64.0.1"], "ipPool": ["100.80.0.0/16"]},
+    {"target": ["group:empty", "tag:key", "*"], "attr": ["a"]},
+    {"target": [], "attr": ["b"]},
+    {"target": ["group:a", "tag:key"], "ipPool": ["100.100.0.0/25", "100.100.0.0/23", "100.100.1.0/24"]},
+    {"target": ["10.1.0.9", "100.64.0.1", "group:empty"], "ipPool": ["100.80.0.0/16"]},
+    {"target": ["tag:key", "alice@example.com", "10.1.0.9"], "ipPool": ["100.81.0.0/16", "100.82.0.0/16"]},
+    {"target": ["autogroup:tagged"], "ipPool": ["100.83.0.0/16"]},
+    {"target": ["*"], "ipPool": ["100.84.0.0/16"]},
+    {"target": ["autogroup:member"], "ipPool": ["100.85.0.0/16"]},
   ],
 }
 "##,
         r##"p.hujson:2:14: warning: "group:empty" has no members; where it stands, nobody is meant
-    2 |   "groups": {"group:empty": []},
+    2 |   "groups": {"group:empty": [], "group:a": ["alice@example.com"]},
       |              ^^^^^^^^^^^^^
-p.hujson:3:13: warning: host "db" is 10.1.0.9, but a node has that name, too, and other addresses; rules mean the host
-    3 |   "hosts": {"db": "10.1.0.9"},
-      |             ^^^^
-p.hujson:4:17: warning: nobody may give "tag:ghost" to a node: it has no owners; it takes an auth key with that tag
-    4 |   "tagOwners": {"tag:ghost": []},
-      |                 ^^^^^^^^^^^
-p.hujson:6:17: warning: this target is nobody: "group:empty" has no members
-    6 |     {"target": ["group:empty", "tag:ghost", "*"], "attr": ["a"]},
+p.hujson:3:17: warning: nobody may give "tag:key" to a node: it has no owners; it takes an auth key with that tag
+    3 |   "tagOwners": {"tag:key": []},
+      |                 ^^^^^^^^^
+p.hujson:5:17: warning: this target is nobody: "group:empty" has no members
+    5 |     {"target": ["group:empty", "tag:key", "*"], "attr": ["a"]},
       |                 ^^^^^^^^^^^^^
-p.hujson:6:32: warning: this target is nobody: no node has "tag:ghost", and nobody may give it to one
-    6 |     {"target": ["group:empty", "tag:ghost", "*"], "attr": ["a"]},
-      |                                ^^^^^^^^^^^
-p.hujson:7:34: warning: nobody gets an address out of 100.100.0.0/25: all of its addresses are reserved
-    7 |     {"target": ["*"], "ipPool": ["100.100.0.0/25", "100.100.0.0/23"]},
-      |                                  ^^^^^^^^^^^^^^^^
-p.hujson:8:49: warning: nobody gets an address out of 100.80.0.0/16: a node that joins has none of the addresses in target yet; name users, groups or tags there
-    8 |     {"target": ["db", "100.64.0.1"], "ipPool": ["100.80.0.0/16"]},
+p.hujson:6:5: warning: this entry never matches: target is empty
+    6 |     {"target": [], "attr": ["b"]},
+      |     ^
+p.hujson:7:51: warning: nobody gets an address out of 100.100.0.0/25: all of its addresses are reserved
+    7 | …et": ["group:a", "tag:key"], "ipPool": ["100.100.0.0/25", "100.100.0.0/23", "100.100.1.0/24"]},
+      |                                          ^^^^^^^^^^^^^^^^
+p.hujson:7:87: warning: nobody gets an address out of 100.100.1.0/24: all of it is in 100.100.0.0/23, which stands before it
+    7 | …": ["100.100.0.0/25", "100.100.0.0/23", "100.100.1.0/24"]},
+      |                                          ^^^^^^^^^^^^^^^^
+p.hujson:8:43: warning: this target is nobody: "group:empty" has no members
+    8 |     {"target": ["10.1.0.9", "100.64.0.1", "group:empty"], "ipPool": ["100.80.0.0/16"]},
+      |                                           ^^^^^^^^^^^^^
+p.hujson:8:70: warning: nobody gets an address out of 100.80.0.0/16: a node that joins has no address yet, and target names no users or tags
+    8 |     {"target": ["10.1.0.9", "100.64.0.1", "group:empty"], "ipPool": ["100.80.0.0/16"]},
+      |                                                                      ^^^^^^^^^^^^^^^
+p.hujson:9:73: warning: nobody gets an address out of 100.81.0.0/16: the entry in line 7, which comes first, is for all of these nodes
+    9 | …e@example.com", "10.1.0.9"], "ipPool": ["100.81.0.0/16", "100.82.0.0/16"]},
+      |                                          ^^^^^^^^^^^^^^^
+p.hujson:9:90: warning: nobody gets an address out of 100.82.0.0/16: the entry in line 7, which comes first, is for all of these nodes
+    9 | …10.1.0.9"], "ipPool": ["100.81.0.0/16", "100.82.0.0/16"]},
+      |                                          ^^^^^^^^^^^^^^^
+p.hujson:12:49: warning: nobody gets an address out of 100.85.0.0/16: the entry in line 11, which comes first, is for all of these nodes
+   12 |     {"target": ["autogroup:member"], "ipPool": ["100.85.0.0/16"]},
       |                                                 ^^^^^^^^^^^^^^^
 "##,
     );

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use lowroad_coordinator::policy::{
-    CompiledTailnet, NodeChange, NodeFacts, PeerView, Policy, Users, World, recompile,
+    CompiledTailnet, NodeChange, NodeFacts, PeerView, Policy, TailnetFacts, Users, World, recompile,
 };
 use lowroad_wire::control::{NodeId, UserId};
 use rand::seq::{IteratorRandom as _, SliceRandom as _};
@@ -34,6 +34,13 @@ struct Tailnet {
     /// Others come with their first node.
     users: usize,
     routers: Routers,
+    /// Roles among them.
+    facts: TailnetFacts,
+}
+
+/// Perhaps somebody whom nobody knows, or not yet.
+fn anyone(rng: &mut StdRng) -> UserId {
+    UserId(rng.random_range(1..=USERS.len() as i64))
 }
 
 /// Other subnet routes make everything be compiled anew, as do changes of nodes with an address inside one.
@@ -113,6 +120,8 @@ impl Tailnet {
             // The server has the nodes be deleted first.
             4 if self.users > 1 => self.users -= 1,
             5 => self.users = USERS.len(),
+            6 => self.facts.owner = rng.random::<bool>().then(|| anyone(rng)),
+            7 => self.facts.admins = vec![anyone(rng)],
             _ => {}
         }
         let rerouted = match rng.random() {
@@ -158,7 +167,7 @@ impl Tailnet {
         World {
             users: case.world.users[..self.users].to_vec(),
             nodes: self.nodes.values().cloned().collect(),
-            tailnet: case.world.tailnet.clone(),
+            tailnet: self.facts.clone(),
         }
     }
 
@@ -177,6 +186,7 @@ struct Version {
     fresh: CompiledTailnet,
     nodes: BTreeMap<NodeId, NodeFacts>,
     users: usize,
+    facts: TailnetFacts,
     seen: Seen,
 }
 
@@ -187,6 +197,7 @@ impl Version {
             fresh: recompile(policy, &tailnet.world(case)),
             nodes: tailnet.nodes.clone(),
             users: tailnet.users,
+            facts: tailnet.facts.clone(),
             seen: Seen::new(),
         }
     }
@@ -222,6 +233,7 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
             nodes: BTreeMap::new(),
             users: rng.random_range(1..=USERS.len()),
             routers: Routers::random(&mut rng),
+            facts: case.world.tailnet.clone(),
         };
         if case.seed % LARGE == 0 {
             tailnet.last = rng.random_range(LARGE_SIZES);
@@ -241,7 +253,8 @@ fn what_follows_a_change_is_what_compiling_everything_makes() {
                 tailnet: facts,
                 ..
             } = tailnet.world(&case);
-            let users = (tailnet.users != old.users).then_some(Users {
+            let is_other = (tailnet.users, &tailnet.facts) != (old.users, &old.facts);
+            let users = is_other.then_some(Users {
                 users,
                 tailnet: facts,
             });

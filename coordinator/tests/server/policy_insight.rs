@@ -96,7 +96,10 @@ async fn a_policy_is_seen_before_it_is_set_and_explained_after() {
         code(&["policy", "diff", "--exit-code", "/nonexistent"]),
         Some(2)
     );
-    assert!(text(&state, &["policy", "diff", &old]).starts_with("Nothing changes for the 3 nodes"));
+    assert!(
+        text(&state, &["policy", "diff", &old])
+            .starts_with("Who reaches whom, and logs in where, stays the same for the 3 nodes")
+    );
     let bad = file("bad.hujson", "{\n  \"acls\": 5}\n");
     let refused = run(&state, &["policy", "diff", &bad]);
     let shown = String::from_utf8_lossy(&refused.stderr);

@@ -55,7 +55,7 @@ pub fn diff(diff: &DiffInfo, extent: Extent) -> String {
     };
     if !diff.differs {
         return format!(
-            "Nothing changes for the {} nodes, compared with {against}.\n",
+            "Who reaches whom, and logs in where, stays the same for the {} nodes, compared with {against}.\n",
             diff.nodes
         );
     }

@@ -5,11 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use ipnet::IpNet;
 use lowroad_wire::control::PortRange;
 
-use crate::address;
-
 use super::super::addresses::{AddressSet, Collector};
 use super::super::alias::Alias;
-use super::super::attributes::Target;
 use super::super::compile::Nodes;
 use super::super::error::{At, Place};
 use super::super::routes::is_exit;
@@ -54,7 +51,6 @@ pub(super) fn look(
         warn(rule.place, "dst", destinations, warnings);
     }
     look_at_logins(document, assignable, warnings);
-    look_at_attributes(document, assignable, warnings);
 }
 
 /// `ssh` rules are about users and tags only.
@@ -64,34 +60,6 @@ fn look_at_logins(document: &Document, assignable: &BTreeSet<&str>, warnings: &m
             let entries = aliases.iter();
             let entries = entries.map(|at| (at, nobody(document, assignable, &at.value)));
             warn(rule.origin.place, list, entries, warnings);
-        }
-    }
-}
-
-/// Attributes of nobody, and pools out of which nobody gets an address.
-fn look_at_attributes(document: &Document, assignable: &BTreeSet<&str>, warnings: &mut Collected) {
-    let kind = PolicyWarningKind::NeverMatches;
-    for entry in &document.attributes {
-        for target in &entry.targets {
-            if let Target::Alias(alias) = &target.value
-                && let Some(why) = nobody(document, assignable, alias)
-            {
-                warnings.push(target.place, kind, format!("this target is nobody: {why}"));
-            }
-        }
-        // What joins is known by its user or its tags.
-        let mut targets = entry.targets.iter();
-        let by_address = targets.all(|target| matches!(target.value, Target::Alias(Alias::Net(_))));
-        for pool in &entry.pools {
-            let why = match address::next_of(&[pool.value], |_| None, |_| false) {
-                None => "all of its addresses are reserved",
-                Some(_) if by_address => {
-                    "a node that joins has none of the addresses in target yet; name users, groups or tags there"
-                }
-                Some(_) => continue,
-            };
-            let message = format!("nobody gets an address out of {}: {why}", pool.value);
-            warnings.push(pool.place, kind, message);
         }
     }
 }
@@ -129,7 +97,7 @@ fn nobody(document: &Document, assignable: &BTreeSet<&str>, alias: &Alias) -> Op
     match alias {
         Alias::Group(name) if is_empty(document, name) => Some(format!("{name:?} has no members")),
         Alias::Tag(tag) if !assignable.contains(tag.as_str()) => Some(format!(
-            "no node has {tag:?}, and nobody may give it to one"
+            "no node has {tag:?}, and nobody may give it to one but by an auth key"
         )),
         _ => None,
     }
