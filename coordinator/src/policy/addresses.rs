@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 /// Numbers that have ranges: ports, and an address family's.
 pub(crate) trait Number: Copy + Ord {
@@ -315,31 +315,23 @@ impl AddressSet {
         if *self == Self::everything() {
             return vec!["*".to_owned()];
         }
-        let v4 = self.v4.0.iter().map(|&(first, last)| {
-            let (first, last) = (Ipv4Addr::from_bits(first), Ipv4Addr::from_bits(last));
-            let length = first.to_bits() ^ last.to_bits();
-            let net = Ipv4Net::new(first, length.leading_zeros() as u8)
-                .ok()
-                .map(|net| net.trunc());
-            match net {
-                _ if first == last => first.to_string(),
-                Some(net) if net.network() == first && net.broadcast() == last => net.to_string(),
-                _ => format!("{first}-{last}"),
-            }
-        });
-        let v6 = self.v6.0.iter().map(|&(first, last)| {
-            let (first, last) = (Ipv6Addr::from_bits(first), Ipv6Addr::from_bits(last));
-            let length = first.to_bits() ^ last.to_bits();
-            let net = Ipv6Net::new(first, length.leading_zeros() as u8)
-                .ok()
-                .map(|net| net.trunc());
-            match net {
-                _ if first == last => first.to_string(),
-                Some(net) if net.network() == first && net.broadcast() == last => net.to_string(),
-                _ => format!("{first}-{last}"),
-            }
-        });
-        v4.chain(v6).collect()
+        let ranges = self.ranges();
+        ranges
+            .map(|(first, last)| range_text(first, last))
+            .collect()
+    }
+}
+
+fn range_text(first: IpAddr, last: IpAddr) -> String {
+    let common = match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
+        (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
+        _ => 0,
+    };
+    match IpNet::new(first, common as u8) {
+        _ if first == last => first.to_string(),
+        Ok(net) if net.network() == first && net.broadcast() == last => net.to_string(),
+        _ => format!("{first}-{last}"),
     }
 }
 

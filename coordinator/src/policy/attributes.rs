@@ -45,7 +45,7 @@ const ALONG: [(&str, &str); 2] = [
     ("funnel", "https://tailscale.com/cap/warn-funnel-no-https"),
 ];
 
-/// Where nodes can have addresses, and what of it is not to be given (protocol.md 9).
+/// Where nodes can have addresses, and what of it no pool may name, as at the service (protocol.md 9). This server gives fewer (`address`).
 const ADDRESSES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 const RESERVED: [Ipv4Net; 2] = [
     Ipv4Net::new_assert(Ipv4Addr::new(100, 100, 100, 0), 24),
