@@ -228,6 +228,13 @@ fn attributes_that_nobody_could_be_given_are_refused() {
         ("user:*@example.com", attr, Invalid, "as target"),
         ("autogroup:owner", attr, Invalid, "nobody is owner here"),
         ("eve@", attr, Invalid, "no such user"),
+        (
+            "autogroup:onwer",
+            attr,
+            Invalid,
+            "nodeAttrs take member, tagged, owner and admin",
+        ),
+        ("autogroup:it-admin", attr, Unsupported, "autogroup:owner"),
         ("*", r#""attr": [""]"#, Invalid, "without a name"),
         ("*", r#""app": {}"#, Unsupported, "\"app\" in nodeAttrs"),
         (
