@@ -355,15 +355,15 @@ fn shapes() -> Vec<(&'static str, String)> {
             )
         }),
         ("tests of groups", {
-            let groups = list(4000, |n| format!(r#""group:g{n}":["u{n}@"]"#));
+            let groups = list(1000, |n| format!(r#""group:g{n}":["u{n}@"]"#));
             let tests = list(2000, |n| {
                 format!(
                     r#"{{"src":"group:g{}","deny":["100.64.0.3:{}"]}}"#,
-                    n * 2,
+                    n % 1000,
                     n + 1
                 )
             });
-            let all = list(4000, |n| format!(r#""u{n}@""#));
+            let all = list(1000, |n| format!(r#""u{n}@""#));
             filled(
                 &format!(
                     r#"{{"groups":{{{groups},"group:all":[{all}]}},"tests":[{tests}],"sshTests":[{{"src":"group:all","dst":["100.64.0.3"],"deny":["root"]}}],"acls":["#
@@ -371,7 +371,7 @@ fn shapes() -> Vec<(&'static str, String)> {
                 "]}",
                 |n| {
                     acl(
-                        &format!(r#""group:g{}""#, n % 4000),
+                        &format!(r#""group:g{}""#, n % 1000),
                         &format!(r#""10.0.0.1:{}""#, n % 60_000 + 1),
                     )
                 },
