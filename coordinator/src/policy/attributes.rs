@@ -71,7 +71,7 @@ pub(crate) struct Attributes {
 }
 
 /// Which nodes get attributes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Target {
     Alias(Alias),
     /// `autogroup:owner`: devices of the user who owns the tailnet.

@@ -190,6 +190,25 @@ p.hujson:12:49: warning: nobody gets an address out of 100.85.0.0/16: the entry 
 }
 
 #[test]
+fn a_pool_behind_several_entries_that_decide_together_is_warned_of() {
+    warned(
+        r##"{
+  "tagOwners": {"tag:key": ["autogroup:member"]},
+  "nodeAttrs": [
+    {"target": ["autogroup:member"], "ipPool": ["100.80.0.0/16"]},
+    {"target": ["tag:key"], "ipPool": ["100.81.0.0/16"]},
+    {"target": ["alice@example.com", "tag:key"], "ipPool": ["100.82.0.0/16"]},
+  ],
+}
+"##,
+        r##"p.hujson:6:61: warning: nobody gets an address out of 100.82.0.0/16: the entries in lines 4 and 5, which come first, are for all of these nodes
+    6 |     {"target": ["alice@example.com", "tag:key"], "ipPool": ["100.82.0.0/16"]},
+      |                                                             ^^^^^^^^^^^^^^^
+"##,
+    );
+}
+
+#[test]
 fn what_depends_on_nodes_is_not_warned_of_before_there_are_any() {
     let text = r#"{
         "hosts": {"db": "10.1.0.9"},

@@ -309,6 +309,23 @@ fn shapes() -> Vec<(&'static str, String)> {
             }),
         ),
         (
+            "pools",
+            filled(r#"{"nodeAttrs":[{"target":["*"],"ipPool":["#, "]}]}", |n| {
+                format!(r#""100.96.{}.{}""#, n / 256 % 256, n % 256)
+            }),
+        ),
+        ("pools of groups and their members", {
+            let members = list(20_000, |n| format!(r#""u{n}@""#));
+            let groups = list(500, |_| r#""group:a""#.to_owned());
+            filled(
+                &format!(
+                    r#"{{"groups":{{"group:a":[{members}]}},"nodeAttrs":[{{"target":[{groups}],"ipPool":["100.96.0.0/16"]}},"#
+                ),
+                "]}",
+                |n| format!(r#"{{"target":["v{n}@","group:a"],"ipPool":["100.97.0.0/16"]}}"#),
+            )
+        }),
+        (
             "tests of many rules",
             filled(&format!(r#"{{"tests":[{tests}],"acls":["#), "]}", |n| {
                 acl(r#""*""#, &format!(r#""100.64.0.3:{}""#, n % 60_000 + 1))
