@@ -380,7 +380,7 @@ impl State {
     ) -> Option<address::Number> {
         let pools = self.policy.all_address_pools();
         let outside = address::next_outside(&pools, self.last_address, &taken);
-        outside.or_else(|| address::next(self.last_address, taken))
+        outside.or_else(|| address::next_outside(&[], self.last_address, taken))
     }
 
     /// Out of which the policy has a new node's address be.
