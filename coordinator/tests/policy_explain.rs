@@ -2,17 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
+#[path = "support/devices.rs"]
+mod devices;
 #[path = "support/people.rs"]
 mod people;
 
 use std::collections::BTreeSet;
 
 use lowroad_coordinator::policy::{
-    Clause, CompiledTailnet, NodeFacts, Policy, TailnetFacts, WhyEnd, WhyProbe, WhyVerdict, World,
-    recompile,
+    Clause, CompiledTailnet, NodeFacts, Policy, WhyEnd, WhyProbe, WhyVerdict, World, recompile,
 };
 use lowroad_wire::control::{NodeId, SshRule};
 
+use devices::alice_and_bob;
 use people::{node, user};
 
 const POLICY: &str = r#"{
@@ -352,20 +354,11 @@ const SSH: &str = r#"{
 
 /// Alice, who has an address at example.com, with 1 and 2, Bob with 3, database 4, router 5.
 fn world_of_logins() -> World {
-    World {
-        users: vec![user(1, "alice@example.com"), user(2, "bob")],
-        nodes: vec![
-            node(1, Some(1), &[]),
-            node(2, Some(1), &[]),
-            node(3, Some(2), &[]),
-            node(4, None, &["tag:db"]),
-            node(5, None, &["tag:router"]),
-        ],
-        tailnet: TailnetFacts {
-            domains: vec!["example.com".to_owned()],
-            ..TailnetFacts::default()
-        },
-    }
+    let mut world = alice_and_bob();
+    world.nodes.push(node(4, None, &["tag:db"]));
+    world.nodes.push(node(5, None, &["tag:router"]));
+    world.tailnet.domains = vec!["example.com".to_owned()];
+    world
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The policy language from outside: places in errors, refusals, tests, foreign text, size.
 
+#[path = "../support/devices.rs"]
+mod devices;
 mod foreign;
 #[path = "../support/people.rs"]
 mod people;
@@ -12,20 +14,14 @@ use lowroad_coordinator::policy::{
 };
 use lowroad_wire::control::{NodeId, UserId};
 
+use devices::alice_and_bob;
 use people::{node, user};
 
 /// Alice with nodes 1 and 2, Bob with node 3, and a server with node 4.
 fn small_world() -> World {
-    World {
-        users: vec![user(1, "alice@example.com"), user(2, "bob")],
-        nodes: vec![
-            node(1, Some(1), &[]),
-            node(2, Some(1), &[]),
-            node(3, Some(2), &[]),
-            node(4, Some(2), &["tag:server"]),
-        ],
-        ..World::default()
-    }
+    let mut world = alice_and_bob();
+    world.nodes.push(node(4, Some(2), &["tag:server"]));
+    world
 }
 
 fn refusal(policy: &str) -> (PolicyErrorKind, String) {

@@ -122,6 +122,22 @@ proptest! {
     }
 }
 
+/// Nobody of the group has a node: that another test is about one of them makes no difference.
+#[test]
+fn all_members_of_a_group_are_tried_whatever_other_tests_are_about() {
+    let text = r#"{"groups": {"group:a": ["bob@", "fay@"], "group:b": ["bob@"], "group:c": ["fay@"]}, "tagOwners": {"tag:db": []},
+        "grants": [{"src": ["group:c"], "dst": ["tag:db"], "ip": ["80"]}],
+        "tests": [{"src": "group:b", "deny": ["tag:db:80"]}, {"src": "group:a", "deny": ["tag:db:80"]}]}"#;
+    let policy = Policy::parse(text).unwrap();
+    let [error] = &errors(&policy, &World::default())[..] else {
+        panic!("one test fails");
+    };
+    assert!(
+        error.contains("deny \"tag:db:80\" from \"group:a\""),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_test_about_more_users_than_can_be_told_apart_is_refused_with_its_place() {
     let groups: String = (0..10_001)

@@ -69,34 +69,34 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
+    fn addresses(&mut self, compiled: &CompiledTailnet, alias: &'a Alias) -> &[IpAddr] {
+        let known = self.addresses.entry(alias);
+        known.or_insert_with(|| addresses(compiled, alias))
+    }
+
     /// Lists of rules of a policy, one of which each address has that an alias means.
-    fn lists(
-        &mut self,
-        policy: &Arc<SshPolicy>,
-        alias: &'a Alias,
-        sources: &[IpAddr],
-    ) -> &BTreeSet<Vec<usize>> {
+    fn lists(&mut self, policy: &Arc<SshPolicy>, alias: &'a Alias) -> &BTreeSet<Vec<usize>> {
         let at = Arc::as_ptr(policy);
-        let rules_of = |policy: &SshPolicy| {
-            let mut rules_of = RulesOf::new();
-            for (at, rule) in policy.rules.iter().enumerate() {
-                for principal in &rule.principals {
-                    if let Ok(address) = principal.node_ip.parse() {
-                        rules_of.entry(address).or_default().push(at);
-                    }
-                }
-            }
-            rules_of
-        };
-        let (_, rules) = self
-            .rules
-            .entry(at)
-            .or_insert_with(|| (policy.clone(), rules_of(policy)));
+        let rules = self.rules.entry(at);
+        let (_, rules) = rules.or_insert_with(|| (policy.clone(), rules_of(policy)));
+        let sources = self.addresses.get(alias).into_iter().flatten();
         self.lists.entry((at, alias)).or_insert_with(|| {
             let list = |address| rules.get(address).cloned().unwrap_or_default();
-            sources.iter().map(list).collect()
+            sources.map(list).collect()
         })
     }
+}
+
+fn rules_of(policy: &SshPolicy) -> RulesOf {
+    let mut rules_of = RulesOf::new();
+    for (at, rule) in policy.rules.iter().enumerate() {
+        for principal in &rule.principals {
+            if let Ok(address) = principal.node_ip.parse() {
+                rules_of.entry(address).or_default().push(at);
+            }
+        }
+    }
+    rules_of
 }
 
 /// A well-formed test.
@@ -159,11 +159,7 @@ impl<'d> Trial<'d> {
 
     fn run<'a>(&'a self, compiled: &CompiledTailnet, known: &mut Known<'a>, errors: &mut Errors) {
         let (written, source) = &self.source;
-        let sources = known.addresses.entry(source);
-        let sources = sources
-            .or_insert_with(|| addresses(compiled, source))
-            .clone();
-        if sources.is_empty() {
+        if known.addresses(compiled, source).is_empty() {
             return errors.push(nobody(written, "src"));
         }
         for (written, destination) in &self.destinations {
@@ -177,7 +173,7 @@ impl<'d> Trial<'d> {
             for node in nodes {
                 let policy = compiled.ssh_for(node);
                 if judged.insert(Arc::as_ptr(&policy)) {
-                    let lists = known.lists(&policy, source, &sources);
+                    let lists = known.lists(&policy, source);
                     self.judge(&policy, lists, &mut failed);
                 }
             }
