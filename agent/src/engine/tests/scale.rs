@@ -56,7 +56,7 @@ impl Connected {
     }
 }
 
-/// The nodes of a large tailnet, but for the address ranges' bounds.
+/// Fewer than those from which on all peers have one route.
 const MANY: u16 = 9_000;
 const ROUNDS: usize = 15;
 
