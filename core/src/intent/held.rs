@@ -9,6 +9,9 @@ use super::{Change, Intent, into_tunnel};
 use crate::desired::{Desired, Observed, ObservedDevice, Peer};
 
 /// Peers and routes that changes have touched, as they were before the first of them. Empty: the kernel holds what is wanted.
+///
+/// What nothing has wanted for a while is not relied on: WireGuard keeps the endpoint of a peer that needs none, but has followed the peer since, wherever
+/// that went. One that is wanted again is set again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     pub(super) peers: BTreeMap<NodePublic, Option<Peer>>,

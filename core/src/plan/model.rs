@@ -1,6 +1,9 @@
 //! A kernel that does exactly what steps say: for tests, and for the fake kernel.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
 use ipnet::IpNet;
 use lowroad_wire::key::NodePublic;
@@ -34,6 +37,14 @@ impl Model {
 
     pub fn into_observed(self) -> Observed {
         self.observed
+    }
+
+    /// A peer is heard from somewhere else, and WireGuard answers there.
+    pub fn roam(&mut self, key: &NodePublic, to: SocketAddr) {
+        let device = self.observed.device.as_mut();
+        if let Some(peer) = device.and_then(|device| device.peers.get_mut(key)) {
+            peer.endpoint = Some(to);
+        }
     }
 
     pub fn apply(&mut self, step: &Step) {

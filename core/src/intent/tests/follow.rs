@@ -59,6 +59,44 @@ fn a_peer_that_needs_no_path_any_more_is_programmed_with_its_own_endpoint() {
     assert_eq!(wanted.endpoint, Some("198.51.100.9:51820".parse().unwrap()));
 }
 
+#[test]
+fn an_endpoint_that_was_not_wanted_for_a_while_is_set_again() {
+    let with = |id, only, removed: Option<i64>| {
+        let mut node = Node {
+            id: NodeId(id),
+            key: key(2),
+            home_derp: Some(RegionId(1)),
+            ..Node::default()
+        };
+        node.is_wireguard_only = only;
+        node.endpoints = vec!["198.51.100.9:51820".parse().unwrap()];
+        Event::Message(Box::new(MapResponse {
+            peers_changed: vec![Arc::new(node)],
+            peers_removed: removed.map(NodeId).into_iter().collect(),
+            ..MapResponse::default()
+        }))
+    };
+    let first = MapResponse {
+        node: Some(own(1)),
+        ..MapResponse::default()
+    };
+    let mut follower = Follower::new(first, choices(false));
+    for event in [
+        Event::Program,
+        with(2, true, None),
+        Event::Program,
+        with(3, false, Some(2)),
+        Event::Program,
+        with(2, true, Some(3)),
+        Event::Program,
+    ] {
+        follower.take(event).unwrap();
+    }
+    let peers = &follower.kernel.observed().device.as_ref().unwrap().peers;
+    let wanted = "198.51.100.9:51820".parse().unwrap();
+    assert_eq!(peers[&key(2)].endpoint, Some(wanted));
+}
+
 /// A netmap, what follows it, and a kernel that is brought up to date by nothing but the differences.
 struct Follower {
     map: NetMap,
@@ -178,6 +216,13 @@ impl Follower {
         self.whole = false;
         let left = plan(&desired, self.kernel.observed());
         prop_assert!(left.is_empty(), "{left:?}");
+        // Peers without a path have been heard from elsewhere by the next time.
+        for (key, peer) in &desired.wireguard.peers {
+            if peer.endpoint.is_none() {
+                let elsewhere = SocketAddr::from(([203, 0, 113, 1], 41641));
+                self.kernel.roam(key, elsewhere);
+            }
+        }
         Ok(())
     }
 }
