@@ -6,6 +6,7 @@
 
 mod addresses;
 mod answer;
+mod bus;
 mod cached;
 mod flows;
 mod lifecycle;
@@ -29,19 +30,19 @@ use std::{
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use lowroad_core::filter::{FilterEvent, Punt};
-use serde_json::Value;
 use tokio::{
-    sync::{broadcast, mpsc, watch},
+    sync::{mpsc, watch},
     time::sleep_until,
 };
 use tracing::{debug, error, info, warn};
 
 use self::{
+    bus::Bus,
     flows::Flows,
     links::Links,
     session::Session,
     sources::{Sources, receive},
-    up::PendingUp,
+    up::{BegunLogin, PendingUp},
 };
 use crate::{
     control::ControlEvent,
@@ -50,7 +51,6 @@ use crate::{
     localapi::{Ask, user_id},
     prefs::Prefs,
     state::{NetmapCache, State, StateDir, StateError},
-    status::BackendState,
     tls::TlsConfig,
     traversal::{port::Datagram, relay::RelayEvent, stun::Probed},
 };
@@ -129,8 +129,9 @@ pub struct Engine {
     began: Instant,
     /// How long after that the kernel held what a netmap wanted.
     adopted_after: Option<Duration>,
-    notify: broadcast::Sender<Value>,
-    notified: Option<BackendState>,
+    bus: Bus,
+    /// A login that somebody began on the local API and may go on with.
+    begun: Option<BegunLogin>,
     /// Whether the last event was an ask: the next is something else that waits, if there is such.
     asked: bool,
     /// The ways out of this host, as of the last look.
@@ -172,8 +173,8 @@ impl Engine {
             session: None,
             ups: Vec::new(),
             flows,
-            notify: broadcast::channel(64).0,
-            notified: None,
+            bus: Bus::default(),
+            begun: None,
             asked: false,
             links: Links::default(),
             links_at: None,
@@ -423,7 +424,7 @@ impl Engine {
             session.report();
         }
         self.advance_ups(now).await;
-        self.notify_state();
+        self.tell_watchers();
     }
 
     fn save(&mut self) -> Result<(), StateError> {
@@ -437,16 +438,6 @@ impl Engine {
             .filter(|name| !name.is_empty())
             .and_then(|name| user_id(name));
         self.options.operator.store(operator.map(Arc::new));
-    }
-
-    fn notify_state(&mut self) {
-        let state = self.backend_state();
-        if self.notified != Some(state) {
-            self.notified = Some(state);
-            info!(?state, "state");
-            // Nobody listening is no error.
-            let _ = self.notify.send(self.notification());
-        }
     }
 }
 

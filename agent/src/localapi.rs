@@ -8,6 +8,7 @@ mod operator;
 mod places;
 mod routes;
 mod socket;
+pub mod watch;
 
 use std::{net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
@@ -89,6 +90,10 @@ pub enum Ask {
         change: Change,
         reply: oneshot::Sender<Result<(), String>>,
     },
+    /// A login, anew if somebody is logged in; doesn't wait for it.
+    Login {
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     Down {
         reply: oneshot::Sender<Result<(), String>>,
     },
@@ -117,9 +122,10 @@ pub enum Ask {
     Flows {
         reply: oneshot::Sender<(Vec<Flow>, broadcast::Receiver<Flow>)>,
     },
-    /// A first notification, and those to come.
+    /// What a watcher of the IPN bus is told first, if it asks for that, and what it is told from now on.
     Watch {
-        reply: oneshot::Sender<(Value, broadcast::Receiver<Value>)>,
+        mask: u64,
+        reply: oneshot::Sender<(Vec<Value>, broadcast::Receiver<Value>)>,
     },
 }
 

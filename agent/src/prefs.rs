@@ -3,6 +3,8 @@
 //! `up` with flags states the complete set of preferences; `set` changes the named ones only. A preference whose feature does not exist yet is refused
 //! where it enters ([`Change::refusal`]), so that none is ever taken silently.
 
+mod stock;
+
 use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
@@ -233,7 +235,8 @@ impl Change {
         Ok(change)
     }
 
-    /// A whole set of preferences in the stock shape; those that we don't have are ignored, because stock clients send all of theirs.
+    /// A whole set of preferences in the stock shape; those that we don't have are ignored unless they ask for something, because stock clients send all
+    /// of theirs.
     pub fn from_whole_json(body: &Value) -> Result<Self, PrefsError> {
         let Some(object) = body.as_object() else {
             return Err(PrefsError::WrongType("(whole body)".into()));
@@ -274,7 +277,7 @@ impl Change {
             "OperatorUser" => self.operator_user = Some(text()?),
             "AdvertiseRoutes" => self.advertise_routes = Some(list()?),
             "ExitNodeID" | "ExitNodeIP" => self.exit_node = Some(text()?),
-            other => return Err(PrefsError::Unknown(other.to_owned())),
+            other => return stock::judge(other, value),
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use lowroad_core::{
     plan::{AllowedIps, Step, narrow, plan},
 };
 use lowroad_wire::{
-    control::{Malformed, MapResponse},
+    control::{Malformed, MapResponse, NodeId},
     key::{DiscoPrivate, NodePublic},
     netmap::{Changes, NetMap},
 };
@@ -102,6 +102,8 @@ pub struct Node {
     closed: Option<String>,
     /// Why the kernel does not hold what the netmap wants, if it was tried.
     failure: Option<String>,
+    /// Peers that came or changed, and those that went, since somebody asked.
+    news: (BTreeSet<NodeId>, BTreeSet<NodeId>),
 }
 
 impl std::fmt::Debug for Node {
@@ -182,6 +184,7 @@ impl Node {
             installed: None,
             closed: None,
             failure: None,
+            news: Default::default(),
         })
     }
 
@@ -255,12 +258,13 @@ impl Node {
         }
         self.cached = None;
         let begins = std::mem::take(&mut self.fresh) || self.map.is_none();
-        let mut map = if begins {
-            NetMap::default()
-        } else {
-            self.map.take().unwrap_or_default()
+        let old = self.map.take().unwrap_or_default();
+        let (mut map, replaced) = match begins {
+            true => (NetMap::default(), old.peers),
+            false => (old, Default::default()),
         };
         let changes = map.apply(response, clock);
+        self.note_news(&changes, replaced.into_keys());
         self.left_out = self.left_out.saturating_add(changes.left_out);
         if changes.left_out > 0 {
             warn!(

@@ -17,9 +17,10 @@ use crate::{
     },
     localapi::UpRequest,
     prefs::{AuthKey, Change},
-    status::{Progress, Status},
+    status::{BackendState, Progress, Status},
 };
 
+mod bus;
 mod cached;
 mod fair;
 mod policy;

@@ -2,16 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{broadcast, mpsc, oneshot},
     time::timeout,
 };
 use tracing::{info, warn};
 
-use super::{Engine, lifecycle::Login, session::Session, whole};
+use super::{Engine, bus, lifecycle::Login, whole};
 use crate::{
     localapi::UpRequest,
-    prefs::{Change, Prefs},
+    prefs::{AuthKey, Change, Prefs},
     status::Progress,
 };
 
@@ -21,7 +22,7 @@ const UNREACHABLE_AFTER: Duration = Duration::from_secs(10);
 /// An `up` that somebody waits for.
 #[derive(Debug)]
 pub struct PendingUp {
-    progress: mpsc::Sender<Progress>,
+    progress: Listener,
     /// From `--timeout`.
     timeout: Option<(Instant, Duration)>,
     /// Since when there has been nothing but trouble with the server.
@@ -30,6 +31,28 @@ pub struct PendingUp {
     visited: String,
     before: Before,
 }
+
+/// Who waits for it.
+#[derive(Debug)]
+enum Listener {
+    /// A command; if it goes, the attempt is given up.
+    Command(mpsc::Sender<Progress>),
+    /// Whoever watches the bus.
+    Bus(broadcast::Sender<Value>),
+}
+
+/// A login that was begun on the local API: the stock client sends the key, and then that it wants to log in.
+#[derive(Debug)]
+pub struct BegunLogin {
+    at: Instant,
+    /// It is under way already.
+    goes_on: bool,
+    /// Of no use yet.
+    auth_key: Option<AuthKey>,
+}
+
+/// How long the second request may come after the first.
+const GOES_ON_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a failed `up` goes back to.
 #[derive(Clone, Debug)]
@@ -50,9 +73,29 @@ impl PendingUp {
             .min()
     }
 
+    fn new(progress: Listener, timeout: Duration, before: Before) -> Self {
+        Self {
+            progress,
+            timeout: (!timeout.is_zero()).then(|| (Instant::now() + timeout, timeout)),
+            trouble_since: None,
+            said: String::new(),
+            visited: String::new(),
+            before,
+        }
+    }
+
     fn tell(&self, step: Progress) {
         // A reader that doesn't keep up misses a line; one that has gone is noticed elsewhere.
-        let _ = self.progress.try_send(step);
+        match (&self.progress, step) {
+            (Listener::Command(progress), step) => drop(progress.try_send(step)),
+            (Listener::Bus(bus), Progress::Failed(why)) => drop(bus.send(bus::failed(&why))),
+            // The state tells it.
+            (Listener::Bus(_), _) => {}
+        }
+    }
+
+    fn is_interrupted(&self) -> bool {
+        matches!(&self.progress, Listener::Command(progress) if progress.is_closed())
     }
 }
 
@@ -60,14 +103,10 @@ impl Engine {
     pub(super) async fn on_up(&mut self, request: UpRequest, progress: mpsc::Sender<Progress>) {
         let timeout = Duration::from_millis(request.timeout_ms);
         match self.begin_up(request).await {
-            Ok(before) => self.ups.push(PendingUp {
-                progress,
-                timeout: (!timeout.is_zero()).then(|| (Instant::now() + timeout, timeout)),
-                trouble_since: None,
-                said: String::new(),
-                visited: String::new(),
-                before,
-            }),
+            Ok(before) => {
+                let progress = Listener::Command(progress);
+                self.ups.push(PendingUp::new(progress, timeout, before));
+            }
             Err(why) => {
                 let _ = progress.try_send(Progress::Failed(why));
             }
@@ -98,19 +137,9 @@ impl Engine {
             running: self.session.is_some() || self.restart_at.is_some(),
             restarted: false,
         };
-        let turned_away = self
-            .session
-            .as_ref()
-            .is_none_or(|session| session.control.is_none());
-        let session = self.session.as_ref();
-        let registered = session.is_some_and(|session| session.registered.is_some());
-        let expired = session.is_some_and(Session::is_expired);
-        let restart = turned_away
-            || request.force_reauth
+        let restart = request.force_reauth
             || request.accept_server_key
-            || prefs.control_url != self.prefs.control_url
-            || expired
-            || (request.auth_key.is_some() && !registered);
+            || self.needs_session(&prefs, request.auth_key.as_ref());
         self.prefs = prefs;
         self.apply_preferences();
         if restart {
@@ -127,6 +156,20 @@ impl Engine {
             }
         }
         Ok(before)
+    }
+
+    /// Whether the session that there is can't do what these preferences and this key ask for.
+    fn needs_session(&self, prefs: &Prefs, auth_key: Option<&AuthKey>) -> bool {
+        let Some(session) = self
+            .session
+            .as_ref()
+            .filter(|session| session.control.is_some())
+        else {
+            return true;
+        };
+        prefs.control_url != self.prefs.control_url
+            || session.is_expired()
+            || (auth_key.is_some() && session.registered.is_none())
     }
 
     /// A node key is registered with one server; another one is a new login.
@@ -179,7 +222,7 @@ impl Engine {
                     timeout.as_secs_f64()
                 ));
             }
-            if up.progress.is_closed() {
+            if up.is_interrupted() {
                 failed = Some("the command was interrupted".to_owned());
             }
             if !auth_url.is_empty() && up.visited != auth_url {
@@ -197,12 +240,11 @@ impl Engine {
 
     /// As long as anybody waits it goes on, and should it fail then, back to what was before the first.
     fn forget_interrupted(&mut self) {
-        let interrupted = |up: &PendingUp| up.progress.is_closed();
-        if self.ups.iter().all(interrupted) {
+        if self.ups.iter().all(PendingUp::is_interrupted) {
             return;
         }
         let before = self.ups[0].before.clone();
-        self.ups.retain(|up| !interrupted(up));
+        self.ups.retain(|up| !up.is_interrupted());
         self.ups[0].before = before;
     }
 
@@ -263,27 +305,30 @@ impl Engine {
         }
     }
 
-    /// `start`, `login-interactive` and `WantRunning: true`: connects, and doesn't wait for it.
+    /// `start` and `WantRunning: true`: connects, and doesn't wait for it.
     pub(super) async fn start_without_waiting(
         &mut self,
-        auth_key: Option<crate::prefs::AuthKey>,
+        auth_key: Option<AuthKey>,
         mut change: Change,
     ) -> Result<(), String> {
         change.validate().map_err(|error| error.to_string())?;
         let mut prefs = self.prefs.clone();
         change.apply(&mut prefs);
         self.check_server(&prefs)?;
+        let restart = self.needs_session(&prefs, auth_key.as_ref());
         self.prefs = prefs;
         self.prefs.want_running = true;
         self.prefs.logged_out = false;
         self.state.prefs = self.prefs.clone();
         self.save().map_err(|error| error.to_string())?;
         self.apply_preferences();
-        if self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.control.is_some())
-        {
+        self.bus.tell_again();
+        self.begun = Some(BegunLogin {
+            at: Instant::now(),
+            goes_on: restart && (auth_key.is_some() || self.state.registered_at.is_none()),
+            auth_key: auth_key.clone(),
+        });
+        if !restart {
             return Ok(());
         }
         let login = Login {
@@ -292,6 +337,37 @@ impl Engine {
         };
         let started = self.start_session(login).await;
         started.map_err(|why| self.cannot_start(&why))
+    }
+
+    /// `login-interactive`: goes on with the login that was begun just before, or shows its page again; else somebody logs in anew, and if that
+    /// fails the login that there was is in force again. What comes of it is told on the bus.
+    pub(super) async fn on_login(&mut self) -> Result<(), String> {
+        self.bus.tell_again();
+        let begun = self.begun.take();
+        let begun = begun.filter(|begun| begun.at.elapsed() <= GOES_ON_WITHIN);
+        let auth_key = match begun {
+            Some(begun) if begun.goes_on => return Ok(()),
+            begun => begun.and_then(|begun| begun.auth_key),
+        };
+        let session = self.session.as_ref();
+        let shows_page = session.is_some_and(|session| !session.auth_url.is_empty());
+        if shows_page && auth_key.is_none() {
+            return Ok(());
+        }
+        if self.state.registered_at.is_none() {
+            return self
+                .start_without_waiting(auth_key, Change::default())
+                .await;
+        }
+        let request = UpRequest {
+            auth_key,
+            force_reauth: true,
+            ..UpRequest::default()
+        };
+        let before = self.begin_up(request).await?;
+        let bus = Listener::Bus(self.bus.sender());
+        self.ups.push(PendingUp::new(bus, Duration::ZERO, before));
+        Ok(())
     }
 
     /// `down`: everything that lowroad made on this host is removed, and a restarted agent stays down.

@@ -47,6 +47,7 @@ impl Engine {
                 change,
                 reply,
             } => drop(reply.send(self.start_without_waiting(auth_key, change).await)),
+            Ask::Login { reply } => drop(reply.send(self.on_login().await)),
             Ask::Down { reply } => drop(reply.send(self.on_down().await)),
             Ask::Logout { reply } => self.on_logout(reply).await,
             Ask::Ping { ip, kind, reply } => self.ping(ip, kind, reply),
@@ -55,9 +56,7 @@ impl Engine {
             Ask::Metrics { reply } => drop(reply.send(self.metrics())),
             Ask::Counters { reply } => drop(reply.send(self.counters())),
             Ask::Flows { reply } => drop(reply.send(self.flows.follow())),
-            Ask::Watch { reply } => {
-                drop(reply.send((self.notification(), self.notify.subscribe())))
-            }
+            Ask::Watch { mask, reply } => drop(reply.send(self.watch(mask))),
         }
     }
 
@@ -135,11 +134,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn notification(&self) -> Value {
-        json!({"Version": version(), "State": self.backend_state().number(), "Prefs": self.prefs.to_stock_json()})
-    }
-
-    fn status(&self, peers: bool) -> Status {
+    pub(super) fn status(&self, peers: bool) -> Status {
         let session = self.session.as_ref();
         let map = self.map();
         let own = map.and_then(|map| map.self_node.as_ref());

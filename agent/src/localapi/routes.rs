@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc};
 
-use super::{Ask, Body, Refusal, Server, UpRequest, Who, full, json_response};
+use super::{Ask, Body, Refusal, Server, UpRequest, Who, full, json_response, watch};
 use crate::{
     prefs::{AuthKey, Change},
     status::Progress,
@@ -75,14 +75,7 @@ pub async fn dispatch(server: &Server, call: &Call<'_>) -> Result<Response<Body>
         (&Method::POST, "/lowroad/v0/set") => set(server, call, call.json()?).await,
         (&Method::POST, "/localapi/v0/start") => start(server, call).await,
         (&Method::POST, "/localapi/v0/login-interactive") => {
-            let started = server
-                .ask(write, |reply| Ask::Start {
-                    auth_key: None,
-                    change: Change::default(),
-                    reply,
-                })
-                .await?;
-            done(started)
+            done(server.ask(write, |reply| Ask::Login { reply }).await?)
         }
         (&Method::POST, "/localapi/v0/logout") => {
             done(server.ask(write, |reply| Ask::Logout { reply }).await?)
@@ -108,8 +101,14 @@ pub async fn dispatch(server: &Server, call: &Call<'_>) -> Result<Response<Body>
             Ok(response)
         }
         (&Method::GET, "/localapi/v0/watch-ipn-bus") => {
-            let (first, rest) = server.ask(write, |reply| Ask::Watch { reply }).await?;
-            Ok(lines(vec![first], Some(rest)))
+            let mask = watch::read(call.parameter("mask").as_deref())
+                .map_err(|why| Refusal::new(StatusCode::NOT_IMPLEMENTED, &why))?;
+            let (first, rest) = server
+                .ask(write, |reply| Ask::Watch { mask, reply })
+                .await?;
+            Ok(lines(first, Some(rest), move |value| {
+                watch::reduced(value, mask)
+            }))
         }
         (&Method::GET, "/lowroad/v0/netcheck") => Ok(json_response(
             &server.ask(write, |reply| Ask::Netcheck { reply }).await?,
@@ -120,7 +119,7 @@ pub async fn dispatch(server: &Server, call: &Call<'_>) -> Result<Response<Body>
         (&Method::GET, "/lowroad/v0/flows") => {
             let (recent, rest) = server.ask(write, |reply| Ask::Flows { reply }).await?;
             let follow = call.parameter("follow").as_deref() == Some("true");
-            Ok(lines(recent, follow.then_some(rest)))
+            Ok(lines(recent, follow.then_some(rest), Some))
         }
         _ => Err(Refusal::new(
             StatusCode::NOT_FOUND,
@@ -246,10 +245,11 @@ fn done(result: Result<(), String>) -> Result<Response<Body>, Refusal> {
     }
 }
 
-/// JSON lines: those at hand, then those that come. A reader that is too slow misses some and is told how many.
+/// JSON lines: those at hand, then what `reduce` leaves of those that come. A reader that is too slow misses some and is told how many.
 fn lines<T: Serialize + Clone + Send + Sync + 'static>(
     first: Vec<T>,
     rest: Option<broadcast::Receiver<T>>,
+    reduce: impl Fn(T) -> Option<T> + Clone + Send + Sync + 'static,
 ) -> Response<Body> {
     let first = first
         .into_iter()
@@ -257,15 +257,28 @@ fn lines<T: Serialize + Clone + Send + Sync + 'static>(
         .collect::<Vec<_>>()
         .concat();
     let stream = stream::unfold(
-        (Some(Bytes::from(first)), rest),
-        |(first, rest)| async move {
+        // An empty frame would end the body.
+        (
+            Some(Bytes::from(first)).filter(|first| !first.is_empty()),
+            rest,
+            reduce,
+        ),
+        |(first, rest, reduce)| async move {
             if let Some(first) = first {
-                return Some((Ok::<_, Infallible>(Frame::data(first)), (None, rest)));
+                return Some((
+                    Ok::<_, Infallible>(Frame::data(first)),
+                    (None, rest, reduce),
+                ));
             }
             let mut rest = rest?;
             loop {
                 match rest.recv().await {
-                    Ok(value) => return Some((Ok(Frame::data(line(&value))), (None, Some(rest)))),
+                    Ok(value) => {
+                        if let Some(value) = reduce(value) {
+                            let line = Frame::data(line(&value));
+                            return Some((Ok(line), (None, Some(rest), reduce)));
+                        }
+                    }
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return None,
                 }

@@ -266,6 +266,7 @@ async fn preferences_can_be_checked_before_they_are_set() {
     for (prefs, expected) in [
         (json!({"Hostname": "gate", "RunSSH": false}), None),
         (json!({"Hostname": "no name"}), Some("no name")),
+        (json!({"RunSSH": true}), Some("--ssh is refused")),
         (json!({"AdvertiseRoutes": ["192.0.2.0/24"]}), Some("routes")),
     ] {
         let answer: serde_json::Value = client

@@ -74,10 +74,15 @@ fn a_masked_patch_changes_only_what_its_mask_names() {
             ..Change::default()
         }
     );
-    let unknown = json!({"RunSSH": true, "RunSSHSet": true});
+    let off = json!({"RunSSH": false, "RunSSHSet": true});
+    assert_eq!(Change::from_masked_json(&off), Ok(Change::default()));
+    let not_there = json!({"RunSSH": true, "RunSSHSet": true});
+    let why = Change::from_masked_json(&not_there).unwrap_err();
+    assert!(why.to_string().starts_with("--ssh is refused"), "{why}");
+    let unknown = json!({"Sing": true, "SingSet": true});
     assert_eq!(
         Change::from_masked_json(&unknown),
-        Err(PrefsError::Unknown("RunSSH".into()))
+        Err(PrefsError::Unknown("Sing".into()))
     );
 }
 

@@ -48,7 +48,7 @@ const READABLE: &[&str] = &[
     "/localapi/v0/derpmap",
     "/localapi/v0/metrics",
     "/localapi/v0/usermetrics",
-    "/localapi/v0/watch-ipn-bus",
+    "/localapi/v0/watch-ipn-bus?mask=16526",
     "/localapi/v0/serve-config",
     "/lowroad/v0/counters",
     "/lowroad/v0/netcheck",

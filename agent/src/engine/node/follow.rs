@@ -6,7 +6,11 @@ use lowroad_core::{
     intent::{Held, Intent},
     path::PathPeer,
 };
-use lowroad_wire::{control::Node as Facts, key::NodePublic, netmap::Changes};
+use lowroad_wire::{
+    control::{Node as Facts, NodeId},
+    key::NodePublic,
+    netmap::Changes,
+};
 use time::OffsetDateTime;
 
 use super::Node;
@@ -21,6 +25,24 @@ pub enum Relays {
 }
 
 impl Node {
+    /// `replaced` are all peers of a netmap in whose place there is another.
+    pub(super) fn note_news(&mut self, changes: &Changes, replaced: impl Iterator<Item = NodeId>) {
+        let (changed, removed) = &mut self.news;
+        removed.extend(replaced);
+        removed.extend(&changes.peers_removed);
+        let there = || changes.peers_added.iter().chain(&changes.peers_changed);
+        there().for_each(|id| {
+            removed.remove(id);
+        });
+        changed.extend(there());
+        changed.retain(|id| !removed.contains(id));
+    }
+
+    /// Peers that came or changed, and those that went, since the last call.
+    pub fn take_news(&mut self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
+        std::mem::take(&mut self.news)
+    }
+
     /// The next look at the netmap is at all of it.
     pub(super) fn read_anew(&mut self) {
         self.whole = true;
