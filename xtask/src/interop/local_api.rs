@@ -1,6 +1,6 @@
 //! Programs written for the stock daemon's local API, on lowroad's socket: the stock command line is the one that asks for most.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -14,13 +14,43 @@ use super::{
 };
 use crate::{
     lab::{ALLOW_ALL, secs},
-    process::{self, Finished},
+    process::{self, Daemon, Finished},
     tailnet::Client,
+    traffic::Pinger,
+    wait,
 };
 
 const LIMIT: Duration = secs(90);
 
 const NO_SUCH: &str = "does not exist in this agent";
+const REFUSED: &str = "is refused: this version of lowroad cannot";
+
+/// Settings that ask for what lowroad doesn't do.
+const NO_SETTING: &[&[&str]] = &[
+    &["set", "--ssh"],
+    &["set", "--webclient"],
+    &["set", "--snat-subnet-routes=false"],
+    &["set", "--netfilter-mode=off"],
+    &["set", "--advertise-connector"],
+    &["set", "--advertise-exit-node"],
+    &["set", "--advertise-routes=10.0.0.0/24"],
+    &["set", "--exit-node-allow-lan-access"],
+    &[
+        "up",
+        LOGIN_SERVER,
+        "--hostname=lowroad",
+        "--accept-routes",
+        "--ssh",
+    ],
+    &[
+        "up",
+        LOGIN_SERVER,
+        "--hostname=lowroad",
+        "--accept-routes",
+        "--snat-subnet-routes=false",
+    ],
+];
+const LOGIN_SERVER: &str = "--login-server=https://hs.lab";
 
 /// What lowroad has nothing for. Each has to be answered by an error that says so.
 const NOT_THERE: &[&[&str]] = &[
@@ -50,10 +80,30 @@ pub fn stock_command_line(lab: &Lab, table: &mut Table) -> Result<()> {
         process::run(&mut command, "", LIMIT)
     };
     let ok = |arguments: &[&str]| Ok(run(arguments)?.ok(&arguments.join(" "))?.stdout);
-    joins(table, &server, &ok)?;
+    let spawn = |arguments: &[&str]| {
+        let host = member.namespace();
+        let mut command = Stock::command_line(lab.programs, host, &socket, arguments);
+        let log = lab.net.folder().join(format!("{}.log", arguments[0]));
+        Daemon::spawn(&mut command, &log)
+    };
+    joins(table, &server, &member, &spawn)?;
     member.wait_for_peer("stock", secs(20))?;
+    logs_in_anew(table, &server, &member, &peer, &run)?;
     tells(table, &peer, &member, &ok)?;
+    watches(table, &member, &spawn, &ok);
     exit_nodes(table, || run(&["exit-node", "list"]));
+    for arguments in NO_SETTING {
+        table.try_it(&arguments.join(" "), || {
+            let before = ok(&["debug", "prefs"])?;
+            let finished = run(arguments)?;
+            ensure!(finished.code() != 0, "no error: {}", finished.stdout);
+            let all = format!("{}{}", finished.stderr, finished.stdout);
+            let said = all.lines().find(|line| line.contains(REFUSED));
+            let said = said.with_context(|| format!("it does not say why: {all}"))?;
+            ensure!(ok(&["debug", "prefs"])? == before, "preferences are others");
+            Ok(said.trim().to_owned())
+        });
+    }
     for arguments in NOT_THERE {
         table.try_it(&arguments.join(" "), || {
             let finished = run(arguments)?;
@@ -68,16 +118,124 @@ pub fn stock_command_line(lab: &Lab, table: &mut Table) -> Result<()> {
 }
 
 type Run<'a> = &'a dyn Fn(&[&str]) -> Result<String>;
+type Try<'a> = &'a dyn Fn(&[&str]) -> Result<Finished>;
+/// Goes on until it is dropped, and writes what it says to its log.
+type Spawn<'a> = &'a dyn Fn(&[&str]) -> Result<Daemon>;
 
-fn joins(table: &mut Table, server: &Server, ok: Run) -> Result<()> {
-    let key = server.auth_key("ann", KeyOptions::default())?;
-    table.try_it("up", || {
-        let login = format!("--login-server={}", server::URL);
-        let key = format!("--auth-key={key}");
-        ok(&["up", &login, &key, "--hostname=lowroad", "--timeout=60s"])?;
+fn joins(table: &mut Table, server: &Server, member: &Member, spawn: Spawn) -> Result<()> {
+    let joined = table.try_it("up, at the page that it shows", || {
+        let mut up = spawn(&["up", LOGIN_SERVER, "--hostname=lowroad", "--timeout=60s"])?;
+        let (page, _) = wait::wait_for("the page", secs(20), || {
+            let said = fs::read_to_string(&up.log)?;
+            let words = said.split_whitespace();
+            let page = words
+                .map(str::to_owned)
+                .find(|word| word.starts_with(server::URL));
+            Ok(page)
+        })?;
+        server.approve_login(&page, "ann")?;
+        let (status, time) = wait::wait_for("the end of `up`", secs(30), || Ok(up.ended()))?;
+        ensure!(
+            status.success(),
+            "{status}: {}",
+            fs::read_to_string(&up.log)?
+        );
+        member.wait_until_running(secs(1))?;
+        Ok(format!("{:.2} s after the approval", time.as_secs_f64()))
+    });
+    ensure!(joined, "without this there is nothing more to try");
+    Ok(())
+}
+
+/// Other logins than the first: with a key that nobody knows, with a good one, and of a node that has expired.
+fn logs_in_anew(
+    table: &mut Table,
+    server: &Server,
+    member: &Member,
+    peer: &Member,
+    run: Try,
+) -> Result<()> {
+    let key = format!(
+        "--auth-key={}",
+        server.auth_key("ann", KeyOptions::default())?
+    );
+    let up = |key: &str, more: &[&str]| {
+        let fixed = [
+            "up",
+            LOGIN_SERVER,
+            "--hostname=lowroad",
+            "--timeout=30s",
+            key,
+        ];
+        run(&[&fixed[..], more].concat())
+    };
+    let own_key = || Ok::<_, anyhow::Error>(member.status()?["Self"]["PublicKey"].clone());
+    let pings = || -> Result<()> {
+        let ping = Pinger::start(peer.namespace(), member.ip(4)?, Duration::from_millis(20))?;
+        ping.first_answer(secs(30)).map(drop)
+    };
+    table.try_it("up --force-reauth, with a wrong key", || {
+        let before = own_key()?;
+        let finished = up("--auth-key=hskey-auth-nobody-knows-it", &["--force-reauth"])?;
+        let said = format!("{}{}", finished.stderr, finished.stdout);
+        ensure!(finished.code() != 0, "no error: {said}");
+        ensure!(
+            said.contains("backend error"),
+            "it does not say why: {said}"
+        );
+        member.wait_until_running(secs(30))?;
+        ensure!(own_key()? == before, "another node key");
+        pings()?;
+        Ok(format!("{}; the old login is in force", said.trim()))
+    });
+    table.try_it("up --force-reauth, by auth key", || {
+        let before = own_key()?;
+        up(&key, &["--force-reauth"])?.ok("up")?;
+        ensure!(own_key()? != before, "the same node key");
+        pings()?;
+        Ok("with a new node key".to_owned())
+    });
+    table.try_it("up by auth key, of a node that has expired", || {
+        server.to_node("expire", "lowroad")?;
+        wait::wait_for("the end of the login", secs(30), || {
+            Ok((member.status()?["BackendState"] == "NeedsLogin").then_some(()))
+        })?;
+        up(&key, &[])?.ok("up")?;
+        member.wait_until_running(secs(1))?;
+        pings()?;
+        Ok(String::new())
+    });
+    table.try_it("up, as it is already", || {
+        let before = own_key()?;
+        up(&key, &[])?.ok("up")?;
+        ensure!(own_key()? == before, "another node key");
         Ok(String::new())
     });
     Ok(())
+}
+
+/// What a watcher that began before it is told of a change.
+fn watches(table: &mut Table, member: &Member, spawn: Spawn, ok: Run) {
+    table.try_it("debug watch-ipn, while things change", || {
+        let watch = spawn(&["debug", "watch-ipn", "--initial", "--initial-health"])?;
+        let told = |what: &'static str| {
+            let is = move |log: &std::path::Path| -> Result<Option<()>> {
+                Ok(fs::read_to_string(log)?.contains(what).then_some(()))
+            };
+            wait::wait_for(what, secs(20), || is(&watch.log)).map(drop)
+        };
+        told("\"NetMap\"")?;
+        told("\"Health\"")?;
+        ok(&["set", "--hostname=lowroad-watched"])?;
+        told("lowroad-watched")?;
+        ok(&["set", "--hostname=lowroad"])?;
+        told("lowroad-watched.tail.lab.")?;
+        member.wait_until_running(secs(10))?;
+        Ok(
+            "initial state, netmap and health; new name, as preference and from the server"
+                .to_owned(),
+        )
+    });
 }
 
 fn tells(table: &mut Table, peer: &Member, member: &Member, ok: Run) -> Result<()> {
@@ -86,6 +244,11 @@ fn tells(table: &mut Table, peer: &Member, member: &Member, ok: Run) -> Result<(
     table.try_it("status", || {
         let text = ok(&["status"])?;
         ensure!(text.contains(&peers_ip) && text.contains(&own), "{text}");
+        Ok(String::new())
+    });
+    table.try_it("whois", || {
+        let text = ok(&["whois", &peers_ip])?;
+        ensure!(text.contains("stock.tail.lab"), "{text}");
         Ok(String::new())
     });
     table.try_it("status --json", || {
@@ -109,7 +272,6 @@ fn tells(table: &mut Table, peer: &Member, member: &Member, ok: Run) -> Result<(
         &["ping", "-c", "1", "--until-direct=false", "stock"],
         &["ping", "--tsmp", "-c", "1", "stock"],
         &["ping", "--icmp", "-c", "1", "stock"],
-        &["whois", &peers_ip],
         &["netcheck"],
         &["metrics", "print"],
         &["debug", "watch-ipn", "--initial", "--count=1"],

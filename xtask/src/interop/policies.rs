@@ -1,8 +1,13 @@
 //! Headscale's policies on a lowroad node and on a stock one, by the same packets: both must let through the same.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{
     Lab,
@@ -13,16 +18,18 @@ use super::{
 use crate::{
     lab::{ALLOW_ALL, secs},
     tailnet::Client,
-    traffic::{self, Pinger},
+    traffic::{self, Flood, Pinger},
     wait,
 };
 
 const LIMIT: Duration = secs(20);
 const SILENCE: Duration = Duration::from_millis(400);
+static UDP: Mutex<()> = Mutex::new(());
 
 /// Who may reach a port may ping as well, whatever the rule's protocol: the stock filter asks no more of an echo request than its addresses.
 ///
-/// A policy, and who may do what with either node: ann (their owner), bob and the tagged one, each TCP 80, TCP 81 and ping.
+/// A policy without its rule for [`OUTSIDE`], and who may do what with either node: ann (their owner), bob and the tagged one, each TCP 80, TCP 81, UDP 9000 and
+/// ping, over IPv4 and over IPv6.
 struct Case {
     name: &'static str,
     policy: &'static str,
@@ -31,6 +38,20 @@ struct Case {
     tagged: &'static str,
 }
 
+/// Both nodes may reach everybody at a port that nobody serves. Headscale hides from each other whom no rule connects: without it what is refused would be
+/// closed for want of a route, whatever the nodes' filters do.
+const OUTSIDE: [(&str, &str); 2] = [
+    (
+        r#""acls": ["#,
+        r#""acls": [{"action": "accept", "src": ["100.64.0.2", "100.64.0.4"], "dst": ["*:9"]}, "#,
+    ),
+    (
+        r#""grants": ["#,
+        r#""grants": [{"src": ["100.64.0.2", "100.64.0.4"], "dst": ["*"], "ip": ["9"]}, "#,
+    ),
+];
+
+/// Of what is open over one family only the number of the family stands behind a stroke.
 const CASES: &[Case] = &[
     Case {
         name: "nobody",
@@ -95,6 +116,35 @@ const CASES: &[Case] = &[
         tagged: "",
     },
     Case {
+        name: "UDP",
+        policy: r#"{"acls": [{"action": "accept", "proto": "udp", "src": ["bob@"], "dst": ["*:9000"]}]}"#,
+        ann: "",
+        bob: "udp ping",
+        tagged: "",
+    },
+    Case {
+        name: "an IPv6 host as source",
+        policy: r#"{"hosts": {"bobs": "fd7a:115c:a1e0::3/128"},
+            "acls": [{"action": "accept", "src": ["bobs"], "dst": ["*:80"]}]}"#,
+        ann: "",
+        bob: "80/6 ping/6",
+        tagged: "",
+    },
+    Case {
+        name: "a prefix as destination",
+        policy: r#"{"acls": [{"action": "accept", "src": ["bob@"], "dst": ["100.64.0.0/10:81"]}]}"#,
+        ann: "",
+        bob: "81/4 ping/4",
+        tagged: "",
+    },
+    Case {
+        name: "a grant of two protocols",
+        policy: r#"{"grants": [{"src": ["bob@"], "dst": ["ann@"], "ip": ["tcp:81", "udp:9000"]}]}"#,
+        ann: "",
+        bob: "81 udp ping",
+        tagged: "",
+    },
+    Case {
         name: "a grant",
         policy: r#"{"grants": [{"src": ["bob@"], "dst": ["ann@"], "ip": ["tcp:80", "icmp:*"]}]}"#,
         ann: "",
@@ -134,15 +184,34 @@ pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
             servers.push(traffic::Server::start(node.namespace(), port)?);
         }
     }
+    for (node, address) in [(&lowroad, "100.64.0.2"), (&stock, "100.64.0.4")] {
+        ensure!(
+            node.ip(4)?.to_string() == address,
+            "the rule for others is about {address}"
+        );
+    }
     for case in CASES {
         table.try_it(case.name, || {
-            server.set_policy(case.policy)?;
+            let [acls, grants] = OUTSIDE;
+            let policy = case
+                .policy
+                .replace(acls.0, acls.1)
+                .replace(grants.0, grants.1);
+            server.set_policy(&policy)?;
             let wanted = [(&ann, case.ann), (&bob, case.bob), (&tagged, case.tagged)];
-            for to in both {
-                for (from, open) in wanted {
-                    exactly(from, to, open)?;
-                }
-            }
+            let pairs = wanted
+                .iter()
+                .flat_map(|(from, open)| both.map(|to| (*from, to, *open)));
+            let results: Vec<Result<()>> = thread::scope(|scope| {
+                let running: Vec<_> = pairs
+                    .map(|(from, to, open)| scope.spawn(move || exactly(from, to, open)))
+                    .collect();
+                let end = |thread: thread::ScopedJoinHandle<'_, _>| {
+                    thread.join().unwrap_or_else(|_| Err(anyhow!("panicked")))
+                };
+                running.into_iter().map(end).collect()
+            });
+            results.into_iter().collect::<Result<()>>()?;
             Ok(wanted
                 .map(|(from, open)| {
                     format!(
@@ -157,33 +226,74 @@ pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Of TCP 80, TCP 81 and ping, what is named gets through, and soon nothing else.
+/// Of TCP 80, TCP 81, UDP 9000 and ping, what is named gets through, and soon nothing else.
 fn exactly(from: &Member, to: &Member, open: &str) -> Result<()> {
-    let address = to.ip(4)?;
-    for what in ["80", "81", "ping"] {
-        let through = || -> Result<bool> {
-            Ok(match what.parse() {
-                Ok(port) => {
-                    let to = SocketAddr::new(address, port);
-                    traffic::get(from.namespace(), to, 100, SILENCE).is_ok()
-                }
-                Err(_) => {
-                    let ping = Pinger::start(from.namespace(), address, Duration::from_millis(50))?;
-                    wait::pass(SILENCE)?;
-                    ping.report().answered > 0
-                }
+    for family in [4, 6] {
+        for what in ["80", "81", "udp", "ping"] {
+            let one_family = format!("{what}/{family}");
+            let wanted = open.split(' ').any(|one| one == what || one == one_family);
+            let is = format!(
+                "{what} from {} to {} over IPv{family} {}",
+                from.name(),
+                to.name(),
+                if wanted { "open" } else { "closed" }
+            );
+            wait::wait_for(&is, LIMIT, || {
+                Ok((through(from, to, family, what)? == wanted).then_some(()))
             })
-        };
-        let wanted = open.split(' ').any(|one| one == what);
-        let is = format!(
-            "{what} from {} to {} {}",
-            from.name(),
-            to.name(),
-            if wanted { "open" } else { "closed" }
-        );
-        wait::wait_for(&is, LIMIT, || Ok((through()? == wanted).then_some(())))
             .with_context(|| is.clone())?;
-        ensure!(through()? == wanted, "{is}, and then not");
+            let refused = refused_by(to)?;
+            ensure!(
+                through(from, to, family, what)? == wanted,
+                "{is}, and then not"
+            );
+            if wanted {
+                continue;
+            }
+            // It is the filter that closes it, not the way there.
+            ensure!(
+                from.peer(to.name())?.is_some(),
+                "{is}, but {} is no peer",
+                to.name()
+            );
+            let counted = refused_by(to)?;
+            ensure!(
+                counted.is_none() || counted > refused,
+                "{is}, but its filter refused nothing"
+            );
+        }
     }
     Ok(())
+}
+
+/// How many packets a lowroad node's filter has refused.
+fn refused_by(node: &Member) -> Result<Option<u64>> {
+    match node {
+        Member::Lowroad(node) => node.refused_packets().map(Some),
+        Member::Stock(_) => Ok(None),
+    }
+}
+
+fn through(from: &Member, to: &Member, family: u8, what: &str) -> Result<bool> {
+    let address = to.ip(family)?;
+    Ok(match what {
+        "ping" => {
+            let ping = Pinger::start(from.namespace(), address, Duration::from_millis(50))?;
+            wait::pass(SILENCE)?;
+            ping.report().answered > 0
+        }
+        "udp" => {
+            let to_port = SocketAddr::new(address, 9000);
+            // One socket of this port at a time, on each node.
+            let _turn = UDP.lock().unwrap_or_else(PoisonError::into_inner);
+            let pace = Duration::from_millis(20);
+            let flood = Flood::start(from.namespace(), to.namespace(), to_port, pace)?;
+            wait::pass(SILENCE)?;
+            flood.received() > 0
+        }
+        port => {
+            let to = SocketAddr::new(address, port.parse()?);
+            traffic::get(from.namespace(), to, 100, SILENCE).is_ok()
+        }
+    })
 }

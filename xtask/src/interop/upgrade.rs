@@ -75,12 +75,14 @@ pub fn of_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
         Ok(String::new())
     });
     table.try_it("a change of policy is enforced by lowroad", || {
-        server.set_policy(r#"{"acls": []}"#)?;
+        // Whom no rule connects Headscale hides from each other: what is refused then would have no way there.
+        server.set_policy(r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:9"]}]}"#)?;
         let (_, time) = wait::wait_for("silence", LIMIT, || {
             let ping = Pinger::start(stock.namespace(), lowroad.ip(4)?, PACE)?;
             wait::pass(Duration::from_millis(400))?;
             Ok((ping.report().answered == 0).then_some(()))
         })?;
+        ensure!(stock.peer("lowroad")?.is_some(), "it is no peer any more");
         Ok(format!("within {:.1} s", time.as_secs_f64()))
     });
     Ok(())
