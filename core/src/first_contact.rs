@@ -3,7 +3,7 @@
 //! A node that has just joined starts to talk before everybody has heard of it, and WireGuard repeats an
 //! unanswered initiation only after 5 s. So the last initiation of every unknown node key that a relay brings
 //! is kept for a moment, and handed over when the netmap brings the peer; and so is the last one to every peer
-//! whose home relay is not known yet, until it is.
+//! whose home relay is not known yet, until it is, and the last one that went by a relay, until there is a direct path.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,8 @@ pub const KEEP: Duration = Duration::from_secs(3);
 /// How many keys are remembered; a relay lets anybody speak to us.
 pub const MAX_HELD: usize = 256;
 
-const INITIATION_LEN: usize = 148;
+/// Bytes of an initiation.
+pub const INITIATION_LEN: usize = 148;
 const INITIATION_START: [u8; 4] = [1, 0, 0, 0];
 
 /// Held initiations: at most one per key, [`MAX_HELD`] in all, for [`KEEP`].

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use lowroad_core::netcheck::{Config, Report};
 use lowroad_wire::{
     control::{DerpMap, EndpointType, NetInfo, RegionId},
@@ -129,6 +130,11 @@ impl Net {
 
     pub fn relayed(&self) -> Relayed {
         self.door.relayed()
+    }
+
+    /// A handshake initiation that went by a relay and got no answer yet.
+    pub fn take_unanswered(&self, peer: &NodePublic) -> Option<Bytes> {
+        self.door.take_unanswered(peer)
     }
 
     /// To be called after WireGuard has the peers.

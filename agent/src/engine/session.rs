@@ -29,7 +29,7 @@ use crate::{
     kernel::{Dataplane, Kernel, KernelError},
     traversal::{
         port::{Datagram, Port},
-        relay::RelayEvent,
+        relay::{RelayEvent, relay_address},
         stun::Probed,
     },
 };
@@ -333,6 +333,13 @@ impl Session {
                 }
                 Command::SetEndpoint { peer, endpoint } => {
                     node.set_endpoint(peer, endpoint).await?;
+                    let unanswered = self.net.as_ref().and_then(|net| net.take_unanswered(&peer));
+                    if let Some(initiation) =
+                        unanswered.filter(|_| relay_address(endpoint).is_none())
+                    {
+                        // If the relay has brought it, the peer refuses this one by its time.
+                        let _ = self.port.send(endpoint, &initiation);
+                    }
                 }
                 Command::RefreshEndpoints => {
                     if let Some(net) = &self.net {

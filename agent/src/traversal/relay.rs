@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lowroad_core::first_contact::FirstContact;
+use lowroad_core::first_contact::{FirstContact, INITIATION_LEN};
 use lowroad_wire::{Kind, classify, control::RegionId, key::NodePublic};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket, sync::mpsc, task::AbortHandle};
@@ -39,6 +39,9 @@ const QUEUE: usize = 1024;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// [`RelayEvent::Outgoing`] and [`RelayEvent::Incoming`] of one peer come at most this often.
 const EVENT_PAUSE: Duration = Duration::from_secs(1);
+
+/// With what WireGuard's answer to an initiation begins.
+const HANDSHAKE_RESPONSE: [u8; 4] = [2, 0, 0, 0];
 
 /// Of the range of relay addresses, 127.128.0.0/9.
 pub const FIRST_ADDRESS: u32 = u32::from_be_bytes([127, 128, 0, 0]);
@@ -112,6 +115,8 @@ struct Inner {
     held: Mutex<FirstContact>,
     /// To peers that have no region yet.
     unsent: Mutex<FirstContact>,
+    /// That went by a relay, which has brought no answer.
+    unanswered: Mutex<FirstContact>,
     incoming: Mutex<Pauses>,
     events: mpsc::Sender<RelayEvent>,
     sent: AtomicU64,
@@ -172,6 +177,7 @@ impl RelayDoor {
             shortcut: OnceLock::new(),
             held: Mutex::default(),
             unsent: Mutex::default(),
+            unanswered: Mutex::default(),
             incoming: Mutex::default(),
             events,
             sent: AtomicU64::new(0),
@@ -232,6 +238,13 @@ impl RelayDoor {
         self.inner.deliver(packets);
     }
 
+    /// The last handshake initiation that went to this peer by a relay, unless an answer came by one: a relay brings nothing to whom it has lost, and WireGuard
+    /// repeats an initiation after 5 s only.
+    pub fn take_unanswered(&self, peer: &NodePublic) -> Option<Bytes> {
+        let packet = lock(&self.inner.unanswered).take(Instant::now(), peer);
+        packet.map(Bytes::from)
+    }
+
     /// Since the door was opened.
     pub fn relayed(&self) -> Relayed {
         Relayed {
@@ -283,6 +296,9 @@ impl Inner {
                 }
                 (Kind::WireGuard, Some(entry)) => {
                     known.push((entry.endpoint, packet.bytes.clone()));
+                    if packet.bytes.starts_with(&HANDSHAKE_RESPONSE) {
+                        lock(&self.unanswered).take(now, &packet.from);
+                    }
                     if entry.region.is_none() {
                         homeless = Some((packet.from, packet.region));
                     }
@@ -426,6 +442,9 @@ fn pass(
         }
         match table.by_key.get(key).and_then(|entry| entry.region) {
             Some(region) => {
+                if bytes.len() == INITIATION_LEN {
+                    lock(&inner.unanswered).hold(now, *key, &bytes);
+                }
                 (send.0)(region, *key, bytes);
                 sent += 1;
             }

@@ -258,6 +258,39 @@ fn the_last_handshake_to_a_peer_without_a_region_waits_for_one() {
 }
 
 #[test]
+fn the_last_handshake_that_a_relay_took_is_given_once_unless_it_was_answered() {
+    in_fresh_netns(|| async {
+        let (v4, _v6) = wireguard().await;
+        let (sender, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let (door, _events) = RelayDoor::start(RELAY_PORT, PORT, MARK, move |_, key, bytes| {
+            sender.send((key, bytes.to_vec())).unwrap();
+        })
+        .unwrap();
+        let relay = |number| SocketAddr::from((address(number), RELAY_PORT));
+        let peers = [1, 2].map(|number| (key(number), entry(number, Some(REGION), relay(number))));
+        door.set_table(RelayTable::from(peers));
+        assert_eq!(door.take_unanswered(&key(1)), None);
+        let packets = [
+            (1, an_initiation(7)),
+            (1, a_data_packet(148)),
+            (2, an_initiation(9)),
+            (1, an_initiation(8)),
+        ];
+        for (number, bytes) in packets {
+            v4.send_to(&bytes, relay(number)).await.unwrap();
+            assert_eq!(sent.recv().await, Some((key(number), bytes)));
+        }
+        let mut answer = vec![0; 92];
+        answer[0] = 2;
+        door.deliver(&[from_relay(2, &answer)]);
+        assert_eq!(door.take_unanswered(&key(2)), None, "it was answered");
+        let unanswered = door.take_unanswered(&key(1));
+        assert_eq!(unanswered.as_deref(), Some(&an_initiation(8)[..]));
+        assert_eq!(door.take_unanswered(&key(1)), None);
+    });
+}
+
+#[test]
 fn a_taken_port_is_said_and_a_dropped_door_frees_it() {
     in_fresh_netns(|| async {
         let open = || RelayDoor::start(RELAY_PORT, PORT, MARK, |_, _, _| {});

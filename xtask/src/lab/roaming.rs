@@ -96,6 +96,23 @@ pub fn an_endpoint_that_a_middlebox_moved_is_put_back(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// The relay still takes what is for a node whose connection brings it nothing any more.
+pub fn a_handshake_that_the_relay_swallowed_goes_by_the_direct_path(lab: &Lab) -> Result<()> {
+    let pair = direct_pair(lab)?;
+    pair.alpha.wait_for_peer("bravo", LIMIT)?;
+    pair.bravo.namespace.nft(
+        "table inet silent { chain in { type filter hook input priority 0; iifname wan0 meta l4proto tcp drop; } }",
+    )?;
+    let before = pair.alpha.relayed_packets()?.sent;
+    let ping = Pinger::start(&pair.alpha.namespace, pair.bravo.ip(4)?, ms(50))?;
+    let first = ping.first_answer(LIMIT)?;
+    let relayed = pair.alpha.relayed_packets()?.sent - before;
+    ensure!(relayed > 0, "nothing went by the relay");
+    lab.note(&format!("{relayed} packets by the relay in vain"));
+    // WireGuard repeats a handshake after 5 s (`REKEY_TIMEOUT`).
+    lab.within("first answer", first, secs(2))
+}
+
 pub fn what_comes_late_by_the_relay_moves_no_endpoint(lab: &Lab) -> Result<()> {
     let pair = direct_pair(lab)?;
     let idle = pair.bravo.wireguard_peer_with(&pair.alphas_prefix)?;

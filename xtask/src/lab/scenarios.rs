@@ -81,6 +81,10 @@ pub const SCENARIOS: &[(&str, Scenario)] = &[
         "relay-moved",
         paths::a_relayed_node_that_moves_is_back_within_seconds,
     ),
+    (
+        "relay-silent",
+        roaming::a_handshake_that_the_relay_swallowed_goes_by_the_direct_path,
+    ),
     ("relay-hard-hard", paths::two_hard_nats_stay_on_the_relay),
     (
         "partition",
