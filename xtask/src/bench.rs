@@ -12,11 +12,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     setup,
-    shell::{cargo, output, step},
+    shell::{cargo, step},
     signals,
     tailnet::{self, Build},
     vm,
-    workspace::{is_root, root, target},
+    workspace::{self, is_root, root, target},
 };
 
 /// In front of the results, in the guest's output.
@@ -85,7 +85,7 @@ fn here(options: &[&str], out: &Path) -> Result<ExitCode> {
         .arg(out)
         .env("LOWROAD_BIN_DIR", tailnet::binaries())
         .env("LOWROAD_BENCH_DIR", folder())
-        .env("LOWROAD_BENCH_COMMIT", commit());
+        .env("LOWROAD_BENCH_COMMIT", workspace::commit());
     if let Ok(path) = peers::path() {
         command.env("PATH", path);
     }
@@ -100,7 +100,7 @@ fn inside(options: &[&str], out: &Path) -> Result<ExitCode> {
     signals::catch();
     let command = format!(
         "LOWROAD_BENCH_DIR=/bench LOWROAD_BENCH_COMMIT={} lowroad-bench run --to-console {}",
-        commit(),
+        workspace::commit(),
         options.join(" ")
     );
     let mut results_text = None;
@@ -162,24 +162,6 @@ fn folder() -> PathBuf {
 
 fn own() -> PathBuf {
     root().join("bench")
-}
-
-/// What was measured, by git.
-fn commit() -> String {
-    let git = |arguments: &[&str]| {
-        output(
-            std::process::Command::new("git")
-                .current_dir(root())
-                .args(arguments),
-        )
-    };
-    let Ok(hash) = git(&["rev-parse", "--short=12", "HEAD"]) else {
-        return "unknown".to_owned();
-    };
-    match git(&["status", "--porcelain", "--untracked-files=no"]) {
-        Ok(changes) if changes.is_empty() => hash,
-        _ => format!("{hash}-dirty"),
-    }
 }
 
 #[cfg(test)]

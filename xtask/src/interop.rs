@@ -19,6 +19,7 @@ mod table;
 mod upgrade;
 
 use std::{
+    collections::BTreeSet,
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -37,12 +38,12 @@ use self::{
 };
 use crate::{
     lab::secs,
-    process::Daemon,
+    process::{self, Daemon},
     setup, signals,
     tailnet::{self, Build, Client},
     topology::Net,
     vm, wait,
-    workspace::is_root,
+    workspace::{self, is_root},
 };
 
 /// What has to be built, and from what.
@@ -173,38 +174,31 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
     let mut table = Table::default();
     let head = head(&programs)?;
     eprintln!("{head}");
-    let wanted =
-        |name: &str| options.names.is_empty() || options.names.iter().any(|n| name.contains(&**n));
-    let chosen: Vec<_> = PARTS.iter().filter(|(name, _)| wanted(name)).collect();
-    ensure!(
-        !chosen.is_empty(),
-        "no part of this name: see cargo xtask interop --list"
-    );
-    for (name, part) in chosen {
+    let mut ended = Ok(());
+    for (name, part) in chosen(&options.names)? {
         if part.wants_old() && old.is_none() {
             table.skip(name, "wants older programs: --old DIR");
             continue;
         }
-        let net = Net::new()?;
-        let lab = Lab {
-            net: &net,
-            programs: &programs,
-            old: old.as_deref(),
-            minutes: options.minutes,
-        };
-        one(name, *part, &lab, &mut table)?;
+        ended = Net::new().and_then(|net| {
+            let lab = Lab {
+                net: &net,
+                programs: &programs,
+                old: old.as_deref(),
+                minutes: options.minutes,
+            };
+            one(name, *part, &lab, &mut table)
+        });
+        // A run takes hours: what it has found is there whatever comes.
+        if let Some(out) = &options.out {
+            write(out, &head, &table)?;
+        }
+        if ended.is_err() {
+            break;
+        }
     }
-    let text = format!("{head}\n{}", table.markdown());
-    println!("{text}");
-    if let Some(out) = options.out {
-        fs::create_dir_all(&out)?;
-        fs::write(out.join("interop.md"), &text)?;
-        let all = json!({"programs": head, "rows": table.json()});
-        fs::write(
-            out.join("interop.json"),
-            serde_json::to_string_pretty(&all)?,
-        )?;
-    }
+    println!("{head}\n{}", table.markdown());
+    ended?;
     println!(
         "{} tried, {} failed, {} parts skipped",
         table.len(),
@@ -215,6 +209,45 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// The parts of these names: those that are called so, or else those whose name contains it.
+fn chosen(names: &[String]) -> Result<Vec<&'static (&'static str, Part)>> {
+    if names.is_empty() {
+        return Ok(PARTS.iter().collect());
+    }
+    let mut positions = BTreeSet::new();
+    for name in names {
+        let position = |is: &dyn Fn(&str) -> bool| -> Vec<usize> {
+            let parts = PARTS.iter().enumerate();
+            parts
+                .filter(|(_, (part, _))| is(part))
+                .map(|(at, _)| at)
+                .collect()
+        };
+        let mut found = position(&|part| part == name);
+        if found.is_empty() {
+            found = position(&|part| part.contains(&**name));
+        }
+        ensure!(
+            !found.is_empty(),
+            "no part is called {name:?}: see cargo xtask interop --list"
+        );
+        positions.extend(found);
+    }
+    Ok(positions.into_iter().map(|at| &PARTS[at]).collect())
+}
+
+fn write(out: &Path, head: &str, table: &Table) -> Result<()> {
+    fs::create_dir_all(out)?;
+    fs::write(
+        out.join("interop.md"),
+        format!("{head}\n{}", table.markdown()),
+    )?;
+    let all = json!({"programs": head, "rows": table.json()});
+    let text = serde_json::to_string_pretty(&all)?;
+    fs::write(out.join("interop.json"), text)?;
+    Ok(())
 }
 
 /// The same in a guest.
@@ -271,7 +304,8 @@ fn old_stock_on_ours(lab: &Lab, table: &mut Table) -> Result<()> {
 fn head(programs: &Path) -> Result<String> {
     let ours = env!("CARGO_PKG_VERSION");
     Ok(format!(
-        "lowroad {ours}, tailscale {}, headscale {}",
+        "lowroad {ours} of commit {}, tailscale {}, headscale {}",
+        workspace::commit(),
         version(programs, "tailscale")?,
         version(programs, "headscale")?
     ))
@@ -282,6 +316,14 @@ fn version(programs: &Path, program: &str) -> Result<String> {
     let output = output.with_context(|| format!("run {program}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let first = text.lines().next().unwrap_or_default();
+    let is_known = first.chars().any(|char| char.is_ascii_digit()) && !first.contains("ERR-");
+    if !is_known {
+        // Built without Git's history: what it says of itself tells nobody which one it is.
+        let mut sum = Command::new("sha256sum");
+        let sum = process::run(sum.arg(programs.join(program)), "", secs(30))?.ok("sha256sum")?;
+        let sum: String = sum.stdout.chars().take(16).collect();
+        return Ok(format!("{first} (SHA-256 {sum}…)"));
+    }
     Ok(first.trim_start_matches("headscale version ").to_owned())
 }
 

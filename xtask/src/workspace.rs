@@ -58,3 +58,21 @@ pub fn is_root() -> bool {
     // SAFETY: takes no arguments and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }
+
+/// What is measured and tried, by git.
+pub fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        crate::shell::output(
+            std::process::Command::new("git")
+                .current_dir(root())
+                .args(arguments),
+        )
+    };
+    let Ok(hash) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return "unknown".to_owned();
+    };
+    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+        Ok(changes) if changes.is_empty() => hash,
+        _ => format!("{hash}-dirty"),
+    }
+}

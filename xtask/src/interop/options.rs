@@ -10,7 +10,7 @@ const MINUTES: u64 = 30;
 pub const USAGE: &str = "\
 usage: cargo xtask interop --bin DIR [--old DIR] [--minutes N] [--out DIR] [--vm] [name]…
 
-Runs lowroad beside the stock programs in DIR and prints what works: all parts, or those whose name contains one of these.
+Runs lowroad beside the stock programs in DIR and prints what works: all parts, or those that are called so, or whose name contains it.
 
   --bin DIR   folder with tailscaled, tailscale, derper and headscale
   --old DIR   folder with older ones: stock nodes of that version on our coordinator, and a Headscale that is upgraded
@@ -75,6 +75,11 @@ impl Options {
         if options.vm && (options.out.is_some() || options.old.is_some()) {
             bail!("--vm goes with neither --out nor --old\n\n{USAGE}");
         }
+        if options.vm && options.names.is_empty() {
+            bail!(
+                "--vm wants the names of parts: all of them take longer than a guest lives\n\n{USAGE}"
+            );
+        }
         Ok(options)
     }
 }
@@ -116,6 +121,7 @@ mod tests {
             (&["--minutes=0"], "from 1"),
             (&["--nope"], "no option --nope"),
             (&["--vm", "--out", "d"], "neither --out nor --old"),
+            (&["--vm"], "the names of parts"),
         ] {
             let why = Options::parse(arguments).unwrap_err().to_string();
             assert!(why.contains(said) && why.contains("usage:"), "{why}");
