@@ -101,7 +101,9 @@ pub fn a_handshake_that_the_relay_swallowed_goes_by_the_direct_path(lab: &Lab) -
     let pair = direct_pair(lab)?;
     pair.alpha.wait_for_peer("bravo", LIMIT)?;
     pair.bravo.namespace.nft(
-        "table inet silent { chain in { type filter hook input priority 0; iifname wan0 meta l4proto tcp drop; } }",
+        "table inet silent {
+            chain in { type filter hook input priority 0; iifname wan0 meta l4proto tcp drop; }
+        }",
     )?;
     let before = pair.alpha.relayed_packets()?.sent;
     let ping = Pinger::start(&pair.alpha.namespace, pair.bravo.ip(4)?, ms(50))?;

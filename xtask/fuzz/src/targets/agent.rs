@@ -182,8 +182,9 @@ async fn engine(mut asked: mpsc::Receiver<Ask>) {
                     request.change.apply(&mut prefs);
                 }
             }
-            Ask::Watch { reply } => {
-                drop(reply.send((prefs.to_stock_json(), broadcast::Sender::new(1).subscribe())))
+            Ask::Watch { reply, .. } => {
+                let first = vec![prefs.to_stock_json()];
+                drop(reply.send((first, broadcast::Sender::new(1).subscribe())))
             }
             Ask::Flows { reply } => {
                 drop(reply.send((Vec::new(), broadcast::Sender::new(1).subscribe())))
