@@ -227,10 +227,10 @@ fn watches(table: &mut Table, member: &Member, spawn: Spawn, ok: Run) {
         told("\"NetMap\"")?;
         told("\"Health\"")?;
         ok(&["set", "--hostname=lowroad-watched"])?;
-        told("lowroad-watched")?;
-        ok(&["set", "--hostname=lowroad"])?;
+        told("\"lowroad-watched\"")?;
+        // From the server, which makes a name of it.
         told("lowroad-watched.tail.lab.")?;
-        member.wait_until_running(secs(10))?;
+        ok(&["set", "--hostname=lowroad"])?;
         Ok(
             "initial state, netmap and health; new name, as preference and from the server"
                 .to_owned(),
