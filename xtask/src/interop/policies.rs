@@ -89,7 +89,7 @@ const CASES: &[Case] = &[
         policy: r#"{"hosts": {"bobs": "100.64.0.3/32"},
             "acls": [{"action": "accept", "src": ["bobs"], "dst": ["*:80"]}]}"#,
         ann: "",
-        bob: "80 ping",
+        bob: "80/4 ping/4",
         tagged: "",
     },
     Case {
@@ -111,7 +111,7 @@ const CASES: &[Case] = &[
     Case {
         name: "autogroup:self",
         policy: r#"{"acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]}]}"#,
-        ann: "80 81 ping",
+        ann: "80 81 udp ping",
         bob: "",
         tagged: "",
     },
@@ -228,6 +228,7 @@ pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
 
 /// Of TCP 80, TCP 81, UDP 9000 and ping, what is named gets through, and soon nothing else.
 fn exactly(from: &Member, to: &Member, open: &str) -> Result<()> {
+    from.wait_for_peer(to.name(), LIMIT)?;
     for family in [4, 6] {
         for what in ["80", "81", "udp", "ping"] {
             let one_family = format!("{what}/{family}");
