@@ -137,6 +137,7 @@ impl Ask {
             Self::Set { .. }
                 | Self::Up { .. }
                 | Self::Start { .. }
+                | Self::Login { .. }
                 | Self::Down { .. }
                 | Self::Logout { .. }
         )

@@ -119,6 +119,9 @@ async fn a_user_who_is_neither_root_nor_operator_may_only_read() {
     let refused = server.send(false, Ask::Down { reply }).await.unwrap_err();
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
     let (reply, _answer) = oneshot::channel();
+    let refused = server.send(false, Ask::Login { reply }).await.unwrap_err();
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    let (reply, _answer) = oneshot::channel();
     assert!(server.send(false, Ask::Prefs { reply }).await.is_ok());
 }
 
