@@ -8,7 +8,7 @@ mod stock;
 use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// The server that stock clients use when none is named.
 pub const DEFAULT_CONTROL_URL: &str = "https://controlplane.tailscale.com";
@@ -219,18 +219,24 @@ impl Change {
         Err(PrefsError::IncompleteSet(flags_of(&wanted).join(" ")))
     }
 
-    /// The body of `PATCH prefs`: each field counts only beside `<Field>Set: true`.
+    /// The body of `PATCH prefs`: each field counts only beside `<Field>Set: true`, and one that has fields of its own by those that are set so.
     pub fn from_masked_json(body: &Value) -> Result<Self, PrefsError> {
         let Some(object) = body.as_object() else {
             return Err(PrefsError::WrongType("(whole body)".into()));
         };
         let mut change = Self::default();
-        for (mask, _) in object
+        for (field, mask) in object
             .iter()
-            .filter(|(key, value)| key.ends_with("Set") && **value == Value::Bool(true))
+            .filter_map(|(key, mask)| Some((key.strip_suffix("Set")?, mask)))
         {
-            let field = mask.trim_end_matches("Set");
-            change.take(field, object.get(field).unwrap_or(&Value::Null))?;
+            let value = object.get(field).unwrap_or(&Value::Null);
+            match mask {
+                Value::Bool(true) => change.take(field, value)?,
+                Value::Object(mask) if !mask.is_empty() => {
+                    change.take(field, &masked(value, mask))?
+                }
+                _ => {}
+            }
         }
         Ok(change)
     }
@@ -281,6 +287,16 @@ impl Change {
         }
         Ok(())
     }
+}
+
+/// The fields of a value that its mask sets.
+fn masked(value: &Value, mask: &Map<String, Value>) -> Value {
+    let set = mask
+        .iter()
+        .filter(|(_, set)| **set == Value::Bool(true))
+        .filter_map(|(name, _)| name.strip_suffix("Set"));
+    set.filter_map(|name| Some((name.to_owned(), value.get(name)?.clone())))
+        .collect()
 }
 
 /// Settings that differ from their default, as the flags of `up` that state them.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::PrefsError;
 
 /// Field, what it is where nothing is asked for (beside `null` and what is empty), the flag that sets it, and what that would be.
-const NOT_THERE: [(&str, &str, &str, &str); 14] = [
+const NOT_THERE: [(&str, &str, &str, &str); 16] = [
     ("RunSSH", "false", "--ssh", "run an SSH server"),
     ("RunWebClient", "false", "--webclient", "serve a web page"),
     (
@@ -59,7 +59,7 @@ const NOT_THERE: [(&str, &str, &str, &str); 14] = [
     (
         "PostureChecking",
         "false",
-        "--posture-checking",
+        "--report-posture",
         "tell of its host's posture",
     ),
     ("AutoUpdate", "{}", "--auto-update", "update itself"),
@@ -68,6 +68,18 @@ const NOT_THERE: [(&str, &str, &str, &str); 14] = [
         "null",
         "--relay-server-port",
         "relay for peers",
+    ),
+    (
+        "RelayServerStaticEndpoints",
+        "[]",
+        "--relay-server-static-endpoints",
+        "relay for peers",
+    ),
+    (
+        "RemoteConfig",
+        "false",
+        "remote configuration",
+        "be configured by the login server",
     ),
     ("DriveShares", "[]", "a directory to share", "share one"),
 ];
@@ -139,6 +151,13 @@ mod tests {
             ("AutoExitNode", json!("any"), "--exit-node=auto:any"),
             ("RelayServerPort", json!(0), "--relay-server-port"),
             ("AdvertiseServices", json!(["svc:a"]), "a service"),
+            ("PostureChecking", json!(true), "--report-posture"),
+            ("RemoteConfig", json!(true), "remote configuration"),
+            (
+                "RelayServerStaticEndpoints",
+                json!(["192.0.2.1:40000"]),
+                "--relay-server-static-endpoints",
+            ),
         ] {
             let why = judge(field, &value).unwrap_err().to_string();
             assert!(why.starts_with(flag), "{field}: {value}: {why}");

@@ -79,6 +79,18 @@ fn a_masked_patch_changes_only_what_its_mask_names() {
     let not_there = json!({"RunSSH": true, "RunSSHSet": true});
     let why = Change::from_masked_json(&not_there).unwrap_err();
     assert!(why.to_string().starts_with("--ssh is refused"), "{why}");
+    let updates =
+        |mask| json!({"AutoUpdate": {"Check": true, "Apply": true}, "AutoUpdateSet": mask});
+    let why = Change::from_masked_json(&updates(json!({"ApplySet": true}))).unwrap_err();
+    assert!(why.to_string().starts_with("--auto-update"), "{why}");
+    for mask in [
+        json!({"CheckSet": true}),
+        json!({"ApplySet": false}),
+        json!({}),
+    ] {
+        let change = Change::from_masked_json(&updates(mask));
+        assert_eq!(change, Ok(Change::default()));
+    }
     let unknown = json!({"Sing": true, "SingSet": true});
     assert_eq!(
         Change::from_masked_json(&unknown),
