@@ -342,7 +342,9 @@ impl Client {
             return Err(Gone);
         }
         let node = NodePrivate::from_random(*random);
-        let old = self.options.node.replace(node.clone());
+        let known = self.options.node.replace(node.clone());
+        // A key that was never registered is nothing to go back to.
+        let old = self.options.old_node.take().or(known);
         self.options.old_node.clone_from(&old);
         self.tell(ControlEvent::NodeKey { node, old }).await
     }

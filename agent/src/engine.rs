@@ -190,6 +190,7 @@ impl Engine {
 
     /// Runs until told to stop. What the kernel holds stays.
     pub async fn run(mut self) {
+        self.leave_login();
         if self.prefs.want_running {
             self.start_or_retry().await;
         }
@@ -239,8 +240,10 @@ impl Engine {
         let session = self.session.as_ref().and_then(Session::next_deadline);
         let ups = self.ups.iter().filter_map(PendingUp::deadline).min();
         // Somebody who interrupts `up` makes no event of his own.
-        let watch = (!self.ups.is_empty()).then(|| Instant::now() + WATCH_UPS);
+        let watch = self.ups.iter().any(PendingUp::can_be_interrupted);
+        let watch = watch.then(|| Instant::now() + WATCH_UPS);
         let others = [
+            self.begun.as_ref().map(BegunLogin::ends),
             self.changes_at,
             self.restart_at,
             self.links_at,
@@ -284,6 +287,7 @@ impl Engine {
             self.restart_at = None;
             self.start_or_retry().await;
         }
+        self.begun.take_if(|begun| begun.ends() <= now);
         if self.links_at.is_some_and(|at| at <= now) {
             self.look_at_links(now).await;
         }

@@ -53,9 +53,12 @@ impl Bus {
         self.told.failure = None;
     }
 
-    /// For those who wait for a login on the bus.
-    pub fn sender(&self) -> broadcast::Sender<Value> {
-        self.sender.clone()
+    /// Something that was asked for has failed.
+    pub fn tell_failure(&mut self, why: &str) {
+        let fields = Map::from_iter([("ErrMessage".to_owned(), json!(why))]);
+        // Nobody listening is no error.
+        let _ = self.sender.send(notification(fields));
+        self.told.failure = Some(why.to_owned());
     }
 }
 
@@ -64,11 +67,6 @@ fn notification(fields: Map<String, Value>) -> Value {
     let mut all = Map::from_iter([("Version".to_owned(), json!(version()))]);
     all.extend(fields);
     Value::Object(all)
-}
-
-/// Something that was asked for has failed.
-pub fn failed(why: &str) -> Value {
-    notification(Map::from_iter([("ErrMessage".to_owned(), json!(why))]))
 }
 
 impl Engine {

@@ -174,6 +174,7 @@ impl Engine {
                 let _ = self.save();
                 self.with_session(|session| {
                     session.auth_url.clear();
+                    session.trouble = None;
                     session.registered = Some(response);
                 });
             }

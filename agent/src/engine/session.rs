@@ -156,6 +156,8 @@ impl Session {
     /// Somebody has to log in. A node that was logged in is so no more: its netmap is void, and so is what an earlier agent left.
     pub fn needs_login(&mut self, url: String) {
         self.auth_url = url;
+        // It has answered.
+        self.trouble = None;
         let was_registered = self.registered.take().is_some();
         if let Some(node) = &mut self.node
             && (was_registered
@@ -333,10 +335,11 @@ impl Session {
                 }
                 Command::SetEndpoint { peer, endpoint } => {
                     node.set_endpoint(peer, endpoint).await?;
-                    let unanswered = self.net.as_ref().and_then(|net| net.take_unanswered(&peer));
-                    if let Some(initiation) =
-                        unanswered.filter(|_| relay_address(endpoint).is_none())
-                    {
+                    let direct = self
+                        .net
+                        .as_ref()
+                        .filter(|_| relay_address(endpoint).is_none());
+                    if let Some(initiation) = direct.and_then(|net| net.take_unanswered(&peer)) {
                         // If the relay has brought it, the peer refuses this one by its time.
                         let _ = self.port.send(endpoint, &initiation);
                     }

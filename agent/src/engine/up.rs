@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tokio::{
-    sync::{broadcast, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     time::timeout,
 };
 use tracing::{info, warn};
 
-use super::{Engine, bus, lifecycle::Login, whole};
+use super::{Engine, bus::Bus, lifecycle::Login, whole};
 use crate::{
     localapi::UpRequest,
     prefs::{AuthKey, Change, Prefs},
@@ -38,7 +37,7 @@ enum Listener {
     /// A command; if it goes, the attempt is given up.
     Command(mpsc::Sender<Progress>),
     /// Whoever watches the bus.
-    Bus(broadcast::Sender<Value>),
+    Bus,
 }
 
 /// A login that was begun on the local API: the stock client sends the key, and then that it wants to log in.
@@ -49,6 +48,13 @@ pub struct BegunLogin {
     goes_on: bool,
     /// Of no use yet.
     auth_key: Option<AuthKey>,
+}
+
+impl BegunLogin {
+    /// When nobody goes on with it any more.
+    pub fn ends(&self) -> Instant {
+        self.at + GOES_ON_WITHIN
+    }
 }
 
 /// How long the second request may come after the first.
@@ -85,13 +91,23 @@ impl PendingUp {
     }
 
     fn tell(&self, step: Progress) {
-        // A reader that doesn't keep up misses a line; one that has gone is noticed elsewhere.
-        match (&self.progress, step) {
-            (Listener::Command(progress), step) => drop(progress.try_send(step)),
-            (Listener::Bus(bus), Progress::Failed(why)) => drop(bus.send(bus::failed(&why))),
+        match &self.progress {
+            // A reader that doesn't keep up misses a line; one that has gone is noticed elsewhere.
+            Listener::Command(progress) => drop(progress.try_send(step)),
             // The state tells it.
-            (Listener::Bus(_), _) => {}
+            Listener::Bus => {}
         }
+    }
+
+    fn fail(&self, why: &str, bus: &mut Bus) {
+        match &self.progress {
+            Listener::Command(_) => self.tell(Progress::Failed(why.to_owned())),
+            Listener::Bus => bus.tell_failure(why),
+        }
+    }
+
+    pub fn can_be_interrupted(&self) -> bool {
+        matches!(self.progress, Listener::Command(_))
     }
 
     fn is_interrupted(&self) -> bool {
@@ -137,6 +153,9 @@ impl Engine {
             running: self.session.is_some() || self.restart_at.is_some(),
             restarted: false,
         };
+        if request.force_reauth {
+            self.leave_login();
+        }
         let restart = request.force_reauth
             || request.accept_server_key
             || self.needs_session(&prefs, request.auth_key.as_ref());
@@ -181,7 +200,7 @@ impl Engine {
             .and(self.state.registered_at.as_ref());
         match registered.filter(|url| **url != prefs.control_url) {
             None => Ok(()),
-            Some(_) => Err("can't change --login-server without --force-reauth: this node is registered with another server".to_owned()),
+            Some(_) => Err("can't change --login-server without --force-reauth: this node is registered with another server; `lowroad up --login-server=URL --force-reauth` does it".to_owned()),
         }
     }
 
@@ -272,7 +291,7 @@ impl Engine {
         warn!(why, "up failed");
         self.go_back(&first.before).await;
         for up in std::iter::once(first).chain(ups) {
-            up.tell(Progress::Failed(why.to_owned()));
+            up.fail(why, &mut self.bus);
         }
     }
 
@@ -288,6 +307,13 @@ impl Engine {
             self.start_or_retry().await;
         }
         self.apply_preferences();
+    }
+
+    /// Nobody finishes a login any more that was to replace the node key: the node is again who it was before.
+    pub(super) fn leave_login(&mut self) {
+        if self.state.old_node_key.is_some() {
+            self.forget_unregistered_key();
+        }
     }
 
     /// A key that no server has accepted is no identity: the one before it still is, or the next `up` makes its own.
@@ -323,10 +349,11 @@ impl Engine {
         self.save().map_err(|error| error.to_string())?;
         self.apply_preferences();
         self.bus.tell_again();
+        let goes_on = restart && (auth_key.is_some() || self.state.registered_at.is_none());
         self.begun = Some(BegunLogin {
             at: Instant::now(),
-            goes_on: restart && (auth_key.is_some() || self.state.registered_at.is_none()),
-            auth_key: auth_key.clone(),
+            goes_on,
+            auth_key: auth_key.clone().filter(|_| !goes_on),
         });
         if !restart {
             return Ok(());
@@ -339,22 +366,25 @@ impl Engine {
         started.map_err(|why| self.cannot_start(&why))
     }
 
-    /// `login-interactive`: goes on with the login that was begun just before, or shows its page again; else somebody logs in anew, and if that
-    /// fails the login that there was is in force again. What comes of it is told on the bus.
+    /// `login-interactive`: goes on with the login that was begun just before. Without one the page is shown again, if there is one; else somebody logs
+    /// in anew, and if that fails the login that there was is in force again. What comes of it is told on the bus.
     pub(super) async fn on_login(&mut self) -> Result<(), String> {
         self.bus.tell_again();
         let begun = self.begun.take();
         let begun = begun.filter(|begun| begun.at.elapsed() <= GOES_ON_WITHIN);
-        let auth_key = match begun {
-            Some(begun) if begun.goes_on => return Ok(()),
-            begun => begun.and_then(|begun| begun.auth_key),
-        };
         let session = self.session.as_ref();
         let shows_page = session.is_some_and(|session| !session.auth_url.is_empty());
-        if shows_page && auth_key.is_none() {
-            return Ok(());
-        }
-        if self.state.registered_at.is_none() {
+        let auth_key = match begun {
+            Some(begun) if begun.goes_on => {
+                let failure = self.failure.clone().filter(|_| session.is_none());
+                return failure.map_or(Ok(()), Err);
+            }
+            // The stock client doesn't show a page a second time, and so waits for another.
+            Some(begun) => begun.auth_key,
+            None if shows_page => return Ok(()),
+            None => None,
+        };
+        if self.state.registered_at.is_none() && !shows_page {
             return self
                 .start_without_waiting(auth_key, Change::default())
                 .await;
@@ -365,8 +395,10 @@ impl Engine {
             ..UpRequest::default()
         };
         let before = self.begin_up(request).await?;
-        let bus = Listener::Bus(self.bus.sender());
-        self.ups.push(PendingUp::new(bus, Duration::ZERO, before));
+        // Those that it replaces.
+        self.ups.retain(PendingUp::can_be_interrupted);
+        self.ups
+            .push(PendingUp::new(Listener::Bus, Duration::ZERO, before));
         Ok(())
     }
 
@@ -375,14 +407,14 @@ impl Engine {
         self.prefs.want_running = false;
         self.state.prefs = self.prefs.clone();
         self.failure = None;
+        self.begun = None;
+        self.leave_login();
         self.cache.forget().await;
         let saved = self.save();
         let stopped = self.stop_session().await;
-        self.ups.drain(..).for_each(|up| {
-            up.tell(Progress::Failed(
-                "the node was stopped by `lowroad down`".to_owned(),
-            ))
-        });
+        for up in self.ups.drain(..) {
+            up.fail("the node was stopped by `lowroad down`", &mut self.bus);
+        }
         saved.map_err(|error| error.to_string())?;
         stopped.map_err(|error| whole(&error))
     }

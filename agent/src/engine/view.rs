@@ -198,10 +198,12 @@ impl Engine {
     fn self_status(&self, own: Option<&Node>) -> PeerStatus {
         let Some(own) = own else {
             return PeerStatus {
+                // While a new key isn't registered, we are known by the one before it.
                 public_key: self
                     .state
-                    .node_key
+                    .old_node_key
                     .as_ref()
+                    .or(self.state.node_key.as_ref())
                     .map_or(NodePublic::ZERO, |key| key.public())
                     .to_string(),
                 host_name: crate::control::hostinfo::hostinfo(&self.prefs, &self.state.id).hostname,

@@ -6,11 +6,15 @@ use tokio::sync::broadcast;
 use super::*;
 use crate::localapi::watch;
 
-async fn watched(agent: &Agent, mask: u64) -> (Vec<Value>, broadcast::Receiver<Value>) {
+pub(super) async fn watched(agent: &Agent, mask: u64) -> (Vec<Value>, broadcast::Receiver<Value>) {
     agent.ask(|reply| Ask::Watch { mask, reply }).await
 }
 
-async fn start(agent: &Agent, server: &TestServer, auth_key: Option<&str>) -> Result<(), String> {
+pub(super) async fn start(
+    agent: &Agent,
+    server: &TestServer,
+    auth_key: Option<&str>,
+) -> Result<(), String> {
     let change = Change {
         control_url: Some(server.url.clone()),
         hostname: Some("gate".into()),
@@ -25,12 +29,12 @@ async fn start(agent: &Agent, server: &TestServer, auth_key: Option<&str>) -> Re
     agent.ask(ask).await
 }
 
-async fn login(agent: &Agent) -> Result<(), String> {
+pub(super) async fn login(agent: &Agent) -> Result<(), String> {
     agent.ask(|reply| Ask::Login { reply }).await
 }
 
 /// The next notification that has the field.
-async fn told(bus: &mut broadcast::Receiver<Value>, field: &str) -> Value {
+pub(super) async fn told(bus: &mut broadcast::Receiver<Value>, field: &str) -> Value {
     let wait = async {
         loop {
             let notification = bus.recv().await.expect("nothing is missed");
@@ -43,12 +47,15 @@ async fn told(bus: &mut broadcast::Receiver<Value>, field: &str) -> Value {
     value.unwrap_or_else(|_| panic!("{field} is told"))
 }
 
-async fn told_state(bus: &mut broadcast::Receiver<Value>, state: BackendState) {
+pub(super) async fn told_state(bus: &mut broadcast::Receiver<Value>, state: BackendState) {
     while told(bus, "State").await != state.number() {}
 }
 
 /// An agent that the stock client has logged in with a key.
-async fn logged_in(dir: &TempDir, server: &mut TestServer) -> (Agent, mpsc::Sender<Value>) {
+pub(super) async fn logged_in(
+    dir: &TempDir,
+    server: &mut TestServer,
+) -> (Agent, mpsc::Sender<Value>) {
     let agent = Agent::start(dir);
     let (first, mut bus) = watched(&agent, 0).await;
     assert!(first.is_empty());
