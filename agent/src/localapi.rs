@@ -125,7 +125,7 @@ pub enum Ask {
     /// What a watcher of the IPN bus is told first, if it asks for that, and what it is told from now on.
     Watch {
         mask: u64,
-        reply: oneshot::Sender<(Vec<Value>, broadcast::Receiver<Value>)>,
+        reply: oneshot::Sender<(Vec<Value>, watch::Watcher)>,
     },
 }
 

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Of a map of more peers, packets that this worker would carry don't wait for the end.
-const LONG_MAP: usize = 256;
+pub(super) const LONG_MAP: usize = 256;
 
 /// How a session's login differs from a restart with what is saved.
 #[derive(Clone, Debug, Default)]

@@ -1,6 +1,7 @@
 //! This node's data plane: from the netmap to kernel state and relay table. No sockets; the kernel is behind its seam.
 
 mod follow;
+mod news;
 mod policy;
 
 use std::{
@@ -17,7 +18,7 @@ use lowroad_core::{
     plan::{AllowedIps, Step, narrow, plan},
 };
 use lowroad_wire::{
-    control::{Malformed, MapResponse, NodeId},
+    control::{Malformed, MapResponse},
     key::{DiscoPrivate, NodePublic},
     netmap::{Changes, NetMap},
 };
@@ -26,6 +27,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 pub use self::follow::Relays;
+use self::news::News;
 use super::{addresses::RelayAddresses, whole};
 use crate::{
     kernel::{Kernel, KernelError},
@@ -102,8 +104,7 @@ pub struct Node {
     closed: Option<String>,
     /// Why the kernel does not hold what the netmap wants, if it was tried.
     failure: Option<String>,
-    /// Peers that came or changed, and those that went, since somebody asked.
-    news: (BTreeSet<NodeId>, BTreeSet<NodeId>),
+    news: News,
 }
 
 impl std::fmt::Debug for Node {
@@ -184,7 +185,7 @@ impl Node {
             installed: None,
             closed: None,
             failure: None,
-            news: Default::default(),
+            news: News::default(),
         })
     }
 
@@ -201,6 +202,7 @@ impl Node {
     /// The netmap holds no more: no peers, no addresses, and a filter that drops everything.
     pub fn forget_map(&mut self) {
         self.map = Some(NetMap::default());
+        self.news = News::default();
         self.cached = None;
         self.fresh = true;
         self.read_anew();
@@ -215,6 +217,7 @@ impl Node {
         clock: OffsetDateTime,
     ) {
         self.map = Some(map);
+        self.news = News::default();
         self.cached = Some(saved);
         self.fresh = true;
         self.read_anew();
@@ -264,7 +267,7 @@ impl Node {
             false => (old, Default::default()),
         };
         let changes = map.apply(response, clock);
-        self.note_news(&changes, replaced.into_keys());
+        self.news.note(&changes, replaced.into_keys());
         self.left_out = self.left_out.saturating_add(changes.left_out);
         if changes.left_out > 0 {
             warn!(

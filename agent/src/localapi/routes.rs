@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{Stream, StreamExt as _, stream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::{Method, Response, StatusCode, body::Frame, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -100,27 +100,14 @@ pub async fn dispatch(server: &Server, call: &Call<'_>) -> Result<Response<Body>
             );
             Ok(response)
         }
-        (&Method::GET, "/localapi/v0/watch-ipn-bus") => {
-            let mask = watch::read(call.parameter("mask").as_deref())
-                .map_err(|why| Refusal::new(StatusCode::NOT_IMPLEMENTED, &why))?;
-            let (first, rest) = server
-                .ask(write, |reply| Ask::Watch { mask, reply })
-                .await?;
-            Ok(lines(first, Some(rest), move |value| {
-                watch::reduced(value, mask)
-            }))
-        }
+        (&Method::GET, "/localapi/v0/watch-ipn-bus") => watch_bus(server, call).await,
         (&Method::GET, "/lowroad/v0/netcheck") => Ok(json_response(
             &server.ask(write, |reply| Ask::Netcheck { reply }).await?,
         )),
         (&Method::GET, "/lowroad/v0/counters") => Ok(json_response(
             &server.ask(write, |reply| Ask::Counters { reply }).await?,
         )),
-        (&Method::GET, "/lowroad/v0/flows") => {
-            let (recent, rest) = server.ask(write, |reply| Ask::Flows { reply }).await?;
-            let follow = call.parameter("follow").as_deref() == Some("true");
-            Ok(lines(recent, follow.then_some(rest), Some))
-        }
+        (&Method::GET, "/lowroad/v0/flows") => flows(server, call).await,
         _ => Err(Refusal::new(
             StatusCode::NOT_FOUND,
             &format!("{} {} does not exist in this agent", call.method, call.path),
@@ -216,7 +203,7 @@ async fn up(server: &Server, call: &Call<'_>) -> Result<Response<Body>, Refusal>
         let step: Progress = steps.recv().await?;
         Some((Ok::<_, Infallible>(Frame::data(line(&step))), steps))
     });
-    Ok(Response::new(StreamBody::new(stream).boxed()))
+    Ok(Response::new(BodyExt::boxed(StreamBody::new(stream))))
 }
 
 async fn ping(server: &Server, call: &Call<'_>) -> Result<Response<Body>, Refusal> {
@@ -245,47 +232,46 @@ fn done(result: Result<(), String>) -> Result<Response<Body>, Refusal> {
     }
 }
 
-/// JSON lines: those at hand, then what `reduce` leaves of those that come. A reader that is too slow misses some and is told how many.
-fn lines<T: Serialize + Clone + Send + Sync + 'static>(
-    first: Vec<T>,
-    rest: Option<broadcast::Receiver<T>>,
-    reduce: impl Fn(T) -> Option<T> + Clone + Send + Sync + 'static,
+/// JSON lines: those at hand, then those that come.
+fn lines<T: Serialize>(
+    first: &[T],
+    rest: impl Stream<Item = Bytes> + Send + Sync + 'static,
 ) -> Response<Body> {
-    let first = first
-        .into_iter()
-        .map(|value| line(&value))
-        .collect::<Vec<_>>()
-        .concat();
-    let stream = stream::unfold(
-        // An empty frame would end the body.
-        (
-            Some(Bytes::from(first)).filter(|first| !first.is_empty()),
-            rest,
-            reduce,
-        ),
-        |(first, rest, reduce)| async move {
-            if let Some(first) = first {
-                return Some((
-                    Ok::<_, Infallible>(Frame::data(first)),
-                    (None, rest, reduce),
-                ));
+    let first = first.iter().map(line).collect::<Vec<_>>().concat();
+    // An empty frame would end the body.
+    let first = (!first.is_empty()).then(|| Bytes::from(first));
+    let all = stream::iter(first).chain(rest);
+    let frames = all.map(|line| Ok::<_, Infallible>(Frame::data(line)));
+    Response::new(BodyExt::boxed(StreamBody::new(frames)))
+}
+
+async fn flows(server: &Server, call: &Call<'_>) -> Result<Response<Body>, Refusal> {
+    let ask = |reply| Ask::Flows { reply };
+    let (recent, rest) = server.ask(call.may_write, ask).await?;
+    let follow = call.parameter("follow").as_deref() == Some("true");
+    // A reader that is too slow misses some.
+    let rest = stream::unfold(follow.then_some(rest), |rest| async move {
+        let mut rest = rest?;
+        loop {
+            match rest.recv().await {
+                Ok(flow) => return Some((line(&flow), Some(rest))),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
             }
-            let mut rest = rest?;
-            loop {
-                match rest.recv().await {
-                    Ok(value) => {
-                        if let Some(value) = reduce(value) {
-                            let line = Frame::data(line(&value));
-                            return Some((Ok(line), (None, Some(rest), reduce)));
-                        }
-                    }
-                    Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return None,
-                }
-            }
-        },
-    );
-    Response::new(StreamBody::new(stream).boxed())
+        }
+    });
+    Ok(lines(&recent, rest))
+}
+
+async fn watch_bus(server: &Server, call: &Call<'_>) -> Result<Response<Body>, Refusal> {
+    let mask = watch::read(call.parameter("mask").as_deref())?;
+    let ask = |reply| Ask::Watch { mask, reply };
+    let (first, watcher) = server.ask(call.may_write, ask).await?;
+    let rest = stream::unfold(watcher, |mut watcher| async move {
+        let notification = watcher.next().await?;
+        Some((line(&*notification), watcher))
+    });
+    Ok(lines(&first, rest))
 }
 
 fn line(value: &impl Serialize) -> Bytes {

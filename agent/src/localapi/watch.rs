@@ -1,6 +1,13 @@
 //! What watchers of the IPN bus ask for: the stock daemon's `ipn.NotifyWatchOpt`, as `mask` in the query.
 
-use serde_json::Value;
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+use super::Refusal;
+use crate::status::version;
 
 /// The first notification has the state, the page to log in at, and a number of the watch.
 pub const INITIAL_STATE: u64 = 1 << 1;
@@ -17,68 +24,103 @@ pub const PEERS: u64 = 1 << 12;
 /// So are changes of them that are small; here they come whole, too.
 const PEER_PATCHES: u64 = 1 << 15;
 
-/// What this agent doesn't tell anybody.
-const NOT_THERE: [(u64, &str); 2] = [
-    (1 << 0, "engine updates"),
-    (1 << 18, "the state of WireGuard of each peer"),
-];
+/// Only for those who watch from inside the stock daemon.
+const IN_PROCESS: u64 = 1 << 16;
+/// What WireGuard of each peer does, which this agent doesn't tell.
+const WIREGUARD: u64 = 1 << 18;
 
-/// Reads the parameter `mask`; without it nothing is asked for but changes.
+/// As the stock daemon says it.
+const FELL_BEHIND: &str = "IPN bus consumer fell behind; closing watch";
+
+/// Reads the parameter `mask`; without it nothing is asked for but changes. Other bits ask for what never happens here, such as updates of the engine's
+/// counters, files that are sent and exit nodes that are suggested, or for less.
 ///
 /// # Errors
 /// It is no number, or asks for what there isn't.
-pub fn read(text: Option<&str>) -> Result<u64, String> {
+pub fn read(text: Option<&str>) -> Result<u64, Refusal> {
     let Some(text) = text.filter(|text| !text.is_empty()) else {
         return Ok(0);
     };
-    let mask: u64 = text
-        .parse()
-        .map_err(|_| format!("the mask {text:?} is no number from 0 to {}", u64::MAX))?;
-    match NOT_THERE.iter().find(|(bit, _)| mask & bit != 0) {
-        Some((_, what)) => Err(format!("watchers are not told of {what} by this agent")),
-        None => Ok(mask),
+    let bad = |why: &str| Err(Refusal::new(StatusCode::BAD_REQUEST, why));
+    match text.parse::<u64>() {
+        Err(_) => bad(&format!(
+            "the mask {text:?} is no number from 0 to {}",
+            u64::MAX
+        )),
+        Ok(mask) if mask & IN_PROCESS != 0 => bad("only the daemon itself may watch so"),
+        Ok(mask) if mask & WIREGUARD != 0 => Err(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "watchers are not told of the state of WireGuard of each peer by this agent",
+        )),
+        Ok(mask) => Ok(mask),
     }
 }
 
-/// What of a notification is for a watcher with this mask, if anything is.
-pub fn reduced(mut notification: Value, mask: u64) -> Option<Value> {
-    let fields = notification.as_object_mut()?;
-    if mask & (PEERS | PEER_PATCHES) == 0 {
-        fields.remove("PeersChanged");
-        fields.remove("PeersRemoved");
+/// Whoever watches, as long as it does.
+#[derive(Debug)]
+pub struct Watcher {
+    /// `None` once it has fallen behind.
+    notifications: Option<broadcast::Receiver<Arc<Value>>>,
+}
+
+impl Watcher {
+    pub fn new(notifications: broadcast::Receiver<Arc<Value>>) -> Self {
+        Self {
+            notifications: Some(notifications),
+        }
     }
-    fields
-        .keys()
-        .any(|name| name != "Version")
-        .then_some(notification)
+
+    /// The next notification. One that fell behind is told so, and nothing more: what it missed it wouldn't be told again.
+    pub async fn next(&mut self) -> Option<Arc<Value>> {
+        match self.notifications.as_mut()?.recv().await {
+            Ok(notification) => Some(notification),
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                self.notifications = None;
+                let last = json!({"Version": version(), "ErrMessage": FELL_BEHIND});
+                Some(Arc::new(last))
+            }
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// Whether a watcher with this mask is told of peers, and of their owners.
+pub fn wants_peers(mask: u64) -> bool {
+    mask & (PEERS | PEER_PATCHES) != 0
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn a_mask_is_a_number_and_asks_for_what_there_is() {
-        assert_eq!(read(None), Ok(0));
-        assert_eq!(read(Some("")), Ok(0));
+        let mask = |text| read(text).map_err(|refusal| refusal.status);
+        assert_eq!(mask(None), Ok(0));
+        assert_eq!(mask(Some("")), Ok(0));
         assert_eq!(
-            read(Some("4110")),
+            mask(Some("4110")),
             Ok(INITIAL_STATE | INITIAL_PREFS | INITIAL_NETMAP | PEERS)
         );
-        assert!(read(Some("state")).unwrap_err().contains("no number"));
-        assert!(read(Some("-1")).is_err());
-        assert!(read(Some("3")).unwrap_err().contains("engine updates"));
+        // Of the engine, and the netmap: as programs ask that wait for it.
+        assert_eq!(mask(Some("9")), Ok(1 | INITIAL_NETMAP));
+        for no_mask in ["state", "-1", "65536"] {
+            assert_eq!(mask(Some(no_mask)), Err(StatusCode::BAD_REQUEST));
+        }
+        assert_eq!(mask(Some("262144")), Err(StatusCode::NOT_IMPLEMENTED));
     }
 
-    #[test]
-    fn peers_are_told_to_those_who_asked_for_them() {
-        let both = json!({"Version": "1", "State": 6, "PeersChanged": [], "PeersRemoved": [1]});
-        let peers = json!({"Version": "1", "PeersRemoved": [1]});
-        assert_eq!(reduced(both.clone(), PEERS), Some(both.clone()));
-        assert_eq!(reduced(both, 0), Some(json!({"Version": "1", "State": 6})));
-        assert_eq!(reduced(peers.clone(), PEER_PATCHES), Some(peers.clone()));
-        assert_eq!(reduced(peers, INITIAL_STATE), None);
+    #[tokio::test]
+    async fn a_watcher_that_falls_behind_is_told_so_and_nothing_more() {
+        let (sender, receiver) = broadcast::channel(2);
+        let mut watcher = Watcher::new(receiver);
+        for state in 0..3 {
+            sender
+                .send(Arc::new(json!({"State": state})))
+                .expect("somebody watches");
+        }
+        let last = watcher.next().await.expect("it is told");
+        assert_eq!(last["ErrMessage"], FELL_BEHIND);
+        assert_eq!(watcher.next().await, None);
     }
 }

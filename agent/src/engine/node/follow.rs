@@ -25,22 +25,12 @@ pub enum Relays {
 }
 
 impl Node {
-    /// `replaced` are all peers of a netmap in whose place there is another.
-    pub(super) fn note_news(&mut self, changes: &Changes, replaced: impl Iterator<Item = NodeId>) {
-        let (changed, removed) = &mut self.news;
-        removed.extend(replaced);
-        removed.extend(&changes.peers_removed);
-        let there = || changes.peers_added.iter().chain(&changes.peers_changed);
-        there().for_each(|id| {
-            removed.remove(id);
-        });
-        changed.extend(there());
-        changed.retain(|id| !removed.contains(id));
-    }
-
-    /// Peers that came or changed, and those that went, since the last call.
-    pub fn take_news(&mut self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
-        std::mem::take(&mut self.news)
+    /// Peers that came or changed, and those that went, since the last call; `told` are those that are known, before and after.
+    pub fn take_news(
+        &mut self,
+        told: &mut BTreeSet<NodeId>,
+    ) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
+        self.news.take(self.map.as_ref(), told)
     }
 
     /// The next look at the netmap is at all of it.

@@ -1,12 +1,11 @@
 //! The IPN bus, and logins as the stock client makes them: a watch, `start`, perhaps `login-interactive`, and what it is told then.
 
 use serde_json::Value;
-use tokio::sync::broadcast;
 
 use super::*;
-use crate::localapi::watch;
+use crate::localapi::watch::{self, Watcher};
 
-pub(super) async fn watched(agent: &Agent, mask: u64) -> (Vec<Value>, broadcast::Receiver<Value>) {
+pub(super) async fn watched(agent: &Agent, mask: u64) -> (Vec<Value>, Watcher) {
     agent.ask(|reply| Ask::Watch { mask, reply }).await
 }
 
@@ -34,10 +33,10 @@ pub(super) async fn login(agent: &Agent) -> Result<(), String> {
 }
 
 /// The next notification that has the field.
-pub(super) async fn told(bus: &mut broadcast::Receiver<Value>, field: &str) -> Value {
+pub(super) async fn told(bus: &mut Watcher, field: &str) -> Value {
     let wait = async {
         loop {
-            let notification = bus.recv().await.expect("nothing is missed");
+            let notification = bus.next().await.expect("nothing is missed");
             if let Some(value) = notification.get(field) {
                 break value.clone();
             }
@@ -47,7 +46,7 @@ pub(super) async fn told(bus: &mut broadcast::Receiver<Value>, field: &str) -> V
     value.unwrap_or_else(|_| panic!("{field} is told"))
 }
 
-pub(super) async fn told_state(bus: &mut broadcast::Receiver<Value>, state: BackendState) {
+pub(super) async fn told_state(bus: &mut Watcher, state: BackendState) {
     while told(bus, "State").await != state.number() {}
 }
 
@@ -172,7 +171,8 @@ async fn watchers_are_told_of_preferences_peers_and_what_they_ask_for_first() {
         | watch::INITIAL_PREFS
         | watch::INITIAL_NETMAP
         | watch::INITIAL_HEALTH
-        | watch::INITIAL_STATUS;
+        | watch::INITIAL_STATUS
+        | watch::PEERS;
     let (first, mut bus) = watched(&agent, all).await;
     let first = &first[0];
     assert_eq!(first["State"], BackendState::Running.number());
@@ -189,12 +189,95 @@ async fn watchers_are_told_of_preferences_peers_and_what_they_ask_for_first() {
     };
     agent.ask(|reply| Ask::Set { change, reply }).await.unwrap();
     assert_eq!(told(&mut bus, "Prefs").await["ShieldsUp"], true);
-    stream
-        .send(json!({"PeersChanged": [peer(3)]}))
-        .await
-        .unwrap();
-    assert_eq!(told(&mut bus, "PeersChanged").await[0]["ID"], 3);
+    let mut third = peer(3);
+    third["User"] = json!(5);
+    let ann = json!({"ID": 5, "LoginName": "ann@lab"});
+    let message = json!({"PeersChanged": [third], "UserProfiles": [ann]});
+    stream.send(message).await.unwrap();
+    let (owner, change) = loop {
+        let notification = bus.next().await.unwrap();
+        if let Some(change) = notification.get("PeersChanged") {
+            break (notification["UserProfiles"]["5"].clone(), change.clone());
+        }
+    };
+    assert_eq!(
+        (&change[0]["ID"], &owner["LoginName"]),
+        (&json!(3), &json!("ann@lab"))
+    );
     stream.send(json!({"PeersRemoved": [2]})).await.unwrap();
+    assert_eq!(told(&mut bus, "PeersRemoved").await, json!([2]));
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn the_netmap_has_the_types_of_the_stock_one() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, stream) = logged_in(&dir, &mut server).await;
+    let (_, mut bus) = watched(&agent, 0).await;
+    let key = agent.status().await.self_node.unwrap().public_key;
+    let own = json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": key, "User": 1, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true, "CapMap": {"https://lab/cap/a": null}});
+    let ann = json!({"ID": 1, "LoginName": "ann@lab"});
+    let message = json!({"Node": own, "UserProfiles": [ann], "DNSConfig": {"Domains": ["lab"]}});
+    stream.send(message).await.unwrap();
+    while told(&mut bus, "SelfChange").await["CapMap"].is_null() {}
+    let (first, _) = watched(&agent, watch::INITIAL_NETMAP).await;
+    let netmap = first[0]["NetMap"].as_object().unwrap();
+    let shape = |value: &Value| match value {
+        Value::Object(_) => "struct or map",
+        Value::Array(_) => "slice or set",
+        Value::String(_) => "string",
+        _ => "other",
+    };
+    let shapes: Vec<_> = netmap
+        .iter()
+        .map(|(name, value)| (name.as_str(), shape(value)))
+        .collect();
+    // netmap.NetworkMap; a set.Set is written as a list.
+    let stock = [
+        ("AllCaps", "slice or set"),
+        ("DNS", "struct or map"),
+        ("Domain", "string"),
+        ("NodeKey", "string"),
+        ("Peers", "slice or set"),
+        ("SelfNode", "struct or map"),
+        ("UserProfiles", "struct or map"),
+    ];
+    assert_eq!(shapes, stock);
+    assert_eq!(netmap["AllCaps"], json!(["https://lab/cap/a"]));
+    assert_eq!(netmap["NodeKey"], key);
+    assert_eq!(netmap["DNS"]["Domains"], json!(["lab"]));
+    assert_eq!(netmap["UserProfiles"]["1"]["LoginName"], "ann@lab");
+    assert!(netmap["Peers"][0].is_object());
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn peers_go_for_watchers_when_their_netmap_does() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = logged_in(&dir, &mut server).await;
+    let (_, mut bus) = watched(&agent, watch::PEERS).await;
+    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+    assert_eq!(told(&mut bus, "PeersRemoved").await, json!([2]));
+
+    // As somebody else, who has other peers.
+    login(&agent).await.unwrap();
+    let register = expect_register(&mut server).await;
+    register.json(json!({"MachineAuthorized": true}));
+    let _stream = admit_among(&mut server, json!([peer(3), peer(4)])).await;
+    assert_eq!(told(&mut bus, "PeersChanged").await[1]["ID"], 4);
+    until_running(&agent).await;
+    login(&agent).await.unwrap();
+    assert_eq!(told(&mut bus, "PeersRemoved").await, json!([3, 4]));
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn peers_that_went_while_the_server_was_away_are_told() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, stream) = logged_in(&dir, &mut server).await;
+    let (_, mut bus) = watched(&agent, watch::PEERS).await;
+    drop(stream);
+    let _stream = admit_among(&mut server, json!([peer(5)])).await;
     assert_eq!(told(&mut bus, "PeersRemoved").await, json!([2]));
     agent.end().await;
 }

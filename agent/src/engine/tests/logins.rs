@@ -1,12 +1,12 @@
 //! Forced logins that somebody has to finish on a page, and doesn't.
 
 use serde_json::Value;
-use tokio::sync::broadcast;
 
 use super::{
     bus::{logged_in, login, start, told, told_state, watched},
     *,
 };
+use crate::localapi::watch::Watcher;
 
 const REFUSED: Reply = Reply::Status(hyper::StatusCode::UNAUTHORIZED, "no such authkey");
 
@@ -17,7 +17,7 @@ struct Pending {
     key: String,
     /// Of the login on the page.
     new_key: Value,
-    bus: broadcast::Receiver<Value>,
+    bus: Watcher,
     followup: Call,
 }
 
@@ -192,11 +192,10 @@ async fn the_failure_of_a_login_is_told_once() {
     login(&agent).await.unwrap();
     expect_register(&mut server).await.answer(REFUSED);
     told(&mut bus, "ErrMessage").await;
-    agent.status().await;
-    while let Ok(more) = bus.try_recv() {
+    agent.end().await;
+    while let Some(more) = bus.next().await {
         assert!(more.get("ErrMessage").is_none(), "{more}");
     }
-    agent.end().await;
 }
 
 #[tokio::test]
