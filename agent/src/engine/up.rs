@@ -421,6 +421,8 @@ impl Engine {
 
     /// Logs out here at once; the server is told meanwhile, for as long as that takes it, and then comes the answer.
     pub(super) async fn on_logout(&mut self, reply: oneshot::Sender<Result<(), String>>) {
+        // Of the key that the server knows.
+        self.leave_login();
         let options = self.saved_control_options();
         self.prefs.want_running = false;
         self.prefs.logged_out = true;

@@ -78,6 +78,17 @@ async fn a_page_that_is_left_open_costs_a_node_that_goes_down_and_up_nothing() {
 }
 
 #[tokio::test]
+async fn a_logout_while_a_page_is_open_is_of_the_key_that_is_registered() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let left = pending(&dir, &mut server).await;
+    let (reply, _answer) = oneshot::channel();
+    left.agent.asks.send(Ask::Logout { reply }).await.unwrap();
+    let logout = expect_register(&mut server).await;
+    assert_eq!(logout.body["NodeKey"], left.key);
+    left.agent.end().await;
+}
+
+#[tokio::test]
 async fn another_forced_login_that_is_refused_goes_back_to_the_key_that_is_registered() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     let left = pending(&dir, &mut server).await;
