@@ -42,10 +42,19 @@ impl PinDir {
         }
     }
 
+    /// An agent that leaves just then takes the directory along that it shared with us, if it was the last: then once more.
     pub fn create(&self) -> Result<(), FilterError> {
+        const TRIES: usize = 10;
         let maps = self.maps();
-        fs::create_dir_all(&maps)
-            .map_err(|e| FilterError::kernel(format!("creating {}", maps.display()), e))
+        let is_gone = |result: &io::Result<()>| matches!(result, Err(error) if error.kind() == io::ErrorKind::NotFound);
+        let mut created = fs::create_dir_all(&maps);
+        for _ in 1..TRIES {
+            if !is_gone(&created) {
+                break;
+            }
+            created = fs::create_dir_all(&maps);
+        }
+        created.map_err(|e| FilterError::kernel(format!("creating {}", maps.display()), e))
     }
 
     pub fn map(&self, name: &str) -> PathBuf {
@@ -193,5 +202,26 @@ fn mount(path: &Path) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_while_another_agent_leaves() {
+        let there = tempfile::tempdir().unwrap();
+        let come_and_go = |name: &str| {
+            let dir = PinDir::existing(there.path(), name);
+            for _ in 0..2_000 {
+                dir.create().unwrap();
+                assert!(dir.remove().unwrap());
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| come_and_go("one"));
+            come_and_go("other");
+        });
     }
 }
