@@ -8,7 +8,7 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::{Result, bail};
 
 use crate::{ebpf, setup, signals, workspace::is_root};
-pub use binaries::{Binary, build};
+pub use binaries::{Binary, build, side_by_side};
 pub use tally::Tally;
 
 const SUITES: &[&str] = &["unit", "ebpf", "lab", "vm"];
@@ -39,9 +39,12 @@ pub fn main(names: &[&str]) -> Result<ExitCode> {
 }
 
 fn unit(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
-    for binary in binaries.iter().filter(|binary| !binary.needs_root()) {
-        binary.run(&[], tally)?;
-    }
+    let of_unit: Vec<_> = binaries
+        .iter()
+        .filter(|binary| !binary.needs_root())
+        .cloned()
+        .collect();
+    binaries::side_by_side(&of_unit, tally, |binary, tally| binary.run(&[], tally))?;
     binaries::documentation(tally)
 }
 

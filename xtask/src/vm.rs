@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     apt, signals,
     tailnet::{self, Build},
-    test::{Binary, Tally},
+    test::{self, Binary, Tally},
 };
 
 use kernel::Kernel;
@@ -240,29 +240,33 @@ pub fn suite_inside(kernel: &str, names: &[&str]) -> Result<ExitCode> {
     let debian = named(kernel)?;
     let mut tally = Tally::default();
     if names.is_empty() {
-        for binary in image::tests_inside()? {
-            let mut of_binary = Tally::default();
-            // The userspace device is the host's affair: there it runs without emulation.
-            let mut arguments = vec!["--test-threads=1"];
-            if binary.wants_vm() {
-                arguments.push("kernel::");
-            } else {
-                let on_trixie = match debian {
-                    Debian::Trixie if !crate::lab::long() => &LEFT_OUT_ON_TRIXIE[..],
-                    _ => &[],
-                };
-                for (left_out, why) in LEFT_OUT.iter().chain(on_trixie) {
-                    arguments.extend(["--skip", left_out]);
-                    of_binary.skip(&format!("{} {left_out}", binary.name()), why);
-                }
-            }
-            binary.run(&arguments, &mut of_binary)?;
-            of_binary.write_lines();
-            tally.add(of_binary);
-        }
+        let binaries = image::tests_inside()?;
+        test::side_by_side(&binaries, &mut tally, |binary, tally| {
+            run_inside(debian, binary, tally)
+        })?;
     }
     crate::lab::run_in_vm(debian, names, &mut tally)?;
     Ok(tally.print())
+}
+
+fn run_inside(debian: Debian, binary: &Binary, tally: &mut Tally) -> Result<()> {
+    // The userspace device is the host's affair: there it runs without emulation.
+    let mut arguments = vec!["--test-threads=1"];
+    if binary.wants_vm() {
+        arguments.push("kernel::");
+    } else {
+        let on_trixie = match debian {
+            Debian::Trixie if !crate::lab::long() => &LEFT_OUT_ON_TRIXIE[..],
+            _ => &[],
+        };
+        for (left_out, why) in LEFT_OUT.iter().chain(on_trixie) {
+            arguments.extend(["--skip", left_out]);
+            tally.skip(&format!("{} {left_out}", binary.name()), why);
+        }
+    }
+    let ran = binary.run(&arguments, tally);
+    tally.write_lines();
+    ran
 }
 
 /// Inside the VM with systemd: the scenarios of the service units.

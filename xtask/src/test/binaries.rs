@@ -1,8 +1,10 @@
-//! Cargo's test binaries: built once, then run one after another.
+//! Cargo's test binaries: built once, then run.
 
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Mutex,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -134,6 +136,33 @@ impl Binary {
         }
         Ok(())
     }
+}
+
+/// Runs them two at a time, as none of them keeps two processors busy. `run` is given what one counts, and then it is added.
+pub fn side_by_side(
+    binaries: &[Binary],
+    tally: &mut Tally,
+    run: impl Fn(&Binary, &mut Tally) -> Result<()> + Sync,
+) -> Result<()> {
+    let (left, counted) = (Mutex::new(binaries.iter()), Mutex::new(tally));
+    let work = || {
+        while let Some(binary) = lock(&left).next() {
+            let mut of_one = Tally::default();
+            let result = run(binary, &mut of_one);
+            lock(&counted).add(of_one);
+            result?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let beside = scope.spawn(work);
+        let here = work();
+        here.and(beside.join().expect("the other thread"))
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().expect("nobody panics with it")
 }
 
 /// Examples in the documentation.
