@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::{
     Lab, Login,
     member::{Kind, Member},
+    policies,
     server::{self, KeyOptions, Server},
     table::Table,
 };
@@ -250,8 +251,7 @@ fn outage(table: &mut Table, server: &mut Server, node: &Member, peer: &Member) 
         Ok(report.to_string())
     });
     table.try_it("a change of policy after it", || {
-        // Whom no rule connects Headscale hides from each other: what is refused then would have no way there.
-        server.set_policy(r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:9"]}]}"#)?;
+        server.set_policy(&policies::one_way(node, peer)?)?;
         let silent = || -> Result<Option<()>> {
             let ping = Pinger::start(peer.namespace(), node.ip(4)?, PACE)?;
             wait::pass(Duration::from_millis(400))?;

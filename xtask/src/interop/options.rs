@@ -16,7 +16,7 @@ Runs lowroad beside the stock programs in DIR and prints what works: all parts, 
   --old DIR   folder with older ones: stock nodes of that version on our coordinator, and a Headscale that is upgraded
   --minutes N how long each tailnet of eight is changed (30)
   --out DIR   also write interop.md and interop.json there
-  --vm        in a VM with Debian 13's kernel, so that lowroad uses the kernel's WireGuard; the table is printed only, at most 20 minutes
+  --vm        in a VM with Debian 13's kernel, so that lowroad uses the kernel's WireGuard; it wants names of parts, as it lives for 20 minutes, and prints the table only
   --list      the names of the parts
 ";
 

@@ -51,6 +51,14 @@ const OUTSIDE: [(&str, &str); 2] = [
     ),
 ];
 
+/// A policy by which one node is a peer of the other and may begin something there, and the other nothing with it, ping included: as [`OUTSIDE`].
+pub fn one_way(from: &Member, to: &Member) -> Result<String> {
+    let (from, to) = (from.ip(4)?, to.ip(4)?);
+    Ok(format!(
+        r#"{{"acls": [{{"action": "accept", "src": ["{from}"], "dst": ["{to}:9"]}}]}}"#
+    ))
+}
+
 /// Of what is open over one family only the number of the family stands behind a stroke.
 const CASES: &[Case] = &[
     Case {
@@ -199,17 +207,18 @@ pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
                 .replace(grants.0, grants.1);
             server.set_policy(&policy)?;
             let wanted = [(&ann, case.ann), (&bob, case.bob), (&tagged, case.tagged)];
-            let pairs = wanted
-                .iter()
-                .flat_map(|(from, open)| both.map(|to| (*from, to, *open)));
+            // One after another with each node: what its filter counts meanwhile is one's alone.
+            let with = |to: &Member| {
+                wanted
+                    .iter()
+                    .try_for_each(|(from, open)| exactly(from, to, open))
+            };
             let results: Vec<Result<()>> = thread::scope(|scope| {
-                let running: Vec<_> = pairs
-                    .map(|(from, to, open)| scope.spawn(move || exactly(from, to, open)))
-                    .collect();
-                let end = |thread: thread::ScopedJoinHandle<'_, _>| {
-                    thread.join().unwrap_or_else(|_| Err(anyhow!("panicked")))
-                };
-                running.into_iter().map(end).collect()
+                let running = both.map(|to| scope.spawn(|| with(to)));
+                running
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("panicked"))))
+                    .collect()
             });
             results.into_iter().collect::<Result<()>>()?;
             Ok(wanted

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::{
     Lab,
     member::{Kind, Member},
+    policies,
     server::{self, KeyOptions, Server},
     table::Table,
 };
@@ -75,8 +76,7 @@ pub fn of_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
         Ok(String::new())
     });
     table.try_it("a change of policy is enforced by lowroad", || {
-        // Whom no rule connects Headscale hides from each other: what is refused then would have no way there.
-        server.set_policy(r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:9"]}]}"#)?;
+        server.set_policy(&policies::one_way(&lowroad, &stock)?)?;
         let (_, time) = wait::wait_for("silence", LIMIT, || {
             let ping = Pinger::start(stock.namespace(), lowroad.ip(4)?, PACE)?;
             wait::pass(Duration::from_millis(400))?;
