@@ -3,7 +3,7 @@
 use std::{os::unix::fs::MetadataExt, path::Path};
 
 use lowroad_agent::{
-    localapi::{Ask, Rights, Server},
+    localapi::{Ask, Rights, Server, watch::Watcher},
     prefs::{Change, Prefs},
     state::State,
     status::Status,
@@ -184,7 +184,8 @@ async fn engine(mut asked: mpsc::Receiver<Ask>) {
             }
             Ask::Watch { reply, .. } => {
                 let first = vec![prefs.to_stock_json()];
-                drop(reply.send((first, broadcast::Sender::new(1).subscribe())))
+                let watcher = Watcher::new(broadcast::Sender::new(1).subscribe());
+                drop(reply.send((first, watcher)))
             }
             Ask::Flows { reply } => {
                 drop(reply.send((Vec::new(), broadcast::Sender::new(1).subscribe())))
