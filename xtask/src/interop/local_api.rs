@@ -24,7 +24,7 @@ const LIMIT: Duration = secs(90);
 
 const NO_SUCH: &str = "does not exist in this agent";
 /// Headscale's words for an auth key that it has not made.
-const UNKNOWN_KEY: &str = "invalid pre auth key";
+const UNKNOWN_KEY: &str = "failed to parse auth-key";
 const REFUSED: &str = "is refused: this version of lowroad cannot";
 
 /// Settings that ask for what lowroad doesn't do.
