@@ -59,6 +59,10 @@ impl Bits {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.0
             .iter()

@@ -2,6 +2,7 @@
 
 mod builder;
 mod merge;
+mod named;
 mod ranges;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use super::world::{NodeFacts, World};
 use builder::Builder;
 
 pub(crate) use merge::{Classes, classes, merge};
+pub(crate) use named::Named;
 pub(crate) use ranges::{internet, tailnet};
 
 /// All nodes, sorted by ID. Those that left since everything was compiled keep their place.
@@ -206,10 +208,12 @@ pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailne
         .map(|(facts, (approved, offers))| Arc::new(Node::new(facts, approved.clone(), offers)))
         .collect();
     let attributes = attributes(&document.attributes, &people, &world.tailnet, &nodes);
-    let ssh = SshAccess::new(&document.ssh, &people, &nodes);
+    let devices = devices(&nodes);
+    let named = Named::new(&people, &nodes, &devices);
+    let ssh = SshAccess::new(&document.ssh, &named, &nodes);
     let everything_allowed = [allow_everything()];
     let rules = document.rules.as_deref().unwrap_or(&everything_allowed);
-    let mut builder = Builder::new(&people, &nodes, &routes);
+    let mut builder = Builder::new(&named, &nodes, &routes);
     for rule in rules {
         builder.rule(rule);
     }
@@ -227,7 +231,7 @@ pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailne
         tailnet: world.tailnet.clone(),
         users: world.users.clone().into(),
         document: document.clone(),
-        devices: devices(&nodes),
+        devices,
         taken: taken(&nodes),
         gone: 0,
         reach: Arc::new(tailnet),

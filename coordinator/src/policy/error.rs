@@ -211,6 +211,16 @@ impl Errors {
         }
     }
 
+    /// Whether more errors would be counted only.
+    pub(crate) fn is_full(&self) -> bool {
+        self.list.len() >= MAX_ERRORS
+    }
+
+    /// So many more, which there is no room for.
+    pub(crate) fn count(&mut self, more: usize) {
+        self.more += more;
+    }
+
     pub(crate) fn extend(&mut self, errors: impl IntoIterator<Item = PolicyError>) {
         errors.into_iter().for_each(|error| self.push(error));
     }

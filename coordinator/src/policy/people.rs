@@ -81,9 +81,15 @@ impl People {
             .is_some_and(|members| members.contains(&user))
     }
 
+    /// A user's e-mail address: local part, and domain in lower case.
+    pub(crate) fn address(&self, user: UserId) -> Option<(&str, &str)> {
+        let (local, domain) = self.addresses.get(&user)?;
+        Some((local, domain))
+    }
+
     /// What stands before the `@` of a user's e-mail address, if it is in the domain.
     pub(crate) fn local_part(&self, user: UserId, domain: &str) -> Option<&str> {
-        let (local, own) = self.addresses.get(&user)?;
+        let (local, own) = self.address(user)?;
         own.eq_ignore_ascii_case(domain).then_some(local)
     }
 

@@ -4,6 +4,7 @@ mod compile;
 mod duration;
 mod explain;
 mod follow;
+mod judge;
 
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
@@ -15,6 +16,7 @@ use super::origin::Origin;
 use super::syntax::Names;
 
 pub(crate) use compile::SshAccess;
+pub(crate) use judge::{End, Judge, Views};
 
 const FIELDS: [&str; 9] = [
     "action",

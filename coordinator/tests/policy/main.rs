@@ -3,6 +3,7 @@
 #[path = "../support/devices.rs"]
 mod devices;
 mod foreign;
+mod logins;
 #[path = "../support/people.rs"]
 mod people;
 mod stand_ins;

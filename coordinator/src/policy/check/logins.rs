@@ -3,20 +3,27 @@
 //! They are tried on the `ssh` rules alone, whatever the other rules let through. Unlike `tests` they are about nodes that are
 //! there; only a policy that is loaded before the first user is created is tried with nodes that stand in.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
-use std::sync::Arc;
+mod meeting;
+mod questions;
 
-use lowroad_wire::control::{NodeId, SshPolicy};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::rc::Rc;
 
 use super::super::alias::Alias;
+use super::super::compile::Named;
 use super::super::error::{At, Errors, PolicyError, beginning};
+use super::super::ssh::Judge;
 use super::super::syntax::Document;
 use super::super::trials::SshTest;
-use super::super::view::CompiledTailnet;
+use super::super::view::{CompiledTailnet, Parts};
 use super::super::world::World;
 use super::super::{Policy, UnknownUsers, recompile};
 use super::{borrowed, is_one_address, stand_in};
+
+use meeting::Party;
+use questions::{Failed, Questions};
 
 /// Runs all `sshTests` of a policy. Each assertion that fails or isn't well formed is an error.
 pub(crate) fn run_ssh_tests(
@@ -49,54 +56,76 @@ pub(crate) fn run_ssh_tests(
         unknown == UnknownUsers::Unasked
             && aliases.any(|alias| matches!(alias.value, Alias::Net(_)))
     };
-    let mut known = Known::default();
+    let mut known = Known::new(compiled.parts());
     for trial in trials.iter().filter(|trial| !is_open(trial)) {
-        trial.run(compiled, &mut known, errors);
+        trial.run(&mut known, errors);
     }
 }
 
-/// Positions of the rules for each address.
-type RulesOf = HashMap<IpAddr, Vec<usize>>;
-
-/// What has been found out of the nodes' policies, and is the same for all trials.
-#[derive(Default)]
+/// What has been found out, and is the same for all trials.
 struct Known<'a> {
-    /// By the address of the policy, which is kept for that: it, and its rules for each address.
-    rules: HashMap<*const SshPolicy, (Arc<SshPolicy>, RulesOf)>,
-    /// The distinct lists of its rules that nodes have whom an alias means.
-    lists: HashMap<(*const SshPolicy, &'a Alias), BTreeSet<Vec<usize>>>,
-    addresses: HashMap<&'a Alias, Vec<IpAddr>>,
+    parts: &'a Parts,
+    named: Named<'a>,
+    with_address: HashMap<IpAddr, Vec<usize>>,
+    judge: Judge<'a>,
+    sources: HashMap<&'a Alias, Rc<RefCell<Party<'a>>>>,
+    destinations: HashMap<&'a Alias, Rc<Party<'a>>>,
 }
 
 impl<'a> Known<'a> {
-    fn addresses(&mut self, compiled: &CompiledTailnet, alias: &'a Alias) -> &[IpAddr] {
-        let known = self.addresses.entry(alias);
-        known.or_insert_with(|| addresses(compiled, alias))
-    }
-
-    /// Lists of rules of a policy, one of which each address has that an alias means.
-    fn lists(&mut self, policy: &Arc<SshPolicy>, alias: &'a Alias) -> &BTreeSet<Vec<usize>> {
-        let at = Arc::as_ptr(policy);
-        let rules = self.rules.entry(at);
-        let (_, rules) = rules.or_insert_with(|| (policy.clone(), rules_of(policy)));
-        let sources = self.addresses.get(alias).into_iter().flatten();
-        self.lists.entry((at, alias)).or_insert_with(|| {
-            let list = |address| rules.get(address).cloned().unwrap_or_default();
-            sources.map(list).collect()
-        })
-    }
-}
-
-fn rules_of(policy: &SshPolicy) -> RulesOf {
-    let mut rules_of = RulesOf::new();
-    for (at, rule) in policy.rules.iter().enumerate() {
-        for principal in &rule.principals {
-            if let Ok(address) = principal.node_ip.parse() {
-                rules_of.entry(address).or_default().push(at);
+    fn new(parts: &'a Parts) -> Self {
+        let mut with_address: HashMap<IpAddr, Vec<usize>> = HashMap::new();
+        for (at, node) in parts.nodes.live() {
+            for address in &node.addresses {
+                with_address.entry(*address).or_default().push(at);
             }
         }
+        Self {
+            named: Named::new(&parts.people, &parts.nodes, &parts.devices),
+            judge: Judge::new(parts),
+            sources: HashMap::new(),
+            destinations: HashMap::new(),
+            with_address,
+            parts,
+        }
     }
-    rules_of
+
+    fn nodes(&self, alias: &Alias) -> Vec<usize> {
+        match alias {
+            Alias::Net(net) => {
+                let nodes = self.with_address.get(&net.addr());
+                nodes.cloned().unwrap_or_default()
+            }
+            alias => self.named.of(alias),
+        }
+    }
+
+    /// Who logs in: by an address.
+    fn source(&mut self, alias: &'a Alias) -> Rc<RefCell<Party<'a>>> {
+        if let Some(known) = self.sources.get(alias) {
+            return known.clone();
+        }
+        let nodes = self.nodes(alias).into_iter();
+        let nodes = nodes.filter(|&at| !self.parts.nodes[at].addresses.is_empty());
+        let party = Rc::new(RefCell::new(Party::new(&mut self.judge, nodes)));
+        self.sources.insert(alias, party.clone());
+        party
+    }
+
+    fn destination(&mut self, source: &'a Alias, alias: &'a Alias) -> Rc<Party<'a>> {
+        let meant = match (alias, source) {
+            // Which devices are one's own, only a user can say.
+            (Alias::OwnDevices, Alias::User(_)) => source,
+            _ => alias,
+        };
+        if let Some(known) = self.destinations.get(meant) {
+            return known.clone();
+        }
+        let nodes = self.nodes(meant).into_iter();
+        let party = Rc::new(Party::new(&mut self.judge, nodes));
+        self.destinations.insert(meant, party.clone());
+        party
+    }
 }
 
 /// A well-formed test.
@@ -106,7 +135,7 @@ struct Trial<'d> {
     assertions: Vec<(&'d At<String>, Expected)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Expected {
     /// By any rule.
     Allowed,
@@ -157,69 +186,32 @@ impl<'d> Trial<'d> {
         })
     }
 
-    fn run<'a>(&'a self, compiled: &CompiledTailnet, known: &mut Known<'a>, errors: &mut Errors) {
+    fn run<'a>(&'a self, known: &mut Known<'a>, errors: &mut Errors) {
         let (written, source) = &self.source;
-        if known.addresses(compiled, source).is_empty() {
+        let from = known.source(source);
+        let from = &mut *from.borrow_mut();
+        if from.ends.is_empty() {
             return errors.push(nobody(written, "src"));
         }
+        let questions = Questions::new(&known.judge, &self.assertions, from);
+        let mut answers = HashMap::new();
+        let mut failed_to: HashMap<&Alias, Option<Failed>> = HashMap::new();
         for (written, destination) in &self.destinations {
-            let nodes = self.nodes(compiled, destination);
-            if nodes.is_empty() {
+            let failed = failed_to.entry(destination).or_insert_with(|| {
+                let to = known.destination(source, destination);
+                (!to.ends.is_empty()).then(|| questions.ask(&known.judge, from, &to, &mut answers))
+            });
+            let Some(failed) = failed else {
                 errors.push(nobody(written, "dst"));
-            }
-            // Very many nodes are sent the same.
-            let mut judged = HashSet::new();
-            let mut failed = BTreeSet::new();
-            for node in nodes {
-                let policy = compiled.ssh_for(node);
-                if judged.insert(Arc::as_ptr(&policy)) {
-                    let lists = known.lists(&policy, source);
-                    self.judge(&policy, lists, &mut failed);
-                }
-            }
-            let failed = failed.into_iter().map(|at| self.assertions[at]);
-            errors.extend(failed.map(|(name, expected)| self.failure(name, expected, written)));
-        }
-    }
-
-    fn nodes(&self, compiled: &CompiledTailnet, destination: &Alias) -> Vec<NodeId> {
-        let parts = compiled.parts();
-        let is_meant = |at: usize| {
-            let node = &parts.nodes[at];
-            match destination {
-                // Which devices are one's own, only a user can say.
-                Alias::OwnDevices => {
-                    matches!(self.source.1, Alias::User(_))
-                        && parts.people.names_node(&self.source.1, &node.facts)
-                }
-                Alias::Net(net) => node.addresses.contains(&net.addr()),
-                alias => parts.people.names_node(alias, &node.facts),
-            }
-        };
-        let nodes = (0..parts.nodes.len()).filter(|&at| is_meant(at));
-        nodes.map(|at| parts.nodes[at].facts.id).collect()
-    }
-
-    /// Adds the positions of assertions that don't hold for a node with that policy.
-    fn judge(
-        &self,
-        policy: &SshPolicy,
-        lists: &BTreeSet<Vec<usize>>,
-        failed: &mut BTreeSet<usize>,
-    ) {
-        for (at, (name, expected)) in self.assertions.iter().enumerate() {
-            let holds = |list: &Vec<usize>| {
-                let rules = list.iter().map(|&at| &policy.rules[at]);
-                let mut rules = rules.filter(|rule| maps(&rule.ssh_users, &name.value));
-                match expected {
-                    Expected::Allowed => rules.next().is_some(),
-                    Expected::Checked => rules.any(|rule| !rule.action.accept),
-                    Expected::Denied => rules.next().is_none(),
-                }
+                continue;
             };
-            if !failed.contains(&at) && !lists.iter().all(holds) {
-                failed.insert(at);
+            if errors.is_full() {
+                errors.count(failed.count);
+                continue;
             }
+            let failed = questions.positions(failed).into_iter();
+            let failed = failed.map(|at| self.assertions[at]);
+            errors.extend(failed.map(|(name, expected)| self.failure(name, expected, written)));
         }
     }
 
@@ -241,14 +233,6 @@ impl<'d> Trial<'d> {
             beginning(&destination.value)
         );
         PolicyError::test(name.place, message)
-    }
-}
-
-/// Whether a rule has a local user for a login name. `*` never stands for root.
-fn maps(users: &BTreeMap<String, String>, name: &str) -> bool {
-    match users.get(name) {
-        Some(user) => !user.is_empty(),
-        None => name != "root" && users.get("*").is_some_and(|user| !user.is_empty()),
     }
 }
 
@@ -293,23 +277,6 @@ fn read_alias(document: &Document, written: &At<String>, role: &str) -> Result<A
         return Err(PolicyError::test(place, message));
     }
     Ok(alias)
-}
-
-/// The addresses of nodes that an alias means.
-fn addresses(compiled: &CompiledTailnet, alias: &Alias) -> Vec<IpAddr> {
-    let parts = compiled.parts();
-    let nodes = parts.nodes.live().map(|(_, node)| node);
-    match alias {
-        Alias::Net(net) => {
-            let address = net.addr();
-            let mut nodes = nodes.filter(|node| node.addresses.contains(&address));
-            nodes.next().map(|_| address).into_iter().collect()
-        }
-        alias => nodes
-            .filter(|node| parts.people.names_node(alias, &node.facts))
-            .flat_map(|node| node.addresses.iter().copied())
-            .collect(),
-    }
 }
 
 fn nobody(written: &At<String>, role: &str) -> PolicyError {

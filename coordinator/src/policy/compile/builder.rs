@@ -11,17 +11,16 @@ use super::super::alias::Alias;
 use super::super::bits::Bits;
 use super::super::capability;
 use super::super::error::Place;
-use super::super::people::People;
 use super::super::routes::{Routes, is_exit};
 use super::super::syntax::Rule;
 use super::{
-    Companion, CompiledRule, Node, Nodes, Origins, Source, Target, TargetKind, addresses_of,
+    Companion, CompiledRule, Named, Node, Nodes, Origins, Source, Target, TargetKind, addresses_of,
     internet, tailnet,
 };
 
 /// Builds the tables, each distinct list of sources and each destination once.
 pub(super) struct Builder<'a> {
-    people: &'a People,
+    named: &'a Named<'a>,
     nodes: &'a Nodes,
     routes: Vec<IpNet>,
     /// What `*` is as a source.
@@ -38,11 +37,11 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(people: &'a People, nodes: &'a Nodes, routes: &Routes) -> Self {
+    pub(super) fn new(named: &'a Named<'a>, nodes: &'a Nodes, routes: &Routes) -> Self {
         let routes: Vec<IpNet> = routes.subnets.iter().map(|route| route.net).collect();
         Self {
             tailnet: tailnet(&routes),
-            people,
+            named,
             nodes,
             routes,
             members: HashMap::new(),
@@ -138,7 +137,7 @@ impl<'a> Builder<'a> {
         if let Some(known) = self.members.get(alias) {
             return known.clone();
         }
-        let members = self.nodes_where(|node| self.people.names_node(alias, &node.facts));
+        let members = Bits::collect(self.nodes.len(), self.named.of(alias));
         self.members.insert(alias.clone(), members.clone());
         members
     }

@@ -1,18 +1,17 @@
 //! What of the `ssh` rules a node is sent.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lowroad_wire::control::{self as wire, NodeId, SshAction, SshPolicy, SshPrincipal, UserId};
 
 use super::super::alias::Alias;
 use super::super::bits::Bits;
-use super::super::compile::{Node, Nodes};
+use super::super::compile::{Named, Nodes};
 use super::super::error::At;
 use super::super::explain::CHECKED;
 use super::super::origin::Origin;
-use super::super::people::People;
 use super::super::table::Table;
 use super::super::view::CompiledTailnet;
 use super::SshRule;
@@ -34,13 +33,13 @@ pub(crate) struct SshAccess {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Access {
+pub(crate) struct Access {
     pub(super) origin: Origin,
     pub(super) sources: Bits,
     pub(super) destinations: Bits,
     /// Whether it is about the devices of the same user (`autogroup:self`), and whether about anything else.
-    to_own: bool,
-    to_others: bool,
+    pub(super) to_own: bool,
+    pub(super) to_others: bool,
     /// Login name to local user.
     users: BTreeMap<String, String>,
     pub(super) domains: Vec<String>,
@@ -55,10 +54,10 @@ pub(super) fn in_order(rules: &[SshRule]) -> impl Iterator<Item = &SshRule> {
 }
 
 impl SshAccess {
-    pub(crate) fn new(rules: &[SshRule], people: &People, nodes: &Nodes) -> Self {
+    pub(crate) fn new(rules: &[SshRule], named: &Named, nodes: &Nodes) -> Self {
         Self {
             rules: in_order(rules)
-                .map(|rule| Arc::new(access(rule, people, nodes)))
+                .map(|rule| Arc::new(access(rule, named, nodes.len())))
                 .collect(),
             policies: nodes.iter().map(|_| OnceLock::new()).collect(),
             shared: Arc::default(),
@@ -66,14 +65,10 @@ impl SshAccess {
     }
 }
 
-fn access(rule: &SshRule, people: &People, nodes: &Nodes) -> Access {
+fn access(rule: &SshRule, named: &Named, nodes: usize) -> Access {
     let named = |aliases: &[At<Alias>]| {
-        let is_named = |node: &Arc<Node>| {
-            let mut aliases = aliases.iter();
-            aliases.any(|alias| people.names_node(&alias.value, &node.facts))
-        };
-        let named = nodes.live().filter(|(_, node)| is_named(node));
-        Bits::collect(nodes.len(), named.map(|(at, _)| at))
+        let aliases: HashSet<&Alias> = aliases.iter().map(|alias| &alias.value).collect();
+        Bits::collect(nodes, aliases.into_iter().flat_map(|alias| named.of(alias)))
     };
     let is_own = |alias: &At<Alias>| alias.value == Alias::OwnDevices;
     let logins = &rule.logins;
@@ -100,6 +95,22 @@ fn access(rule: &SshRule, people: &People, nodes: &Nodes) -> Access {
 }
 
 impl Access {
+    /// The login names that it allows by name.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        let users = self.users.iter();
+        let named = users.filter(|(name, local)| !local.is_empty() && *name != "*");
+        named.map(|(name, _)| name.as_str())
+    }
+
+    /// Whether it allows all login names but root.
+    pub(super) fn allows_others(&self) -> bool {
+        self.users.contains_key("*")
+    }
+
+    pub(super) fn checks(&self) -> bool {
+        !self.action.accept
+    }
+
     /// What it allows a source, as people say it: `ssh as root`. `domain` is where the source's user has an address, of those of `localpart:`.
     pub(super) fn texts(&self, domain: Option<&str>) -> Vec<String> {
         let after = if self.action.accept { "" } else { CHECKED };

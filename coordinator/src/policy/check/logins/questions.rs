@@ -1,0 +1,160 @@
+//! What a test asserts, each once, and as one where rules don't tell login names apart.
+
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
+
+use super::super::super::bits::Bits;
+use super::super::super::error::At;
+use super::super::super::ssh::{End, Judge};
+use super::Expected;
+use super::meeting::{Meeting, Outline, Party};
+
+pub(super) struct Questions<'d> {
+    all: Vec<Question>,
+    /// Of the login names that are a source's own.
+    by_own_name: HashMap<&'d str, Vec<usize>>,
+}
+
+struct Question {
+    expected: Expected,
+    /// The rules that allow it.
+    rules: Rc<Bits>,
+    /// The name, if it is a source's own.
+    own_name: Option<String>,
+    /// Of its assertions.
+    positions: Vec<usize>,
+}
+
+/// Questions to which the answer isn't the expected one.
+#[derive(Clone)]
+pub(super) struct Failed {
+    questions: Rc<Bits>,
+    /// How many assertions they are.
+    pub(super) count: usize,
+}
+
+/// By what meetings have in common, apart from own names of those who meet themselves.
+pub(super) type Answers = HashMap<Outline, Failed>;
+
+impl<'d> Questions<'d> {
+    pub(super) fn new(
+        judge: &Judge,
+        assertions: &[(&'d At<String>, Expected)],
+        from: &Party,
+    ) -> Self {
+        let mut questions = Self {
+            all: Vec::new(),
+            by_own_name: HashMap::new(),
+        };
+        let mut known = HashMap::new();
+        let mut rules = HashMap::new();
+        for (position, (written, expected)) in assertions.iter().enumerate() {
+            let name = written.value.as_str();
+            let is_own = !from.called(name).is_empty();
+            // Any other name is as good.
+            let stands_for = (is_own || judge.is_named(name)).then_some(name);
+            let new = questions.all.len();
+            let at = *known.entry((stands_for, *expected)).or_insert(new);
+            if at == new {
+                let checked = *expected == Expected::Checked;
+                let named = (judge.is_named(name).then_some(name), checked);
+                let rules = rules.entry(named);
+                let rules = rules.or_insert_with(|| Rc::new(judge.rules_for(name, checked)));
+                questions.all.push(Question {
+                    expected: *expected,
+                    rules: rules.clone(),
+                    own_name: is_own.then(|| name.to_owned()),
+                    positions: Vec::new(),
+                });
+                if is_own {
+                    questions.by_own_name.entry(name).or_default().push(at);
+                }
+            }
+            questions.all[at].positions.push(position);
+        }
+        questions
+    }
+
+    /// Asks them of one destination.
+    pub(super) fn ask(
+        &self,
+        judge: &Judge,
+        from: &mut Party,
+        to: &Party,
+        answers: &mut Answers,
+    ) -> Failed {
+        let meeting = Meeting::new(judge, from, to);
+        let from = &*from;
+        let failed = answers
+            .entry(meeting.outline())
+            .or_insert_with(|| self.failed(judge, from, &meeting));
+        let mut failed = failed.clone();
+        for end in meeting.own_ends() {
+            let name = from.ends.get(&end).and_then(|end| end.own_name());
+            let questions = name.and_then(|name| self.by_own_name.get(name));
+            for &at in questions.into_iter().flatten() {
+                let fails = !self.all[at].holds(judge, from, &meeting, None);
+                if fails != failed.questions.contains(at) {
+                    Rc::make_mut(&mut failed.questions).put(at, fails);
+                    let positions = self.all[at].positions.len();
+                    match fails {
+                        true => failed.count += positions,
+                        false => failed.count -= positions,
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    fn failed(&self, judge: &Judge, from: &Party, meeting: &Meeting) -> Failed {
+        // Own names have their rules in common with many others.
+        let mut refused = HashMap::new();
+        let mut failed = Bits::default();
+        let mut count = 0;
+        for (at, question) in self.all.iter().enumerate() {
+            let refused = *refused
+                .entry(Rc::as_ptr(&question.rules))
+                .or_insert_with(|| meeting.refused(&question.rules));
+            if !question.holds(judge, from, meeting, Some(refused)) {
+                failed.insert(at);
+                count += question.positions.len();
+            }
+        }
+        Failed {
+            questions: Rc::new(failed),
+            count,
+        }
+    }
+
+    /// The assertions that fail, in order.
+    pub(super) fn positions(&self, failed: &Failed) -> BTreeSet<usize> {
+        let questions = failed.questions.iter();
+        questions
+            .flat_map(|at| self.all[at].positions.iter().copied())
+            .collect()
+    }
+}
+
+impl Question {
+    /// `refused` is how many pairs its rules don't let in, if that is known.
+    fn holds(
+        &self,
+        judge: &Judge,
+        from: &Party,
+        meeting: &Meeting,
+        refused: Option<usize>,
+    ) -> bool {
+        let refused = refused.unwrap_or_else(|| meeting.refused(&self.rules));
+        let ends: &[Rc<End>] = self
+            .own_name
+            .as_deref()
+            .map_or(&[], |name| from.called(name));
+        let checked = self.expected == Expected::Checked;
+        let by_own_name = meeting.let_in_by_own_name(judge, ends, &self.rules, checked);
+        match self.expected {
+            Expected::Allowed | Expected::Checked => refused == by_own_name,
+            Expected::Denied => refused == meeting.pairs && by_own_name == 0,
+        }
+    }
+}

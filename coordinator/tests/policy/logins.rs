@@ -1,0 +1,140 @@
+//! `sshTests` come out as the nodes would judge that are sent the rules.
+
+use std::collections::{BTreeMap, HashSet};
+
+use lowroad_coordinator::policy::{CompiledTailnet, Policy, World, compile, recompile};
+use lowroad_wire::control::NodeId;
+use proptest::prelude::*;
+
+use super::people::{node, user};
+
+const USERS: [&str; 5] = ["ann@a.org", "root@a.org", "bob@b.org", "*@b.org", "eve"];
+const NAMES: [&str; 5] = ["root", "ann", "bob", "x", "y"];
+
+/// Users with two nodes or one, and tagged nodes, two of them alike.
+fn world() -> World {
+    let users: Vec<_> = (1..).zip(USERS).map(|(id, name)| user(id, name)).collect();
+    let owners = [1, 1, 2, 3, 3, 4, 5].map(Some);
+    let own = (1..).zip(owners).map(|(id, owner)| node(id, owner, &[]));
+    let tags: [&[&str]; 4] = [
+        &["tag:web"],
+        &["tag:web"],
+        &["tag:db"],
+        &["tag:web", "tag:db"],
+    ];
+    let tagged = (8..).zip(tags).map(|(id, tags)| node(id, None, tags));
+    World {
+        nodes: own.chain(tagged).collect(),
+        users,
+        ..World::default()
+    }
+}
+
+/// Nodes by what tests write for them.
+fn meant() -> BTreeMap<&'static str, Vec<i64>> {
+    BTreeMap::from([
+        ("ann@a.org", vec![1, 2]),
+        ("root@a.org", vec![3]),
+        ("*@b.org", vec![6]),
+        ("eve@", vec![7]),
+        ("group:a", vec![1, 2, 4, 5]),
+        ("group:b", vec![1, 2, 3, 6]),
+        ("user:*@B.org", vec![4, 5, 6]),
+        ("tag:web", vec![8, 9, 11]),
+        ("tag:db", vec![10, 11]),
+        ("autogroup:member", (1..8).collect()),
+        ("autogroup:tagged", (8..12).collect()),
+    ])
+}
+
+prop_compose! {
+    fn rule()(
+        src in prop::collection::vec(prop::sample::select(vec![
+            "ann@a.org", "group:a", "group:b", "user:*@b.org", "autogroup:member", "tag:web", "autogroup:tagged",
+        ]), 1..3),
+        dst in prop::collection::vec(prop::sample::select(vec!["tag:web", "tag:db", "autogroup:self"]), 1..3),
+        users in prop::collection::vec(prop::sample::select(vec![
+            "root", "autogroup:nonroot", "x", "ann", "localpart:*@A.org", "localpart:*@b.org", "localpart:*@b.org",
+        ]), 1..3),
+        action in prop::sample::select(vec!["accept", "accept", "check"]),
+    ) -> String {
+        let is_tagged = src.iter().any(|src| src.starts_with("tag:") || *src == "autogroup:tagged");
+        let dst = if is_tagged { vec!["tag:web"] } else { dst };
+        format!(r#"{{"action": "{action}", "src": {src:?}, "dst": {dst:?}, "users": {users:?}}}"#)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn logins_are_judged_as_nodes_judge_them(rules in prop::collection::vec(rule(), 0..5)) {
+        let rules = rules.join(",\n");
+        let policy = |tests: &str| {
+            let text = format!(
+                r#"{{"groups": {{"group:a": ["ann@a.org", "bob@b.org"], "group:b": ["ann@a.org", "root@a.org", "*@b.org"]}},
+                    "tagOwners": {{"tag:web": [], "tag:db": []}}, "ssh": [{rules}], "sshTests": [{tests}]}}"#
+            );
+            Policy::parse(&text).unwrap()
+        };
+        let mut world = world();
+        world.tailnet.domains = vec!["A.org".into(), "a.org".into(), "b.org".into()];
+        let compiled = recompile(&policy(""), &world);
+        for (source, from) in meant() {
+            for (destination, to) in meant() {
+                let tests = NAMES.map(|name| ["accept", "check", "deny"].map(|expected| {
+                    format!(r#"{{"src": "{source}", "dst": ["{destination}"], "{expected}": ["{name}"]}}"#)
+                }));
+                let tests = tests.concat().join(",\n");
+                let failed: HashSet<(usize, usize)> = match compile(&policy(&tests), &world) {
+                    Ok(_) => HashSet::new(),
+                    Err(errors) => errors.iter().map(|error| {
+                        let said = &error.message;
+                        let name = NAMES.iter().position(|name| said.contains(&format!(" \"{name}\" from")));
+                        let expected = ["accept", "check", "deny"];
+                        let expected = expected.iter().position(|word| said.contains(&format!("failed: {word} ")));
+                        (name.expect(said), expected.expect(said))
+                    }).collect(),
+                };
+                for (at, name) in NAMES.iter().enumerate() {
+                    let holds = expected(&compiled, &world, &from, &to, name);
+                    for (word, holds) in holds.into_iter().enumerate() {
+                        let fails = failed.contains(&(at, word));
+                        prop_assert_eq!(holds, !fails, "{} from {} to {}: {}\n{}", name, source, destination, word, rules);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether everybody may log in everywhere, has to be checked everywhere, and may nowhere, of what nodes are sent.
+fn expected(
+    compiled: &CompiledTailnet,
+    world: &World,
+    from: &[i64],
+    to: &[i64],
+    name: &str,
+) -> [bool; 3] {
+    let mut holds = [true; 3];
+    for to in to {
+        let sent = compiled.ssh_for(NodeId(*to));
+        for from in from {
+            let mut nodes = world.nodes.iter();
+            let node = nodes.find(|node| node.id.0 == *from);
+            let address = node.and_then(|node| node.v4).expect("all nodes have one");
+            let address = address.to_string();
+            let rules = sent.rules.iter().filter(|rule| {
+                let mut principals = rule.principals.iter();
+                let user = rule.ssh_users.get(name);
+                let others = rule.ssh_users.get("*").filter(|_| name != "root");
+                let is_allowed = user.or(others).is_some_and(|user| !user.is_empty());
+                is_allowed && principals.any(|principal| principal.node_ip == address)
+            });
+            let checks: Vec<bool> = rules.map(|rule| !rule.action.accept).collect();
+            holds[0] &= !checks.is_empty();
+            holds[1] &= checks.contains(&true);
+            holds[2] &= checks.is_empty();
+        }
+    }
+    holds
+}

@@ -1,0 +1,77 @@
+//! Policies whose `tests` and `sshTests` are costly, most of all with nodes that stand in for users who have none.
+
+use super::{MAX_POLICY, list};
+
+/// So many users stand in, beside a tag.
+const USERS: usize = 9_990;
+
+pub(super) fn shapes() -> Vec<(&'static str, String)> {
+    vec![
+        ("logins as local parts", {
+            let users = list(1000, |n| format!(r#""u@{}""#, domain(n)));
+            let rules = list(110, |_| login(r#""group:a""#, r#""localpart:*@e""#));
+            logins(&users, &rules, r#""src":"group:a","dst":["tag:t"]"#)
+        }),
+        ("logins as local parts and many names", {
+            let names = list(4000, |n| format!(r#""n{n}""#));
+            let rule = login(r#""group:a""#, &format!(r#"{names},"localpart:*@e""#));
+            logins(&told_apart(), &rule, r#""src":"group:a","dst":["tag:t"]"#)
+        }),
+        ("a test of logins to many users", {
+            let users = list(USERS, |n| format!(r#""u{n}@""#));
+            let rules = list(500, |n| {
+                login(&format!(r#""u{n}@""#), r#""x","localpart:*@e""#)
+            });
+            let rules = format!(
+                "{rules},{}",
+                login(r#""group:a""#, r#""autogroup:nonroot""#)
+            );
+            logins(
+                &users,
+                &rules,
+                &format!(r#""src":"group:a","dst":["tag:t",{users}]"#),
+            )
+        }),
+        ("a test of logins with many names, to many users", {
+            let names = list(25_000, |n| format!(r#""n{n}""#));
+            let users = list(USERS, |n| format!(r#""u{n}@""#));
+            let rules = list(500, |n| login(&format!(r#""u{n}@""#), r#""localpart:*@e""#));
+            logins(
+                r#""u1@""#,
+                &rules,
+                &format!(r#""src":"group:a","accept":[{names}],"dst":["tag:t",{users}]"#),
+            )
+        }),
+        ("ssh rules of many sources", {
+            let rule = login(&list(35_000, |n| format!(r#""v{n}@""#)), r#""x""#);
+            logins(&told_apart(), &rule, r#""src":"group:a","dst":["tag:t"]"#)
+        }),
+    ]
+}
+
+/// Users whom nothing but the domains of their e-mail addresses tells apart.
+fn told_apart() -> String {
+    list(USERS, |n| format!(r#""u@{}""#, domain(n)))
+}
+
+/// Three letters.
+fn domain(number: usize) -> String {
+    let letter = |digit: usize| char::from(b'a' + (digit % 26) as u8);
+    [number, number / 26, number / 676]
+        .map(letter)
+        .iter()
+        .collect()
+}
+
+fn login(src: &str, users: &str) -> String {
+    format!(r#"{{"action":"accept","src":[{src}],"dst":["tag:t"],"users":[{users}]}}"#)
+}
+
+/// Who is in a group, rules, and what a test is about in which nobody is root.
+fn logins(members: &str, rules: &str, test: &str) -> String {
+    let text = format!(
+        r#"{{"groups":{{"group:a":[{members}]}},"tagOwners":{{"tag:t":[]}},"ssh":[{rules}],"sshTests":[{{{test},"deny":["root"]}}]}}"#
+    );
+    assert!(text.len() <= MAX_POLICY);
+    text
+}
