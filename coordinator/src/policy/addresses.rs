@@ -132,6 +132,10 @@ impl<T: Number> Ranges<T> {
         self.0.get(at).is_some_and(|range| range.0 <= last)
     }
 
+    pub(crate) fn contains(&self, number: T) -> bool {
+        self.overlaps_range(number, number)
+    }
+
     /// Ranges are never adjacent: what is inside is inside one.
     fn contains_range(&self, first: T, last: T) -> bool {
         let at = self.0.partition_point(|range| range.1 < first);

@@ -7,6 +7,8 @@ mod logins;
 mod reach;
 mod stand_in;
 
+use std::collections::HashMap;
+
 use super::addresses::{AddressSet, Collector};
 use super::alias::{Alias, decimal, parse_protocol, split_destination};
 use super::compile::{internet, tailnet};
@@ -18,7 +20,7 @@ use super::world::World;
 use super::{Policy, UnknownUsers, recompile};
 
 pub(crate) use logins::run_ssh_tests;
-use reach::Reach;
+use reach::{Reach, Sources};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -105,25 +107,34 @@ impl<'d> Trial<'d> {
     }
 
     fn run(&self, reach: &mut Reach, open: Option<&Open>, errors: &mut Errors) {
+        let sources = match self.assertions.is_empty() {
+            true => return,
+            false => reach.sources(&self.source_alias),
+        };
+        if sources.is_empty() {
+            let message = format!("test src {:?} is nobody; name somebody", self.source.value);
+            return errors.push(PolicyError::test(self.source.place, message));
+        }
+        let mut known = HashMap::new();
         for assertion in &self.assertions {
-            let ways = reach.ways(&self.protocols, assertion.port);
-            let destinations = reach.destinations(&assertion.destination, &ways);
-            let sources = reach.sources(&self.source_alias, &ways, &destinations);
-            if sources.is_empty() {
-                let message = format!("test src {:?} is nobody; name somebody", self.source.value);
-                return errors.push(PolicyError::test(self.source.place, message));
-            }
-            let mut pairs = sources
-                .iter()
-                .flat_map(|from| destinations.iter().map(move |to| (from, to)));
-            let holds = if assertion.accept {
-                !destinations.is_empty() && pairs.all(|(from, to)| ways.lead(reach, from, to))
-            } else {
-                !pairs.any(|(from, to)| ways.lead(reach, from, to))
-            };
+            let key = (&assertion.destination, assertion.port, assertion.accept);
+            let holds = *known
+                .entry(key)
+                .or_insert_with(|| self.holds(assertion, reach, &sources));
             if !holds && !open.is_some_and(|open| open.leaves(&self.source_alias, assertion)) {
                 errors.push(self.failure(assertion));
             }
+        }
+    }
+
+    fn holds(&self, assertion: &Assertion, reach: &mut Reach, sources: &Sources) -> bool {
+        let doors = reach.destinations(&assertion.destination, &self.protocols, assertion.port);
+        let mut let_in = doors
+            .iter()
+            .map(|door| door.lets_in(reach, sources, assertion.accept));
+        match assertion.accept {
+            true => !doors.is_empty() && let_in.all(|all| all),
+            false => !let_in.any(|any| any),
         }
     }
 

@@ -3,41 +3,74 @@
 //! Nodes that no source, or no destination, of the policy tells apart are judged once: a test over thousands of nodes costs as much as
 //! there are kinds of them, and each node is looked at once for all tests.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use lowroad_wire::control::UserId;
+use lowroad_wire::control::{PortRange, UserId};
 
 use super::super::access::DEFAULT_PROTOCOLS;
-use super::super::addresses::AddressSet;
+use super::super::addresses::{AddressSet, Ranges};
 use super::super::alias::Alias;
 use super::super::bits::Bits;
-use super::super::compile::{CompiledRule, Node, TargetKind};
+use super::super::compile::{CompiledRule, Named, Node, TargetKind};
 use super::super::view::Parts;
 
 /// What tests ask of one compiled policy.
 pub(super) struct Reach<'a> {
     parts: &'a Parts,
+    named: Named<'a>,
+    with_address: HashMap<IpAddr, usize>,
     sources: Side,
     targets: Side,
-    /// Ends that aliases have been found to mean, with the owners told apart or not.
-    from: HashMap<(Alias, bool), Rc<BTreeSet<End>>>,
+    /// Ends that aliases have been found to mean.
+    from: HashMap<Alias, Rc<Sources>>,
     to: HashMap<Alias, Rc<BTreeSet<End>>>,
+    /// Positions of the rules that are about each target, and of the entries there.
+    rules_of: Vec<Vec<(u32, u32)>>,
+    /// Of the targets that were asked for.
+    openings: HashMap<usize, Rc<[Opening<'a>]>>,
+    own_devices: Vec<Opening<'a>>,
+}
+
+/// The ports that one rule opens.
+struct Opening<'a> {
+    source: usize,
+    protocols: &'a [u8],
+    ports: Ranges<u16>,
+}
+
+impl<'a> Opening<'a> {
+    fn new<'p>(rule: &'a CompiledRule, ports: impl Iterator<Item = &'p PortRange>) -> Self {
+        Self {
+            source: rule.source,
+            protocols: match rule.protocols.as_slice() {
+                [] => &DEFAULT_PROTOCOLS,
+                listed => listed,
+            },
+            ports: Ranges::new(ports.map(|range| (range.first, range.last)).collect()),
+        }
+    }
+
+    fn is_for(&self, protocols: &[u8], port: u16) -> bool {
+        let mut own = self.protocols.iter();
+        self.ports.contains(port) && own.any(|own| protocols.contains(own))
+    }
 }
 
 /// Which sources, or targets, of the policy nodes are in.
 #[derive(Default)]
 struct Side {
     /// Positions of those that an address of each family is in.
-    kinds: Vec<[Bits; 2]>,
-    known: HashMap<[Bits; 2], usize>,
+    kinds: Vec<Rc<[Bits; 2]>>,
+    known: HashMap<Rc<[Bits; 2]>, usize>,
     /// Of the nodes that were asked for, by their positions.
     of_nodes: HashMap<usize, usize>,
 }
 
 impl Side {
     fn kind(&mut self, is_in: [Bits; 2]) -> usize {
+        let is_in = Rc::new(is_in);
         let new = self.kinds.len();
         let kind = *self.known.entry(is_in.clone()).or_insert(new);
         if kind == new {
@@ -56,81 +89,88 @@ pub(super) struct End {
     owner: Option<UserId>,
 }
 
-/// The rules that allow one of some protocols at a port.
-pub(super) struct Ways {
-    /// By target: positions of the sources that are let in.
-    sources: HashMap<usize, Bits>,
-    /// Positions of sources that are let to devices of the same user.
-    to_own_devices: Option<Bits>,
+/// The ends that connections come from.
+#[derive(Default)]
+pub(super) struct Sources {
+    /// By kind: their owners.
+    kinds: BTreeMap<usize, BTreeSet<Option<UserId>>>,
+    /// All that any of them is in.
+    any: [Bits; 2],
+}
+
+impl Sources {
+    pub(super) fn is_empty(&self) -> bool {
+        self.kinds.is_empty()
+    }
 }
 
 /// An end that connections come to.
 pub(super) struct Door {
     /// Positions of the sources that are let in, apart for IPv4 and IPv6: families don't mix.
     sources: [Bits; 2],
+    /// And of those that are let in from devices of the same user.
+    own: [Bits; 2],
     end: End,
 }
 
-impl Ways {
-    fn new(parts: &Parts, protocols: &[u8], port: u16) -> Self {
-        let allows = |rule: &CompiledRule| match rule.protocols.as_slice() {
-            [] => DEFAULT_PROTOCOLS.iter().any(|own| protocols.contains(own)),
-            listed => listed.iter().any(|own| protocols.contains(own)),
-        };
-        let mut ways = Self {
-            sources: HashMap::new(),
-            to_own_devices: None,
-        };
-        let rules = parts.rules.iter();
-        for rule in rules.filter(|rule| rule.capabilities.is_none() && allows(rule)) {
-            for (target, ports) in &rule.entries {
-                if ports.iter().any(|range| range.contains(port)) {
-                    let sources = ways.sources.entry(*target).or_default();
-                    sources.insert(rule.source);
-                }
-            }
-            if rule.own_devices.iter().any(|range| range.contains(port)) {
-                let own = ways.to_own_devices.get_or_insert_default();
-                own.insert(rule.source);
-            }
+impl Door {
+    /// Whether all ends, or any of them, are let in, in either family.
+    pub(super) fn lets_in(&self, reach: &Reach, from: &Sources, all: bool) -> bool {
+        let overlap =
+            |is_in: &[Bits; 2], of: &[Bits; 2]| (0..2).any(|at| is_in[at].overlaps(&of[at]));
+        let own = |kind: usize| overlap(&reach.sources.kinds[kind], &self.own);
+        let owner = self.end.owner;
+        let mut kinds = from.kinds.iter();
+        if all {
+            return kinds.all(|(&kind, owners)| {
+                let is_own = || owner.is_some() && owners.len() == 1 && owners.contains(&owner);
+                overlap(&reach.sources.kinds[kind], &self.sources) || is_own() && own(kind)
+            });
         }
-        ways
-    }
-
-    /// Whether any leads from one end to the other, in either family.
-    pub(super) fn lead(&self, reach: &Reach, from: &End, to: &Door) -> bool {
-        let same_user = from.owner.is_some() && from.owner == to.end.owner;
-        let begins = &reach.sources.kinds[from.kind];
-        (0..2).any(|family| {
-            let own = self.to_own_devices.as_ref();
-            begins[family].overlaps(&to.sources[family])
-                || same_user
-                    && to.end.has[family]
-                    && own.is_some_and(|own| begins[family].overlaps(own))
-        })
+        let is_own = |owners: &BTreeSet<_>| owner.is_some() && owners.contains(&owner);
+        overlap(&from.any, &self.sources)
+            || overlap(&from.any, &self.own)
+                && kinds.any(|(&kind, owners)| is_own(owners) && own(kind))
     }
 }
 
 impl<'a> Reach<'a> {
     pub(super) fn new(parts: &'a Parts) -> Self {
+        let mut rules_of = vec![Vec::new(); parts.targets.len()];
+        let mut own_devices = Vec::new();
+        for (at, rule) in (0..).zip(parts.rules.iter()) {
+            if rule.capabilities.is_none() {
+                for (entry, (target, _)) in (0..).zip(&rule.entries) {
+                    rules_of[*target].push((at, entry));
+                }
+                if !rule.own_devices.is_empty() {
+                    own_devices.push(Opening::new(rule, rule.own_devices.iter()));
+                }
+            }
+        }
+        let mut with_address = HashMap::new();
+        for (at, node) in parts.nodes.live() {
+            for address in &node.addresses {
+                with_address.entry(*address).or_insert(at);
+            }
+        }
         Self {
             parts,
+            named: Named::new(&parts.people, &parts.nodes, &parts.devices),
+            with_address,
             sources: Side::default(),
             targets: Side::default(),
             from: HashMap::new(),
             to: HashMap::new(),
+            rules_of,
+            openings: HashMap::new(),
+            own_devices,
         }
     }
 
-    pub(super) fn ways(&self, protocols: &[u8], port: u16) -> Ways {
-        Ways::new(self.parts, protocols, port)
-    }
-
-    /// The distinct ends that connections from an alias have, by these ways to these ends.
-    pub(super) fn sources(&mut self, alias: &Alias, ways: &Ways, to: &[Door]) -> Rc<BTreeSet<End>> {
-        let owned = ways.to_own_devices.is_some() && to.iter().any(|to| to.end.owner.is_some());
-        let key = (alias.clone(), owned);
-        if let Some(known) = self.from.get(&key) {
+    /// The distinct ends that connections from an alias have.
+    pub(super) fn sources(&mut self, alias: &Alias) -> Rc<Sources> {
+        if let Some(known) = self.from.get(alias) {
             return known.clone();
         }
         let sources = &self.parts.sources;
@@ -138,20 +178,23 @@ impl<'a> Reach<'a> {
             let sources = sources.iter();
             sources.map(|source| (Some(&source.members), &source.set))
         };
-        let mut ends = ends(self.parts, &mut self.sources, alias, sets);
-        if !owned {
-            ends = ends
-                .into_iter()
-                .map(|end| End { owner: None, ..end })
-                .collect();
+        let nodes = self.nodes_of(alias);
+        let mut found = Sources::default();
+        for end in ends(self.parts, &mut self.sources, alias, &nodes, sets) {
+            let owners = found.kinds.entry(end.kind).or_default();
+            owners.insert(end.owner);
         }
-        let ends = Rc::new(ends);
-        self.from.insert(key, ends.clone());
-        ends
+        for kind in found.kinds.keys() {
+            let is_in = &self.sources.kinds[*kind];
+            (0..2).for_each(|family| found.any[family].unite(&is_in[family]));
+        }
+        let found = Rc::new(found);
+        self.from.insert(alias.clone(), found.clone());
+        found
     }
 
-    /// The distinct ends that connections to an alias have, by these ways.
-    pub(super) fn destinations(&mut self, alias: &Alias, ways: &Ways) -> Vec<Door> {
+    /// The distinct ends that connections to an alias have, by one of some protocols at a port.
+    pub(super) fn destinations(&mut self, alias: &Alias, protocols: &[u8], port: u16) -> Vec<Door> {
         let ends = match self.to.get(alias) {
             Some(known) => known.clone(),
             None => {
@@ -163,30 +206,78 @@ impl<'a> Reach<'a> {
                         _ => (Some(&target.nodes), &target.set),
                     })
                 };
-                let ends = Rc::new(ends(self.parts, &mut self.targets, alias, sets));
+                let nodes = self.nodes_of(alias);
+                let ends = Rc::new(ends(self.parts, &mut self.targets, alias, &nodes, sets));
                 self.to.insert(alias.clone(), ends.clone());
                 ends
             }
         };
-        let doors = ends.iter().map(|end| {
-            let sources = [0, 1].map(|family| {
-                let mut sources = Bits::default();
-                let targets = self.targets.kinds[end.kind][family].iter();
-                let ways = targets.filter_map(|target| ways.sources.get(&target));
-                ways.for_each(|let_in| sources.unite(let_in));
-                sources
-            });
-            Door {
-                sources,
-                end: end.clone(),
-            }
-        });
+        let doors = ends.iter().map(|end| self.door(end, protocols, port));
         doors.collect()
+    }
+
+    fn door(&mut self, end: &End, protocols: &[u8], port: u16) -> Door {
+        let kind = self.targets.kinds[end.kind].clone();
+        let sources = [0, 1].map(|family| {
+            let mut sources = Bits::default();
+            for target in kind[family].iter() {
+                let openings = self.openings(target);
+                let open = openings.iter().filter(|rule| rule.is_for(protocols, port));
+                open.for_each(|rule| sources.insert(rule.source));
+            }
+            sources
+        });
+        let mut own = Bits::default();
+        if end.owner.is_some() {
+            let open = self.own_devices.iter();
+            let open = open.filter(|rule| rule.is_for(protocols, port));
+            open.for_each(|rule| own.insert(rule.source));
+        }
+        let own_of = |has: bool| if has { own.clone() } else { Bits::default() };
+        Door {
+            sources,
+            own: end.has.map(own_of),
+            end: end.clone(),
+        }
+    }
+
+    fn openings(&mut self, target: usize) -> Rc<[Opening<'a>]> {
+        let parts = self.parts;
+        let rules_of = &self.rules_of;
+        let known = self.openings.entry(target).or_insert_with(|| {
+            let by_rule = rules_of[target].chunk_by(|(one, _), (other, _)| one == other);
+            let opening = |entries: &[(u32, u32)]| {
+                let rule = &parts.rules[entries[0].0 as usize];
+                let ports = entries
+                    .iter()
+                    .flat_map(|(_, at)| &rule.entries[*at as usize].1);
+                Opening::new(rule, ports)
+            };
+            by_rule.map(opening).collect()
+        });
+        known.clone()
+    }
+
+    /// Positions of the nodes that an alias means.
+    fn nodes_of(&self, alias: &Alias) -> Vec<usize> {
+        match alias {
+            Alias::Net(net) => {
+                let node = self.with_address.get(&net.addr());
+                node.into_iter().copied().collect()
+            }
+            alias => self.named.of(alias),
+        }
     }
 }
 
-/// The ends that an alias means. `sets` are all that ends can be in, each with the nodes, where that is known, of which it may have an address.
-fn ends<'s, S>(parts: &Parts, side: &mut Side, alias: &Alias, sets: impl Fn() -> S) -> BTreeSet<End>
+/// The ends that an alias means, which are `nodes` if it isn't an address. `sets` are all that ends can be in, each with the nodes, where that is known, of which it may have an address.
+fn ends<'s, S>(
+    parts: &Parts,
+    side: &mut Side,
+    alias: &Alias,
+    nodes: &[usize],
+    sets: impl Fn() -> S,
+) -> BTreeSet<End>
 where
     S: Iterator<Item = (Option<&'s Bits>, &'s AddressSet)>,
 {
@@ -209,13 +300,12 @@ where
     if let Alias::Net(net) = alias {
         let address = [net.addr()];
         let kind = side.kind(is_in(&address, None));
-        let mut nodes = parts.nodes.live();
-        let node = nodes.find(|(_, node)| node.addresses.contains(&address[0]));
-        let owner = node.and_then(|(_, node)| node.facts.owner());
+        let node = nodes.first().map(|&at| &parts.nodes[at]);
+        let owner = node.and_then(|node| node.facts.owner());
         return BTreeSet::from([end(kind, &address, owner)]);
     }
     let mut ends = BTreeSet::new();
-    for at in nodes_of(parts, alias) {
+    for &at in nodes {
         let node: &Node = &parts.nodes[at];
         let kind = match side.of_nodes.get(&at) {
             Some(kind) => *kind,
@@ -228,21 +318,4 @@ where
         ends.insert(end(kind, &node.addresses, node.facts.owner()));
     }
     ends
-}
-
-/// Positions of the nodes that an alias names.
-fn nodes_of(parts: &Parts, alias: &Alias) -> Vec<usize> {
-    let of_users = |users: &mut dyn Iterator<Item = UserId>| {
-        let devices = users.filter_map(|user| parts.devices.get(&user));
-        devices.flat_map(|own| own.iter()).collect()
-    };
-    match alias {
-        Alias::User(name) => of_users(&mut parts.people.user(name).into_iter()),
-        Alias::Group(name) => of_users(&mut parts.people.members(name)),
-        alias => {
-            let nodes = parts.nodes.live();
-            let named = nodes.filter(|(_, node)| parts.people.names_node(alias, &node.facts));
-            named.map(|(at, _)| at).collect()
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! Policies whose `tests` and `sshTests` are costly, most of all with nodes that stand in for users who have none.
 
-use super::{MAX_POLICY, list};
+use super::{MAX_POLICY, filled, list};
 
 /// So many users stand in, beside a tag.
 const USERS: usize = 9_990;
@@ -45,6 +45,37 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
         ("ssh rules of many sources", {
             let rule = login(&list(35_000, |n| format!(r#""v{n}@""#)), r#""x""#);
             logins(&told_apart(), &rule, r#""src":"group:a","dst":["tag:t"]"#)
+        }),
+        ("a test of many ports", {
+            let dst = list(512, |n| format!(r#""h{n}""#));
+            let hosts = list(512, |n| format!(r#""h{n}":"10.0.{}.{}""#, n / 256, n % 256));
+            let ip = list(511, |n| format!(r#""{}""#, n * 2 + 2));
+            filled(
+                &format!(
+                    r#"{{"hosts":{{"h":"10.1.0.1",{hosts}}},"grants":[{{"src":["*"],"dst":[{dst}],"ip":[{ip}]}}],"tests":[{{"src":"ann@example.com","deny":["#
+                ),
+                "]}]}",
+                |_| r#""h:1""#.to_owned(),
+            )
+        }),
+        ("a test of many ports, all different", {
+            let dst = list(512, |n| format!(r#""h{n}""#));
+            let hosts = list(512, |n| format!(r#""h{n}":"10.0.{}.{}""#, n / 256, n % 256));
+            let ip = list(511, |n| format!(r#""{}""#, n * 2 + 2));
+            let deny = list(32_768, |n| format!(r#""h0:{}""#, n * 2 + 1));
+            format!(
+                r#"{{"hosts":{{{hosts}}},"grants":[{{"src":["*"],"dst":[{dst}],"ip":[{ip}]}}],"tests":[{{"src":"ann@example.com","deny":[{deny}]}}]}}"#
+            )
+        }),
+        ("a test of everybody's own devices", {
+            let users = told_apart();
+            filled(
+                &format!(
+                    r#"{{"groups":{{"group:a":[{users}]}},"grants":[{{"src":["group:a"],"dst":["autogroup:self"],"ip":["*"]}}],"tests":[{{"src":"group:a","deny":["#
+                ),
+                "]}]}",
+                |n| format!(r#""100.64.0.1:{}""#, n + 1),
+            )
         }),
     ]
 }
