@@ -102,6 +102,8 @@ impl Names {
 /// A parsed policy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Document {
+    /// Of the text, in bytes.
+    pub(crate) length: usize,
     pub(crate) names: Names,
     /// Where groups, tags (both with their prefix) and hosts are defined.
     pub(crate) defined: BTreeMap<String, Definition>,
@@ -152,7 +154,10 @@ impl Document {
     pub(crate) fn parse(hujson: &str) -> Result<Self, PolicyErrors> {
         let text = Text::new(hujson);
         let root = text.parse()?;
-        let mut document = Self::default();
+        let mut document = Self {
+            length: hujson.len(),
+            ..Self::default()
+        };
         let known: Vec<&'static str> = SUPPORTED
             .into_iter()
             .chain(UNSUPPORTED.map(|(name, _)| name))

@@ -56,9 +56,12 @@ pub(crate) fn run_ssh_tests(
         unknown == UnknownUsers::Unasked
             && aliases.any(|alias| matches!(alias.value, Alias::Net(_)))
     };
-    let mut known = Known::new(compiled.parts());
+    let mut known = Known::new(compiled.parts(), document);
     for trial in trials.iter().filter(|trial| !is_open(trial)) {
         trial.run(&mut known, errors);
+        if known.judge.is_spent() {
+            return errors.push(trial.too_much());
+        }
     }
 }
 
@@ -68,12 +71,31 @@ struct Known<'a> {
     named: Named<'a>,
     with_address: HashMap<IpAddr, Vec<usize>>,
     judge: Judge<'a>,
-    sources: HashMap<&'a Alias, Rc<RefCell<Party<'a>>>>,
-    destinations: HashMap<&'a Alias, Rc<Party<'a>>>,
+    /// By what [`canonical`] makes of their alias.
+    sources: HashMap<Alias, Rc<RefCell<Party<'a>>>>,
+    destinations: HashMap<Alias, Rc<Party<'a>>>,
+}
+
+/// The same for all spellings of what is the same.
+fn canonical(alias: &Alias) -> Alias {
+    match alias {
+        Alias::User(name) => Alias::User(name.to_ascii_lowercase()),
+        Alias::Domain(domain) => Alias::Domain(domain.to_ascii_lowercase()),
+        alias => alias.clone(),
+    }
+}
+
+/// How many steps the tests of a policy may take: far more than those that people write do, and in less than half of the time that the compiler as a whole may
+/// take for as long a text (xtask/fuzz/tests/policy_cost).
+fn steps(document: &Document, nodes: usize) -> u64 {
+    const ANY: u64 = 1_000_000;
+    const PER_KIB: u64 = 160_000;
+    const PER_NODE: u64 = 1_000;
+    ANY + PER_KIB * document.length as u64 / 1024 + PER_NODE * nodes as u64
 }
 
 impl<'a> Known<'a> {
-    fn new(parts: &'a Parts) -> Self {
+    fn new(parts: &'a Parts, document: &Document) -> Self {
         let mut with_address: HashMap<IpAddr, Vec<usize>> = HashMap::new();
         for (at, node) in parts.nodes.live() {
             for address in &node.addresses {
@@ -82,7 +104,7 @@ impl<'a> Known<'a> {
         }
         Self {
             named: Named::new(&parts.people, &parts.nodes, &parts.devices),
-            judge: Judge::new(parts),
+            judge: Judge::new(parts, steps(document, parts.nodes.live().count())),
             sources: HashMap::new(),
             destinations: HashMap::new(),
             with_address,
@@ -102,13 +124,14 @@ impl<'a> Known<'a> {
 
     /// Who logs in: by an address.
     fn source(&mut self, alias: &'a Alias) -> Rc<RefCell<Party<'a>>> {
-        if let Some(known) = self.sources.get(alias) {
+        let key = canonical(alias);
+        if let Some(known) = self.sources.get(&key) {
             return known.clone();
         }
         let nodes = self.nodes(alias).into_iter();
         let nodes = nodes.filter(|&at| !self.parts.nodes[at].addresses.is_empty());
         let party = Rc::new(RefCell::new(Party::new(&mut self.judge, nodes)));
-        self.sources.insert(alias, party.clone());
+        self.sources.insert(key, party.clone());
         party
     }
 
@@ -118,12 +141,13 @@ impl<'a> Known<'a> {
             (Alias::OwnDevices, Alias::User(_)) => source,
             _ => alias,
         };
-        if let Some(known) = self.destinations.get(meant) {
+        let key = canonical(meant);
+        if let Some(known) = self.destinations.get(&key) {
             return known.clone();
         }
         let nodes = self.nodes(meant).into_iter();
         let party = Rc::new(Party::new(&mut self.judge, nodes));
-        self.destinations.insert(meant, party.clone());
+        self.destinations.insert(key, party.clone());
         party
     }
 }
@@ -195,12 +219,15 @@ impl<'d> Trial<'d> {
         }
         let questions = Questions::new(&known.judge, &self.assertions, from);
         let mut answers = HashMap::new();
-        let mut failed_to: HashMap<&Alias, Option<Failed>> = HashMap::new();
+        let mut failed_to: HashMap<Alias, Option<Failed>> = HashMap::new();
         for (written, destination) in &self.destinations {
-            let failed = failed_to.entry(destination).or_insert_with(|| {
+            let failed = failed_to.entry(canonical(destination)).or_insert_with(|| {
                 let to = known.destination(source, destination);
                 (!to.ends.is_empty()).then(|| questions.ask(&known.judge, from, &to, &mut answers))
             });
+            if known.judge.is_spent() {
+                return;
+            }
             let Some(failed) = failed else {
                 errors.push(nobody(written, "dst"));
                 continue;
@@ -213,6 +240,15 @@ impl<'d> Trial<'d> {
             let failed = failed.map(|at| self.assertions[at]);
             errors.extend(failed.map(|(name, expected)| self.failure(name, expected, written)));
         }
+        from.forget_views();
+    }
+
+    fn too_much(&self) -> PolicyError {
+        let message = format!(
+            "ssh test of {:?}: this test and those before it ask for more than a policy of this length may; name fewer users and login names in the ssh tests",
+            beginning(&self.source.0.value)
+        );
+        PolicyError::test(self.source.0.place, message)
     }
 
     fn failure(

@@ -2,6 +2,7 @@
 //!
 //! All devices of a user are one end, as rules tell users apart only; other nodes are ends of their own.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -23,6 +24,8 @@ pub(crate) struct Judge<'a> {
     to_sources: Bits,
     local: HashMap<String, Bits>,
     ends: HashMap<usize, Rc<End<'a>>>,
+    /// How much may still be asked for.
+    steps: Cell<u64>,
 }
 
 /// A user, by whose first device it goes, or a node without one.
@@ -47,7 +50,8 @@ impl<'a> End<'a> {
 pub(crate) type Views = BTreeMap<Bits, usize>;
 
 impl<'a> Judge<'a> {
-    pub(crate) fn new(parts: &'a Parts) -> Self {
+    /// `steps` is how many sets may be looked at in all.
+    pub(crate) fn new(parts: &'a Parts, steps: u64) -> Self {
         let rules: Vec<&Access> = parts.ssh.rules.iter().map(AsRef::as_ref).collect();
         let count = rules.len();
         let those = |holds: &dyn Fn(&Access) -> bool| {
@@ -79,9 +83,20 @@ impl<'a> Judge<'a> {
             to_sources: those(&|rule| rule.to_others && !rule.domains.is_empty()),
             local,
             ends: HashMap::new(),
+            steps: Cell::new(steps),
             rules,
             parts,
         }
+    }
+
+    pub(crate) fn spend(&self, steps: usize) {
+        let left = self.steps.get().saturating_sub(steps as u64);
+        self.steps.set(left);
+    }
+
+    /// Whether more was asked for than may be: then answers mean nothing.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.steps.get() == 0
     }
 
     /// The end that a node is.
@@ -92,6 +107,7 @@ impl<'a> Judge<'a> {
         if let Some(known) = self.ends.get(&at) {
             return known.clone();
         }
+        self.spend(1 + self.rules.len() / 4);
         let those = |is_in: &dyn Fn(&Access) -> bool| {
             let rules = 0..self.rules.len();
             let those = rules.filter(|&rule| is_in(self.rules[rule]));
@@ -136,6 +152,7 @@ impl<'a> Judge<'a> {
 
     /// The rules that let one end in where `to` are those of the destination.
     pub(crate) fn view(&self, from: &End, to: &Bits) -> Bits {
+        self.spend(1 + self.rules.len() / 1024);
         let mut view = from.from.clone();
         view.intersect(to);
         if let Some(("*", own)) = &from.local {
@@ -163,6 +180,7 @@ impl<'a> Judge<'a> {
 
     /// Whether one of the rules, or of those of them that check, lets the end in by its own name.
     pub(crate) fn lets_in_by_own_name(&self, end: &End, view: &Bits, checked: bool) -> bool {
+        self.spend(1);
         let Some((_, own)) = &end.local else {
             return false;
         };

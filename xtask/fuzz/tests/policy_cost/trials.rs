@@ -42,6 +42,62 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
                 &format!(r#""src":"group:a","accept":[{names}],"dst":["tag:t",{users}]"#),
             )
         }),
+        ("tests of logins from many, to many tags", {
+            let rules = list(12, |bit| {
+                let tags = (0..2000).filter(|n| n >> bit & 1 == 1);
+                let tags = tags.map(|n| format!(r#""tag:{n}""#)).collect::<Vec<_>>();
+                let tags = tags.join(",");
+                format!(
+                    r#"{{"action":"accept","src":["u0@"],"dst":["tag:t",{tags}],"users":["x"]}}"#
+                )
+            });
+            let tags = list(2000, |n| format!(r#""tag:{n}""#));
+            let owners = list(2000, |n| format!(r#""tag:{n}":[]"#));
+            filled(
+                &format!(
+                    r#"{{"tagOwners":{{"tag:t":[],{owners}}},"ssh":[{rules}],"sshTests":[{{"src":"u0@","dst":[{tags}],"deny":["root"]}}"#
+                ),
+                "]}",
+                |n| {
+                    format!(
+                        r#"{}{{"src":"u{n}@","dst":["autogroup:tagged"],"deny":["root"]}}"#,
+                        if n == 0 { "," } else { "" }
+                    )
+                },
+            )
+        }),
+        ("a test of logins to a domain in many spellings", {
+            let spelt = |n: usize| {
+                let letters = "abcdefghijklmno".chars().enumerate();
+                let letters = letters.map(|(at, letter)| match n >> at & 1 {
+                    1 => letter.to_ascii_uppercase(),
+                    _ => letter,
+                });
+                format!(r#""user:*@{}""#, letters.collect::<String>())
+            };
+            let users = list(4000, |n| format!(r#""u{n}@abcdefghijklmno""#));
+            let rules = list(500, |n| {
+                login(
+                    &format!(r#""u{n}@abcdefghijklmno""#),
+                    r#""localpart:*@abcdefghijklmno""#,
+                )
+            });
+            let spelt = list(8192, spelt);
+            logins(
+                &users,
+                &rules,
+                &format!(r#""src":"group:a","dst":["tag:t",{spelt}]"#),
+            )
+        }),
+        ("a test of logins by all own names, to own devices", {
+            let users = list(USERS, |n| format!(r#""u{n}@e""#));
+            let names = list(USERS, |n| format!(r#""u{n}""#));
+            let text = format!(
+                r#"{{"groups":{{"group:a":[{users}]}},"ssh":[{{"action":"accept","src":["group:a"],"dst":["autogroup:self"],"users":["localpart:*@e"]}}],
+                    "sshTests":[{{"src":"group:a","deny":["root"],"dst":["group:a","autogroup:member","user:*@e",{users}],"accept":[{names}]}}]}}"#
+            );
+            text
+        }),
         ("ssh rules of many sources", {
             let rule = login(&list(35_000, |n| format!(r#""v{n}@""#)), r#""x""#);
             logins(&told_apart(), &rule, r#""src":"group:a","dst":["tag:t"]"#)

@@ -15,6 +15,8 @@ pub(super) struct Party<'a> {
     by_own_name: HashMap<&'a str, Vec<Rc<End<'a>>>>,
     /// As sources, where those are the rules.
     views: HashMap<Bits, Rc<Views>>,
+    /// How many they are in all.
+    held: usize,
 }
 
 impl<'a> Party<'a> {
@@ -40,9 +42,15 @@ impl<'a> Party<'a> {
         self.by_own_name.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// They are for one test.
+    pub(super) fn forget_views(&mut self) {
+        self.views.clear();
+        self.held = 0;
+    }
+
     fn views(&mut self, judge: &Judge, to: &Bits) -> Rc<Views> {
         /// More are found again when they are needed.
-        const MOST: usize = 1 << 12;
+        const MOST: usize = 1 << 13;
         if let Some(known) = self.views.get(to) {
             return known.clone();
         }
@@ -50,9 +58,10 @@ impl<'a> Party<'a> {
         for end in self.ends.values() {
             *views.entry(judge.view(end, to)).or_default() += 1;
         }
-        if views.len() + self.views.len() > MOST {
-            self.views.clear();
+        if self.held + views.len() > MOST {
+            self.forget_views();
         }
+        self.held += views.len() + 1;
         let views = Rc::new(views);
         self.views.insert(to.clone(), views.clone());
         views
@@ -85,6 +94,10 @@ impl Meeting {
             pairs: 0,
         };
         for (rules, ends) in &to.kinds {
+            if judge.is_spent() {
+                break;
+            }
+            judge.spend(1 + ends.len());
             let mut without = None;
             for end in ends.iter().filter(|end| from.ends.contains_key(&end.at)) {
                 let (view, own) = (judge.view(end, rules), judge.own_view(end));
@@ -121,7 +134,9 @@ impl Meeting {
     }
 
     /// How many pairs none of some rules lets in.
-    pub(super) fn refused(&self, rules: &Bits) -> usize {
+    pub(super) fn refused(&self, judge: &Judge, rules: &Bits) -> usize {
+        let views: usize = self.kinds.iter().map(|kind| kind.views.len()).sum();
+        judge.spend(views + self.own.len());
         let refused = |view: &Bits| usize::from(!view.overlaps(rules));
         let of_kind = |kind: &Kind| {
             let views = kind.views.iter();

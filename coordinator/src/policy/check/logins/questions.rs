@@ -33,8 +33,11 @@ pub(super) struct Failed {
     pub(super) count: usize,
 }
 
-/// By what meetings have in common, apart from own names of those who meet themselves.
-pub(super) type Answers = HashMap<Outline, Failed>;
+/// By what meetings have in common. Names of those who met themselves in the one that was asked may have other answers in another.
+pub(super) type Answers = HashMap<Outline, (Failed, Vec<usize>)>;
+
+/// How many pairs rules don't let in, by where their set is: own names have theirs in common with many others.
+type Refused = HashMap<*const Bits, usize>;
 
 impl<'d> Questions<'d> {
     pub(super) fn new(
@@ -83,48 +86,66 @@ impl<'d> Questions<'d> {
         to: &Party,
         answers: &mut Answers,
     ) -> Failed {
+        /// More are found again when they are needed.
+        const MOST: usize = 1 << 10;
         let meeting = Meeting::new(judge, from, to);
         let from = &*from;
-        let failed = answers
-            .entry(meeting.outline())
-            .or_insert_with(|| self.failed(judge, from, &meeting));
+        let mut refused = Refused::new();
+        let own: Vec<usize> = meeting.own_ends().collect();
+        if answers.len() > MOST {
+            answers.clear();
+        }
+        let (failed, of_others) = answers.entry(meeting.outline()).or_insert_with(|| {
+            let failed = self.failed(judge, from, &meeting, &mut refused);
+            (failed, own.clone())
+        });
         let mut failed = failed.clone();
-        for end in meeting.own_ends() {
-            let name = from.ends.get(&end).and_then(|end| end.own_name());
+        for end in own.iter().chain(&*of_others) {
+            let name = from.ends.get(end).and_then(|end| end.own_name());
             let questions = name.and_then(|name| self.by_own_name.get(name));
             for &at in questions.into_iter().flatten() {
-                let fails = !self.all[at].holds(judge, from, &meeting, None);
-                if fails != failed.questions.contains(at) {
-                    Rc::make_mut(&mut failed.questions).put(at, fails);
-                    let positions = self.all[at].positions.len();
-                    match fails {
-                        true => failed.count += positions,
-                        false => failed.count -= positions,
-                    }
+                if judge.is_spent() {
+                    return failed;
                 }
+                let fails = !self.all[at].holds(judge, from, &meeting, &mut refused);
+                self.put(&mut failed, at, fails);
             }
         }
         failed
     }
 
-    fn failed(&self, judge: &Judge, from: &Party, meeting: &Meeting) -> Failed {
-        // Own names have their rules in common with many others.
-        let mut refused = HashMap::new();
-        let mut failed = Bits::default();
-        let mut count = 0;
+    fn put(&self, failed: &mut Failed, at: usize, fails: bool) {
+        if fails == failed.questions.contains(at) {
+            return;
+        }
+        Rc::make_mut(&mut failed.questions).put(at, fails);
+        let positions = self.all[at].positions.len();
+        match fails {
+            true => failed.count += positions,
+            false => failed.count -= positions,
+        }
+    }
+
+    fn failed(
+        &self,
+        judge: &Judge,
+        from: &Party,
+        meeting: &Meeting,
+        refused: &mut Refused,
+    ) -> Failed {
+        let mut failed = Failed {
+            questions: Rc::default(),
+            count: 0,
+        };
         for (at, question) in self.all.iter().enumerate() {
-            let refused = *refused
-                .entry(Rc::as_ptr(&question.rules))
-                .or_insert_with(|| meeting.refused(&question.rules));
-            if !question.holds(judge, from, meeting, Some(refused)) {
-                failed.insert(at);
-                count += question.positions.len();
+            if judge.is_spent() {
+                break;
             }
+            judge.spend(1);
+            let fails = !question.holds(judge, from, meeting, refused);
+            self.put(&mut failed, at, fails);
         }
-        Failed {
-            questions: Rc::new(failed),
-            count,
-        }
+        failed
     }
 
     /// The assertions that fail, in order.
@@ -137,15 +158,10 @@ impl<'d> Questions<'d> {
 }
 
 impl Question {
-    /// `refused` is how many pairs its rules don't let in, if that is known.
-    fn holds(
-        &self,
-        judge: &Judge,
-        from: &Party,
-        meeting: &Meeting,
-        refused: Option<usize>,
-    ) -> bool {
-        let refused = refused.unwrap_or_else(|| meeting.refused(&self.rules));
+    fn holds(&self, judge: &Judge, from: &Party, meeting: &Meeting, refused: &mut Refused) -> bool {
+        let refused = *refused
+            .entry(Rc::as_ptr(&self.rules))
+            .or_insert_with(|| meeting.refused(judge, &self.rules));
         let ends: &[Rc<End>] = self
             .own_name
             .as_deref()
