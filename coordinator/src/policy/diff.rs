@@ -88,7 +88,7 @@ pub fn diff(old: &CompiledTailnet, new: &CompiledTailnet) -> Diff {
     let mut judge = Judge::new(sides);
     let mut table = rows::Table::new(sides, &ends);
     for (from, source) in ends.sources.iter().enumerate() {
-        let beginning = Beginning::new(source, &judge.given, sides);
+        let beginning = Beginning::new(source, &judge.given);
         for (to, destination) in ends.destinations.iter().enumerate() {
             judge.pair((from, &beginning), (to, destination), &mut table);
         }
@@ -272,12 +272,12 @@ struct Beginning {
 }
 
 impl Beginning {
-    fn new(source: &Class, given: &[Given; 2], sides: Sides) -> Self {
+    fn new(source: &Class, given: &[Given; 2]) -> Self {
         let ways = |family: usize| {
             [0, 1].map(|side: usize| {
                 let begins = source.held(side, family)?;
                 let entries = begins.iter().flat_map(|at| &given[side].entries[at]);
-                Some(Ways::new(entries, sides[side].targets.len()))
+                Some(Ways::new(entries))
             })
         };
         Self {
@@ -298,9 +298,9 @@ struct Ways {
 }
 
 impl Ways {
-    fn new<'e>(entries: impl Iterator<Item = &'e Entry>, targets: usize) -> Self {
+    fn new<'e>(entries: impl Iterator<Item = &'e Entry>) -> Self {
         let mut ways = Self {
-            targets: Bits::new(targets),
+            targets: Bits::default(),
             given: HashMap::new(),
         };
         for entry in entries {

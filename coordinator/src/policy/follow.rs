@@ -341,7 +341,7 @@ impl Parts {
 
     /// Makes the node its user's, and says whose devices are concerned.
     fn give(&mut self, at: usize, old: Option<&Node>, new: Option<&Node>) -> Bits {
-        let mut concerned = Bits::collect(0, [at]);
+        let mut concerned = Bits::from_iter([at]);
         if let Some(user) = old.and_then(|node| node.facts.owner()) {
             let own = Arc::make_mut(self.devices.entry(user).or_default());
             own.remove(at);
@@ -402,7 +402,7 @@ impl Parts {
     /// The rules of these sources, and of others that are the same.
     fn rules_of(&self, sources: &[usize]) -> impl Iterator<Item = &Arc<CompiledRule>> {
         let of_class = sources.iter().filter_map(|&source| self.classes[source]);
-        let of_class = Bits::collect(self.sources.len(), of_class);
+        let of_class = Bits::from_iter(of_class);
         let rules = self.rules.iter();
         rules.filter(move |rule| of_class.contains(rule.source))
     }

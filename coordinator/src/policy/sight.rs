@@ -62,8 +62,8 @@ impl CompiledTailnet {
 
     pub(super) fn look(&self, viewer: usize) -> Sight {
         let mut sight = Sight {
-            nodes: Bits::new(self.parts.nodes.len()),
-            routes: Bits::new(self.parts.routes.len()),
+            nodes: Bits::default(),
+            routes: Bits::default(),
             exits: false,
             v6_only: self.parts.attributes[viewer].without_v4,
             steered: Vec::new(),
@@ -85,8 +85,7 @@ impl CompiledTailnet {
                         sight.nodes.unite(&target.nodes);
                         for route in target.routes.iter() {
                             let via = steering.entry(route);
-                            via.or_insert_with(|| Bits::new(self.parts.nodes.len()))
-                                .unite(tagged);
+                            via.or_default().unite(tagged);
                         }
                     }
                     continue;

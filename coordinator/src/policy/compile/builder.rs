@@ -1,6 +1,7 @@
 //! The tables of a compiled policy, and the rules over them.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -23,6 +24,10 @@ pub(super) struct Builder<'a> {
     named: &'a Named<'a>,
     nodes: &'a Nodes,
     routes: Vec<IpNet>,
+    /// Of nodes, sorted, with their positions.
+    addresses: Vec<(IpAddr, usize)>,
+    /// Nodes with something behind them.
+    routers: Vec<usize>,
     /// What `*` is as a source.
     pub(super) tailnet: AddressSet,
     members: HashMap<Alias, Bits>,
@@ -39,7 +44,16 @@ pub(super) struct Builder<'a> {
 impl<'a> Builder<'a> {
     pub(super) fn new(named: &'a Named<'a>, nodes: &'a Nodes, routes: &Routes) -> Self {
         let routes: Vec<IpNet> = routes.subnets.iter().map(|route| route.net).collect();
+        let addresses = nodes.iter().enumerate().flat_map(|(at, node)| {
+            let own = node.addresses.iter();
+            own.map(move |address| (*address, at))
+        });
+        let mut addresses: Vec<_> = addresses.collect();
+        addresses.sort_unstable();
+        let routers = nodes.live().filter(|(_, node)| !node.behind.is_empty());
         Self {
+            addresses,
+            routers: routers.map(|(at, _)| at).collect(),
             tailnet: tailnet(&routes),
             named,
             nodes,
@@ -137,7 +151,7 @@ impl<'a> Builder<'a> {
         if let Some(known) = self.members.get(alias) {
             return known.clone();
         }
-        let members = Bits::collect(self.nodes.len(), self.named.of(alias));
+        let members: Bits = self.named.of(alias).into_iter().collect();
         self.members.insert(alias.clone(), members.clone());
         members
     }
@@ -167,9 +181,8 @@ impl<'a> Builder<'a> {
             set.set(&self.source_set(alias));
         }
         let set = set.finish();
-        let own = |node: &Node| node.addresses.iter().any(|address| set.contains(*address));
-        let members = self.nodes_where(own);
-        let nodes = self.nodes_where(|node| node.extent.overlaps(&set));
+        let members = self.nodes_in(&set);
+        let nodes = self.and_routers(members.clone(), &set);
         let routes = self.routes_where(|route| set.overlaps_net(route));
         let source = Source::new(aliases.clone(), set, [members, nodes, routes]);
         self.sources.push(source);
@@ -211,7 +224,7 @@ impl<'a> Builder<'a> {
                 alias: alias.clone(),
                 via: Arc::default(),
                 nodes: self.nodes_where(|node| node.approved.iter().any(is_exit)),
-                routes: Bits::new(self.routes.len()),
+                routes: Bits::default(),
                 kind,
                 set,
             };
@@ -219,7 +232,7 @@ impl<'a> Builder<'a> {
         Target {
             alias: alias.clone(),
             via: Arc::default(),
-            nodes: self.nodes_where(|node| node.extent.overlaps(&set)),
+            nodes: self.and_routers(self.nodes_in(&set), &set),
             routes: self.routes_where(|route| set.overlaps_net(route)),
             kind,
             set,
@@ -247,15 +260,33 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Nodes of which an address is in a set.
+    fn nodes_in(&self, set: &AddressSet) -> Bits {
+        let inside = set.ranges().flat_map(|(first, last)| {
+            let from = self.addresses.partition_point(|(own, _)| *own < first);
+            let rest = self.addresses[from..].iter();
+            rest.take_while(move |(own, _)| *own <= last)
+        });
+        inside.map(|(_, at)| *at).collect()
+    }
+
+    /// And those with something behind them that is.
+    fn and_routers(&self, mut nodes: Bits, set: &AddressSet) -> Bits {
+        let routers = self.routers.iter();
+        let there = routers.filter(|at| self.nodes[**at].behind.overlaps(set));
+        there.for_each(|at| nodes.insert(*at));
+        nodes
+    }
+
     fn nodes_where(&self, holds: impl Fn(&Node) -> bool) -> Bits {
         let nodes = self.nodes.iter().enumerate();
         let members = nodes.filter(|(_, node)| holds(node)).map(|(at, _)| at);
-        Bits::collect(self.nodes.len(), members)
+        members.collect()
     }
 
     fn routes_where(&self, holds: impl Fn(&IpNet) -> bool) -> Bits {
         let routes = self.routes.iter().enumerate();
         let members = routes.filter(|(_, route)| holds(route)).map(|(at, _)| at);
-        Bits::collect(self.routes.len(), members)
+        members.collect()
     }
 }

@@ -110,14 +110,14 @@ fn sources(sides: Sides, atoms: &[Atom]) -> Vec<Class> {
     let holding = |side: &Parts, address: IpAddr| {
         let sources = side.sources.iter().enumerate();
         let holding = sources.filter(|(_, source)| source.set.contains(address));
-        Bits::collect(side.sources.len(), holding.map(|(at, _)| at))
+        holding.map(|(at, _)| at).collect()
     };
     for at in 0..node_count(sides) {
         let node = &sides[0].nodes[at];
         let members = sides.map(|side| {
             let sources = side.sources.iter().enumerate();
             let of = sources.filter(|(_, source)| source.members.contains(at));
-            Bits::collect(side.sources.len(), of.map(|(source, _)| source))
+            of.map(|(source, _)| source).collect()
         });
         let sign = Sign {
             held: per_family(sides, at, holding),
@@ -131,7 +131,7 @@ fn sources(sides: Sides, atoms: &[Atom]) -> Vec<Class> {
             if routers_to(side, atom).next().is_some() {
                 holding(side, atom.first)
             } else {
-                Bits::new(side.sources.len())
+                Bits::default()
             }
         });
         let end = End::Behind {
@@ -215,7 +215,7 @@ fn is_everything(target: &Target) -> bool {
 fn holding_at(side: &Parts, at: usize, holds: impl Fn(&Target) -> bool) -> Bits {
     let targets = side.targets.iter().enumerate();
     let holding = targets.filter(|(_, target)| target.is_sent_to(at) && holds(target));
-    Bits::collect(side.targets.len(), holding.map(|(at, _)| at))
+    holding.map(|(at, _)| at).collect()
 }
 
 fn routers_to<'a>(side: &'a Parts, atom: &Atom) -> impl Iterator<Item = usize> + 'a {

@@ -33,11 +33,8 @@ pub(super) struct Table<'a> {
 
 impl<'a> Table<'a> {
     pub(super) fn new(sides: Sides<'a>, ends: &'a Ends) -> Self {
-        let size = sides[0].nodes.len();
         let nodes = |classes: &[Class]| {
-            let nodes = classes
-                .iter()
-                .map(|class| Bits::collect(size, class.nodes()));
+            let nodes = classes.iter().map(|class| class.nodes().collect());
             nodes.collect()
         };
         Self {

@@ -47,11 +47,11 @@ impl Parts {
         };
         let both = [old, new].into_iter().flatten();
         let both = both.flat_map(|node| node.offers.iter().copied());
-        let both = Bits::collect(self.routes.len(), both);
+        let both = Bits::from_iter(both);
         let concerned = both
             .iter()
             .filter(|route| !is_alike || offers(old, route) != offers(new, route));
-        let concerned = Bits::collect(self.routes.len(), concerned);
+        let concerned = Bits::from_iter(concerned);
         let mut rerouted = Rerouted::default();
         for route in concerned.iter() {
             let before = self.routes[route].clone();

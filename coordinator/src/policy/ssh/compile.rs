@@ -57,7 +57,7 @@ impl SshAccess {
     pub(crate) fn new(rules: &[SshRule], named: &Named, nodes: &Nodes) -> Self {
         Self {
             rules: in_order(rules)
-                .map(|rule| Arc::new(access(rule, named, nodes.len())))
+                .map(|rule| Arc::new(access(rule, named)))
                 .collect(),
             policies: nodes.iter().map(|_| OnceLock::new()).collect(),
             shared: Arc::default(),
@@ -65,10 +65,11 @@ impl SshAccess {
     }
 }
 
-fn access(rule: &SshRule, named: &Named, nodes: usize) -> Access {
+fn access(rule: &SshRule, named: &Named) -> Access {
     let named = |aliases: &[At<Alias>]| {
         let aliases: HashSet<&Alias> = aliases.iter().map(|alias| &alias.value).collect();
-        Bits::collect(nodes, aliases.into_iter().flat_map(|alias| named.of(alias)))
+        let aliases = aliases.into_iter();
+        aliases.flat_map(|alias| named.of(alias)).collect()
     };
     let is_own = |alias: &At<Alias>| alias.value == Alias::OwnDevices;
     let logins = &rule.logins;
@@ -194,7 +195,7 @@ impl CompiledTailnet {
             !access.domains.is_empty() && access.to_others && access.sources.contains(at);
         let mut from = match self.devices_with(at) {
             Some(own) if access.to_own || as_source => own.clone(),
-            None if as_source => Bits::collect(self.parts().nodes.len(), [at]),
+            None if as_source => Bits::from_iter([at]),
             _ => return None,
         };
         from.intersect(&access.sources);

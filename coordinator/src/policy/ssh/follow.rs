@@ -13,7 +13,7 @@ use super::compile::{SshAccess, in_order};
 impl SshAccess {
     /// Takes note of a change. Only nodes that are sent a rule that the changed one was or is a source of are sent another policy.
     pub(crate) fn follow(&mut self, written: &[SshRule], people: &People, change: &Change) {
-        let mut stale = Bits::collect(0, [change.at]);
+        let mut stale = Bits::from_iter([change.at]);
         let mut sources_changed = false;
         let named = |aliases: &[At<Alias>]| {
             let mut aliases = aliases.iter();

@@ -56,18 +56,17 @@ impl<'a> Judge<'a> {
         let count = rules.len();
         let those = |holds: &dyn Fn(&Access) -> bool| {
             let those = (0..count).filter(|&at| holds(rules[at]));
-            Bits::collect(count + 2, those)
+            those.collect::<Bits>()
         };
         let mut named: HashMap<&str, Bits> = HashMap::new();
         let mut local: HashMap<String, Bits> = HashMap::new();
-        let none = || Bits::new(count + 2);
         for (at, rule) in rules.iter().enumerate() {
             for name in rule.names() {
-                named.entry(name).or_insert_with(none).insert(at);
+                named.entry(name).or_default().insert(at);
             }
             for domain in &rule.domains {
                 let domain = domain.to_ascii_lowercase();
-                local.entry(domain).or_insert_with(none).insert(at);
+                local.entry(domain).or_default().insert(at);
             }
         }
         let mut others = those(&Access::allows_others);
@@ -111,7 +110,7 @@ impl<'a> Judge<'a> {
         let those = |is_in: &dyn Fn(&Access) -> bool| {
             let rules = 0..self.rules.len();
             let those = rules.filter(|&rule| is_in(self.rules[rule]));
-            Bits::collect(self.rules.len() + 2, those)
+            those.collect::<Bits>()
         };
         let from = those(&|rule| rule.sources.contains(at));
         let address = user.and_then(|user| self.parts.people.address(user));

@@ -133,6 +133,31 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
                 |n| format!(r#""100.64.0.1:{}""#, n + 1),
             )
         }),
+        ("a test of users with a grant each", {
+            let users = list(9200, |n| format!(r#""u{n}@""#));
+            filled(
+                &format!(
+                    r#"{{"groups":{{"group:a":[{users}]}},"tests":[{{"src":"group:a","deny":["1.1.1.1:1"]}}],"grants":["#
+                ),
+                "]}",
+                |n| {
+                    format!(
+                        r#"{{"src":["u{n}@"],"dst":["u{n}@"],"ip":["1"]}}"#,
+                        n = n % 9200
+                    )
+                },
+            )
+        }),
+        ("a test of users with a few grants", {
+            let users = list(USERS, |n| format!(r#""u{n}@""#));
+            let grants = list(700, |n| {
+                format!(r#"{{"src":["u{n}@"],"dst":["u{n}@"],"ip":["1"]}}"#)
+            });
+            // Told apart by all being named.
+            format!(
+                r#"{{"groups":{{"group:a":[{users}]}},"tagOwners":{{"tag:t":[{users}]}},"tests":[{{"src":"group:a","deny":["1.1.1.1:1"]}}],"grants":[{grants}]}}"#
+            )
+        }),
     ]
 }
 
