@@ -11,13 +11,13 @@ use std::collections::HashMap;
 
 use super::addresses::{AddressSet, Collector};
 use super::alias::{Alias, decimal, parse_protocol, split_destination};
-use super::compile::{internet, tailnet};
+use super::compile::{compile_for_tests, internet, tailnet};
 use super::error::{At, Errors, PolicyError, beginning};
 use super::syntax::Document;
 use super::trials::Test;
 use super::view::CompiledTailnet;
 use super::world::World;
-use super::{Policy, UnknownUsers, recompile};
+use super::{Policy, UnknownUsers};
 
 pub(crate) use logins::run_ssh_tests;
 use reach::{Reach, Sources};
@@ -46,13 +46,15 @@ pub(crate) fn run_tests(
     let Some(extended) = errors.keep(stand_in::extend(document, world, named)) else {
         return;
     };
-    let extended_compiled = extended.as_ref().map(|world| recompile(policy, world));
+    let extended_compiled = extended
+        .as_ref()
+        .map(|world| compile_for_tests(&policy.document, world));
     let compiled = extended_compiled.as_ref().unwrap_or(compiled);
     let open = match unknown {
         UnknownUsers::Unasked => Some(Open::of(document)),
         UnknownUsers::Refuse | UnknownUsers::Accept => None,
     };
-    let mut reach = Reach::new(compiled.parts());
+    let mut reach = Reach::new(compiled.parts(), extended_compiled.is_some());
     for test in tests {
         test.run(&mut reach, open.as_ref(), errors);
     }

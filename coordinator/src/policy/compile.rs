@@ -198,6 +198,27 @@ pub(crate) enum Companion {
 }
 
 pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailnet {
+    compile_with_sources(document, world, SourceSets::Whole)
+}
+
+/// What tests look at, without the sets of addresses that thousands of nodes in each of thousands of rules would make.
+pub(crate) fn compile_for_tests(document: &Arc<Document>, world: &World) -> CompiledTailnet {
+    compile_with_sources(document, world, SourceSets::Written)
+}
+
+/// What sets of sources are of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SourceSets {
+    Whole,
+    /// Of what is written as addresses. Members are the nodes that are named otherwise, and no two sources are equal.
+    Written,
+}
+
+fn compile_with_sources(
+    document: &Arc<Document>,
+    world: &World,
+    sets: SourceSets,
+) -> CompiledTailnet {
     let people = People::new(document, &world.users);
     let mut facts = world.nodes.clone();
     facts.sort_by_key(|node| node.id);
@@ -213,7 +234,7 @@ pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailne
     let ssh = SshAccess::new(&document.ssh, &named, &nodes);
     let everything_allowed = [allow_everything()];
     let rules = document.rules.as_deref().unwrap_or(&everything_allowed);
-    let mut builder = Builder::new(&named, &nodes, &routes);
+    let mut builder = Builder::new(&named, &nodes, &routes, sets);
     for rule in rules {
         builder.rule(rule);
     }
@@ -225,7 +246,10 @@ pub(crate) fn compile(document: &Arc<Document>, world: &World) -> CompiledTailne
         ..
     } = builder;
     let sources: Vec<Arc<Source>> = sources.into_iter().map(Arc::new).collect();
-    let classes = classes(&sources);
+    let classes = match sets {
+        SourceSets::Whole => classes(&sources),
+        SourceSets::Written => (0..sources.len()).map(Some).collect(),
+    };
     let written: Vec<Arc<CompiledRule>> = written.into_iter().map(Arc::new).collect();
     CompiledTailnet::new(Parts {
         tailnet: world.tailnet.clone(),

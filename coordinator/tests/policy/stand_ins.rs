@@ -33,7 +33,8 @@ fn list(of: impl Strategy<Value = String>) -> impl Strategy<Value = Vec<String>>
 }
 
 fn rules() -> impl Strategy<Value = String> {
-    let src = prop_oneof![4 => who(), 1 => Just("user:*@example.com".to_owned())];
+    let others = prop::sample::select(vec!["user:*@example.com", "*", "autogroup:member"]);
+    let src = prop_oneof![4 => who(), 1 => others.prop_map(str::to_owned)];
     let dst = prop_oneof![4 => who(), 1 => Just("autogroup:self".to_owned())];
     let grant = (list(src), dst, 80u16..82).prop_map(|(src, dst, port)| {
         let src = match dst == "autogroup:self" {
@@ -160,4 +161,20 @@ fn a_test_about_more_users_than_can_be_told_apart_is_refused_with_its_place() {
             .contains("more than 10000 users and tags that have no node yet"),
         "{error}"
     );
+}
+
+/// Beside a node that stands in: by name both of her addresses are sources, as an address only the one that is written.
+#[test]
+fn who_has_a_node_is_a_source_by_name_and_by_address() {
+    let text = r#"{"tagOwners": {"tag:db": []},
+        "grants": [{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["80"]}, {"src": ["100.64.0.1", "fay@"], "dst": ["tag:db"], "ip": ["81"]}],
+        "tests": [{"src": "100.64.0.1", "accept": ["tag:db:80", "tag:db:81"]}, {"src": "fd7a:115c:a1e0::1", "accept": ["tag:db:80"], "deny": ["tag:db:81"]},
+            {"src": "ann@example.com", "accept": ["tag:db:80", "tag:db:81"]}, {"src": "fay@", "accept": ["tag:db:81"], "deny": ["tag:db:80"]}]}"#;
+    let policy = Policy::parse(text).unwrap();
+    let ann = World {
+        users: vec![user(1, "ann@example.com")],
+        nodes: vec![node(1, Some(1), &[])],
+        ..World::default()
+    };
+    assert_eq!(errors(&policy, &ann), Vec::<String>::new());
 }

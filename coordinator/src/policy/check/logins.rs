@@ -12,14 +12,14 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::super::alias::Alias;
-use super::super::compile::Named;
+use super::super::compile::{Named, compile_for_tests};
 use super::super::error::{At, Errors, PolicyError, beginning};
 use super::super::ssh::Judge;
 use super::super::syntax::Document;
 use super::super::trials::SshTest;
 use super::super::view::{CompiledTailnet, Parts};
 use super::super::world::World;
-use super::super::{Policy, UnknownUsers, recompile};
+use super::super::{Policy, UnknownUsers};
 use super::{borrowed, is_one_address, stand_in};
 
 use meeting::Party;
@@ -48,7 +48,9 @@ pub(crate) fn run_ssh_tests(
     let Some(extended) = extended else {
         return;
     };
-    let extended = extended.as_ref().map(|world| recompile(policy, world));
+    let extended = extended
+        .as_ref()
+        .map(|world| compile_for_tests(&policy.document, world));
     let compiled = extended.as_ref().unwrap_or(compiled);
     // Nobody knows who has an address before somebody was asked.
     let is_open = |trial: &&Trial| {

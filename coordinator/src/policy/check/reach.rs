@@ -19,6 +19,8 @@ use super::super::view::Parts;
 /// What tests ask of one compiled policy.
 pub(super) struct Reach<'a> {
     parts: &'a Parts,
+    /// Whether it was compiled for tests: sources have members by name, beside their sets.
+    by_name: bool,
     named: Named<'a>,
     with_address: HashMap<IpAddr, usize>,
     sources: Side,
@@ -135,7 +137,7 @@ impl Door {
 }
 
 impl<'a> Reach<'a> {
-    pub(super) fn new(parts: &'a Parts) -> Self {
+    pub(super) fn new(parts: &'a Parts, by_name: bool) -> Self {
         let mut rules_of = vec![Vec::new(); parts.targets.len()];
         let mut own_devices = Vec::new();
         for (at, rule) in (0..).zip(parts.rules.iter()) {
@@ -156,6 +158,7 @@ impl<'a> Reach<'a> {
         }
         Self {
             parts,
+            by_name,
             named: Named::new(&parts.people, &parts.nodes, &parts.devices),
             with_address,
             sources: Side::default(),
@@ -173,14 +176,15 @@ impl<'a> Reach<'a> {
         if let Some(known) = self.from.get(alias) {
             return known.clone();
         }
-        let sources = &self.parts.sources;
-        let sets = || {
-            let sources = sources.iter();
-            sources.map(|source| (Some(&source.members), &source.set))
-        };
+        let regions = self.parts.sources.iter().map(|source| Region {
+            set: &source.set,
+            nodes: Some(&source.nodes),
+            named: Some(&source.members).filter(|_| self.by_name),
+        });
+        let regions: Vec<Region> = regions.collect();
         let nodes = self.nodes_of(alias);
         let mut found = Sources::default();
-        for end in ends(self.parts, &mut self.sources, alias, &nodes, sets) {
+        for end in ends(self.parts, &mut self.sources, alias, &nodes, &regions) {
             let owners = found.kinds.entry(end.kind).or_default();
             owners.insert(end.owner);
         }
@@ -198,16 +202,19 @@ impl<'a> Reach<'a> {
         let ends = match self.to.get(alias) {
             Some(known) => known.clone(),
             None => {
-                let targets = &self.parts.targets;
-                let sets = || {
-                    targets.iter().map(|target| match target.kind {
+                let regions = self.parts.targets.iter().map(|target| Region {
+                    set: &target.set,
+                    nodes: match target.kind {
                         // Its nodes are the routers.
-                        TargetKind::Via { .. } => (None, &target.set),
-                        _ => (Some(&target.nodes), &target.set),
-                    })
-                };
+                        TargetKind::Via { .. } => None,
+                        _ => Some(&target.nodes),
+                    },
+                    named: None,
+                });
+                let regions: Vec<Region> = regions.collect();
                 let nodes = self.nodes_of(alias);
-                let ends = Rc::new(ends(self.parts, &mut self.targets, alias, &nodes, sets));
+                let ends = ends(self.parts, &mut self.targets, alias, &nodes, &regions);
+                let ends = Rc::new(ends);
                 self.to.insert(alias.clone(), ends.clone());
                 ends
             }
@@ -270,28 +277,40 @@ impl<'a> Reach<'a> {
     }
 }
 
-/// The ends that an alias means, which are `nodes` if it isn't an address. `sets` are all that ends can be in, each with the nodes, where that is known, of which it may have an address.
-fn ends<'s, S>(
+/// What ends can be in.
+#[derive(Clone, Copy)]
+struct Region<'s> {
+    set: &'s AddressSet,
+    /// Nodes that may have an address in it; `None`: all.
+    nodes: Option<&'s Bits>,
+    /// Nodes all addresses of which are in it, whatever the set is.
+    named: Option<&'s Bits>,
+}
+
+impl Region<'_> {
+    fn has(&self, address: IpAddr, node: Option<usize>) -> bool {
+        let named = node.zip(self.named);
+        named.is_some_and(|(node, named)| named.contains(node)) || self.set.contains(address)
+    }
+}
+
+/// The ends that an alias means, which are `nodes` if it isn't an address. `regions` are all that ends can be in.
+fn ends(
     parts: &Parts,
     side: &mut Side,
     alias: &Alias,
     nodes: &[usize],
-    sets: impl Fn() -> S,
-) -> BTreeSet<End>
-where
-    S: Iterator<Item = (Option<&'s Bits>, &'s AddressSet)>,
-{
-    let is_in = |addresses: &[IpAddr], node: Option<usize>| {
-        let mut is_in = [Bits::default(), Bits::default()];
-        for (at, (nodes, set)) in sets().enumerate() {
-            let may_be = |(node, nodes): (usize, &Bits)| nodes.contains(node);
-            if node.zip(nodes).is_none_or(may_be) {
-                let inside = addresses.iter().filter(|address| set.contains(**address));
-                inside.for_each(|address| is_in[usize::from(address.is_ipv6())].insert(at));
+    regions: &[Region],
+) -> BTreeSet<End> {
+    let is_in =
+        |addresses: &[IpAddr], node: Option<usize>, among: &mut dyn Iterator<Item = usize>| {
+            let mut is_in = [Bits::default(), Bits::default()];
+            for at in among {
+                let inside = addresses.iter().filter(|own| regions[at].has(**own, node));
+                inside.for_each(|own| is_in[usize::from(own.is_ipv6())].insert(at));
             }
-        }
-        is_in
-    };
+            is_in
+        };
     let end = |kind, addresses: &[IpAddr], owner| End {
         kind,
         has: [false, true].map(|v6| addresses.iter().any(|own| own.is_ipv6() == v6)),
@@ -299,23 +318,37 @@ where
     };
     if let Alias::Net(net) = alias {
         let address = [net.addr()];
-        let kind = side.kind(is_in(&address, None));
-        let node = nodes.first().map(|&at| &parts.nodes[at]);
-        let owner = node.and_then(|node| node.facts.owner());
+        let node = nodes.first().copied();
+        let kind = side.kind(is_in(&address, node, &mut (0..regions.len())));
+        let owner = node.and_then(|at| parts.nodes[at].facts.owner());
         return BTreeSet::from([end(kind, &address, owner)]);
     }
-    let mut ends = BTreeSet::new();
-    for &at in nodes {
-        let node: &Node = &parts.nodes[at];
-        let kind = match side.of_nodes.get(&at) {
-            Some(kind) => *kind,
-            None => {
-                let kind = side.kind(is_in(&node.addresses, Some(at)));
-                side.of_nodes.insert(at, kind);
-                kind
-            }
-        };
-        ends.insert(end(kind, &node.addresses, node.facts.owner()));
+    let new = nodes.iter().copied();
+    let new: Bits = new.filter(|at| !side.of_nodes.contains_key(at)).collect();
+    for (at, among) in candidates(&new, regions) {
+        let kind = side.kind(is_in(
+            &parts.nodes[at].addresses,
+            Some(at),
+            &mut among.iter(),
+        ));
+        side.of_nodes.insert(at, kind);
     }
-    ends
+    let ends = nodes.iter().map(|at| {
+        let node: &Node = &parts.nodes[*at];
+        end(side.of_nodes[at], &node.addresses, node.facts.owner())
+    });
+    ends.collect()
+}
+
+/// For each of some nodes the positions of the regions in which it may have an address.
+fn candidates(nodes: &Bits, regions: &[Region]) -> BTreeMap<usize, Bits> {
+    let mut candidates: BTreeMap<_, _> = nodes.iter().map(|at| (at, Bits::default())).collect();
+    for (at, region) in regions.iter().enumerate() {
+        let mut there = region.nodes.unwrap_or(nodes).clone();
+        there.intersect(nodes);
+        for node in there.iter() {
+            candidates.entry(node).or_default().insert(at);
+        }
+    }
+    candidates
 }

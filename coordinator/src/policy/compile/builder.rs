@@ -15,8 +15,8 @@ use super::super::error::Place;
 use super::super::routes::{Routes, is_exit};
 use super::super::syntax::Rule;
 use super::{
-    Companion, CompiledRule, Named, Node, Nodes, Origins, Source, Target, TargetKind, addresses_of,
-    internet, tailnet,
+    Companion, CompiledRule, Named, Node, Nodes, Origins, Source, SourceSets, Target, TargetKind,
+    addresses_of, internet, tailnet,
 };
 
 /// Builds the tables, each distinct list of sources and each destination once.
@@ -24,6 +24,7 @@ pub(super) struct Builder<'a> {
     named: &'a Named<'a>,
     nodes: &'a Nodes,
     routes: Vec<IpNet>,
+    sets: SourceSets,
     /// Of nodes, sorted, with their positions.
     addresses: Vec<(IpAddr, usize)>,
     /// Nodes with something behind them.
@@ -42,7 +43,12 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(named: &'a Named<'a>, nodes: &'a Nodes, routes: &Routes) -> Self {
+    pub(super) fn new(
+        named: &'a Named<'a>,
+        nodes: &'a Nodes,
+        routes: &Routes,
+        sets: SourceSets,
+    ) -> Self {
         let routes: Vec<IpNet> = routes.subnets.iter().map(|route| route.net).collect();
         let addresses = nodes.iter().enumerate().flat_map(|(at, node)| {
             let own = node.addresses.iter();
@@ -52,6 +58,7 @@ impl<'a> Builder<'a> {
         addresses.sort_unstable();
         let routers = nodes.live().filter(|(_, node)| !node.behind.is_empty());
         Self {
+            sets,
             addresses,
             routers: routers.map(|(at, _)| at).collect(),
             tailnet: tailnet(&routes),
@@ -177,12 +184,21 @@ impl<'a> Builder<'a> {
             return known;
         }
         let mut set = Collector::default();
+        let mut named = Bits::default();
         for alias in aliases.iter() {
-            set.set(&self.source_set(alias));
+            match self.sets {
+                SourceSets::Written if !is_addresses(alias) => named.unite(&self.members(alias)),
+                _ => set.set(&self.source_set(alias)),
+            }
         }
         let set = set.finish();
-        let members = self.nodes_in(&set);
-        let nodes = self.and_routers(members.clone(), &set);
+        let mut nodes = self.nodes_in(&set);
+        let members = match self.sets {
+            SourceSets::Whole => nodes.clone(),
+            SourceSets::Written => named,
+        };
+        nodes.unite(&members);
+        let nodes = self.and_routers(nodes, &set);
         let routes = self.routes_where(|route| set.overlaps_net(route));
         let source = Source::new(aliases.clone(), set, [members, nodes, routes]);
         self.sources.push(source);
@@ -289,4 +305,8 @@ impl<'a> Builder<'a> {
         let members = routes.filter(|(_, route)| holds(route)).map(|(at, _)| at);
         members.collect()
     }
+}
+
+fn is_addresses(alias: &Alias) -> bool {
+    matches!(alias, Alias::Any | Alias::DangerAll | Alias::Net(_))
 }

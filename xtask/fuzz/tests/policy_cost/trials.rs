@@ -158,6 +158,19 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
                 r#"{{"groups":{{"group:a":[{users}]}},"tagOwners":{{"tag:t":[{users}]}},"tests":[{{"src":"group:a","deny":["1.1.1.1:1"]}}],"grants":[{grants}]}}"#
             )
         }),
+        ("a test of users, every other one with each", {
+            let users = list(USERS, |n| format!(r#""u{n}@""#));
+            let every_other = list(USERS / 2, |n| format!(r#""u{}@""#, n * 2));
+            let before = format!(
+                r#"{{"groups":{{"group:a":[{users}],"group:b":[{every_other}]}},"tagOwners":{{"tag:t":[{users}]}},"tests":[{{"src":"group:a","deny":["1.1.1.1:1"]}}],"grants":["#
+            );
+            filled(&before, "]}", |n| {
+                format!(
+                    r#"{{"src":["group:b","u{n}@"],"dst":["10.1.1.1"],"ip":["1"]}}"#,
+                    n = n % USERS
+                )
+            })
+        }),
     ]
 }
 
