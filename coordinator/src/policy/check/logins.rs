@@ -90,9 +90,9 @@ fn canonical(alias: &Alias) -> Alias {
 /// How many steps the tests of a policy may take: far more than those that people write do, and in less than half of the time that the compiler as a whole may
 /// take for as long a text (xtask/fuzz/tests/policy_cost).
 fn steps(document: &Document, nodes: usize) -> u64 {
-    const ANY: u64 = 1_000_000;
-    const PER_KIB: u64 = 160_000;
-    const PER_NODE: u64 = 1_000;
+    const ANY: u64 = 200_000;
+    const PER_KIB: u64 = 50_000;
+    const PER_NODE: u64 = 500;
     ANY + PER_KIB * document.length as u64 / 1024 + PER_NODE * nodes as u64
 }
 

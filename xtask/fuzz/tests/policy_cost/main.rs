@@ -128,7 +128,9 @@ fn acl(src: &str, dst: &str) -> String {
 }
 
 /// All other shapes are taken.
-const NOT_TAKEN: [&str; 6] = [
+const NOT_TAKEN: [&str; 8] = [
+    "tests of logins from many, to many tags",
+    "a test of logins by all own names, to own devices",
     "a test of logins with many names, to many users",
     "a test of users told apart",
     "lists in lists",

@@ -45,14 +45,14 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
         ("tests of logins from many, to many tags", {
             let rules = list(12, |bit| {
                 let tags = (0..2000).filter(|n| n >> bit & 1 == 1);
-                let tags = tags.map(|n| format!(r#""tag:{n}""#)).collect::<Vec<_>>();
+                let tags = tags.map(|n| format!(r#""tag:a{n}""#)).collect::<Vec<_>>();
                 let tags = tags.join(",");
                 format!(
                     r#"{{"action":"accept","src":["u0@"],"dst":["tag:t",{tags}],"users":["x"]}}"#
                 )
             });
-            let tags = list(2000, |n| format!(r#""tag:{n}""#));
-            let owners = list(2000, |n| format!(r#""tag:{n}":[]"#));
+            let tags = list(2000, |n| format!(r#""tag:a{n}""#));
+            let owners = list(2000, |n| format!(r#""tag:a{n}":[]"#));
             filled(
                 &format!(
                     r#"{{"tagOwners":{{"tag:t":[],{owners}}},"ssh":[{rules}],"sshTests":[{{"src":"u0@","dst":[{tags}],"deny":["root"]}}"#

@@ -44,7 +44,7 @@ impl<'a> Party<'a> {
 
     /// They are for one test.
     pub(super) fn forget_views(&mut self) {
-        self.views.clear();
+        self.views = HashMap::new();
         self.held = 0;
     }
 
@@ -54,6 +54,7 @@ impl<'a> Party<'a> {
         if let Some(known) = self.views.get(to) {
             return known.clone();
         }
+        judge.spend(8);
         let mut views = Views::new();
         for end in self.ends.values() {
             *views.entry(judge.view(end, to)).or_default() += 1;
@@ -97,7 +98,7 @@ impl Meeting {
             if judge.is_spent() {
                 break;
             }
-            judge.spend(1 + ends.len());
+            judge.spend(4 + ends.len());
             let mut without = None;
             for end in ends.iter().filter(|end| from.ends.contains_key(&end.at)) {
                 let (view, own) = (judge.view(end, rules), judge.own_view(end));
