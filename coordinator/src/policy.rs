@@ -13,6 +13,7 @@ mod addresses;
 mod alias;
 mod attributes;
 mod bits;
+mod budget;
 mod capability;
 mod check;
 mod compile;

@@ -36,6 +36,17 @@ pub(crate) enum Alias {
     Net(IpNet),
 }
 
+impl Alias {
+    /// The same for all spellings of what is the same.
+    pub(crate) fn canonical(&self) -> Self {
+        match self {
+            Self::User(name) => Self::User(name.to_ascii_lowercase()),
+            Self::Domain(domain) => Self::Domain(domain.to_ascii_lowercase()),
+            alias => alias.clone(),
+        }
+    }
+}
+
 /// Those that rules can name.
 const AUTOGROUPS: [&str; 5] = [
     "autogroup:member",

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use super::addresses::{AddressSet, Collector};
 use super::alias::{Alias, decimal, parse_protocol, split_destination};
+use super::budget::Budget;
 use super::compile::{compile_for_tests, internet, tailnet};
 use super::error::{At, Errors, PolicyError, beginning};
 use super::syntax::Document;
@@ -54,9 +55,14 @@ pub(crate) fn run_tests(
         UnknownUsers::Unasked => Some(Open::of(document)),
         UnknownUsers::Refuse | UnknownUsers::Accept => None,
     };
-    let mut reach = Reach::new(compiled.parts(), extended_compiled.is_some());
+    let parts = compiled.parts();
+    let budget = Budget::new(document, parts.nodes.live().count());
+    let mut reach = Reach::new(parts, extended_compiled.is_some(), budget);
     for test in tests {
         test.run(&mut reach, open.as_ref(), errors);
+        if reach.budget.is_spent() {
+            return errors.push(too_much("test", test.source));
+        }
     }
 }
 
@@ -113,6 +119,9 @@ impl<'d> Trial<'d> {
             true => return,
             false => reach.sources(&self.source_alias),
         };
+        if reach.budget.is_spent() {
+            return;
+        }
         if sources.is_empty() {
             let message = format!("test src {:?} is nobody; name somebody", self.source.value);
             return errors.push(PolicyError::test(self.source.place, message));
@@ -123,6 +132,9 @@ impl<'d> Trial<'d> {
             let holds = *known
                 .entry(key)
                 .or_insert_with(|| self.holds(assertion, reach, &sources));
+            if reach.budget.is_spent() {
+                return;
+            }
             if !holds && !open.is_some_and(|open| open.leaves(&self.source_alias, assertion)) {
                 errors.push(self.failure(assertion));
             }
@@ -152,6 +164,15 @@ impl<'d> Trial<'d> {
         );
         PolicyError::test(assertion.written.place, message)
     }
+}
+
+/// With this test the budget is spent.
+fn too_much(what: &str, source: &At<String>) -> PolicyError {
+    let message = format!(
+        "{what} of {:?}: this one and those before it ask for more than a policy of this length may; name fewer sources and destinations in the {what}s",
+        beginning(&source.value)
+    );
+    PolicyError::test(source.place, message)
 }
 
 /// What can't be known of addresses where nobody was asked who has them.

@@ -13,11 +13,14 @@ use super::syntax::{Names, Rule};
 
 const FIELDS: [&str; 6] = ["src", "dst", "ip", "app", "via", "srcPosture"];
 
+/// A destination in one more rule takes as much memory as so many more ports in one.
+const PARTS_OF_REPEATED: usize = 3;
+
 /// How many of them lowroad can enforce.
 const SUPPORTED: usize = 5;
 
 /// Reads one entry of `grants` and appends one rule per distinct protocol, in order of appearance. `room` is how many
-/// sources and pairs of destination and port all grants may still stand for.
+/// sources, destinations and pairs of destination and port all grants may still stand for.
 pub(crate) fn read(
     text: &Text,
     value: &Value,
@@ -63,7 +66,9 @@ pub(crate) fn read(
             None => by_protocol.push((protocol, vec![ports])),
         }
     }
-    let parts = destinations.len() * granted + sources.len() * (by_protocol.len() + rights);
+    let rules_made = by_protocol.len() + rights;
+    let parts = destinations.len() * (granted + PARTS_OF_REPEATED * rules_made.saturating_sub(1))
+        + sources.len() * rules_made;
     *room = room.checked_sub(parts).ok_or_else(|| {
         let message = format!(
             "too many: this grant stands for {} pairs of destination and port; use groups, prefixes or port ranges",

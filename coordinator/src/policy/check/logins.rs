@@ -6,12 +6,12 @@
 mod meeting;
 mod questions;
 
-use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::super::alias::Alias;
+use super::super::budget::Budget;
 use super::super::compile::{Named, compile_for_tests};
 use super::super::error::{At, Errors, PolicyError, beginning};
 use super::super::ssh::Judge;
@@ -20,7 +20,7 @@ use super::super::trials::SshTest;
 use super::super::view::{CompiledTailnet, Parts};
 use super::super::world::World;
 use super::super::{Policy, UnknownUsers};
-use super::{borrowed, is_one_address, stand_in};
+use super::{borrowed, is_one_address, stand_in, too_much};
 
 use meeting::Party;
 use questions::{Failed, Questions};
@@ -58,11 +58,13 @@ pub(crate) fn run_ssh_tests(
         unknown == UnknownUsers::Unasked
             && aliases.any(|alias| matches!(alias.value, Alias::Net(_)))
     };
-    let mut known = Known::new(compiled.parts(), document);
+    let parts = compiled.parts();
+    let budget = Budget::new(document, parts.nodes.live().count());
+    let mut known = Known::new(parts, budget);
     for trial in trials.iter().filter(|trial| !is_open(trial)) {
         trial.run(&mut known, errors);
-        if known.judge.is_spent() {
-            return errors.push(trial.too_much());
+        if known.judge.budget.is_spent() {
+            return errors.push(too_much("ssh test", trial.source.0));
         }
     }
 }
@@ -73,31 +75,13 @@ struct Known<'a> {
     named: Named<'a>,
     with_address: HashMap<IpAddr, Vec<usize>>,
     judge: Judge<'a>,
-    /// By what [`canonical`] makes of their alias.
-    sources: HashMap<Alias, Rc<RefCell<Party<'a>>>>,
+    /// By their canonical alias.
+    sources: HashMap<Alias, Rc<Party<'a>>>,
     destinations: HashMap<Alias, Rc<Party<'a>>>,
 }
 
-/// The same for all spellings of what is the same.
-fn canonical(alias: &Alias) -> Alias {
-    match alias {
-        Alias::User(name) => Alias::User(name.to_ascii_lowercase()),
-        Alias::Domain(domain) => Alias::Domain(domain.to_ascii_lowercase()),
-        alias => alias.clone(),
-    }
-}
-
-/// How many steps the tests of a policy may take: far more than those that people write do, and in less than half of the time that the compiler as a whole may
-/// take for as long a text (xtask/fuzz/tests/policy_cost).
-fn steps(document: &Document, nodes: usize) -> u64 {
-    const ANY: u64 = 200_000;
-    const PER_KIB: u64 = 50_000;
-    const PER_NODE: u64 = 500;
-    ANY + PER_KIB * document.length as u64 / 1024 + PER_NODE * nodes as u64
-}
-
 impl<'a> Known<'a> {
-    fn new(parts: &'a Parts, document: &Document) -> Self {
+    fn new(parts: &'a Parts, budget: Budget) -> Self {
         let mut with_address: HashMap<IpAddr, Vec<usize>> = HashMap::new();
         for (at, node) in parts.nodes.live() {
             for address in &node.addresses {
@@ -106,7 +90,7 @@ impl<'a> Known<'a> {
         }
         Self {
             named: Named::new(&parts.people, &parts.nodes, &parts.devices),
-            judge: Judge::new(parts, steps(document, parts.nodes.live().count())),
+            judge: Judge::new(parts, budget),
             sources: HashMap::new(),
             destinations: HashMap::new(),
             with_address,
@@ -125,14 +109,14 @@ impl<'a> Known<'a> {
     }
 
     /// Who logs in: by an address.
-    fn source(&mut self, alias: &'a Alias) -> Rc<RefCell<Party<'a>>> {
-        let key = canonical(alias);
+    fn source(&mut self, alias: &'a Alias) -> Rc<Party<'a>> {
+        let key = alias.canonical();
         if let Some(known) = self.sources.get(&key) {
             return known.clone();
         }
         let nodes = self.nodes(alias).into_iter();
         let nodes = nodes.filter(|&at| !self.parts.nodes[at].addresses.is_empty());
-        let party = Rc::new(RefCell::new(Party::new(&mut self.judge, nodes)));
+        let party = Rc::new(Party::new(&mut self.judge, nodes));
         self.sources.insert(key, party.clone());
         party
     }
@@ -143,7 +127,7 @@ impl<'a> Known<'a> {
             (Alias::OwnDevices, Alias::User(_)) => source,
             _ => alias,
         };
-        let key = canonical(meant);
+        let key = meant.canonical();
         if let Some(known) = self.destinations.get(&key) {
             return known.clone();
         }
@@ -215,19 +199,18 @@ impl<'d> Trial<'d> {
     fn run<'a>(&'a self, known: &mut Known<'a>, errors: &mut Errors) {
         let (written, source) = &self.source;
         let from = known.source(source);
-        let from = &mut *from.borrow_mut();
         if from.ends.is_empty() {
             return errors.push(nobody(written, "src"));
         }
-        let questions = Questions::new(&known.judge, &self.assertions, from);
+        let questions = Questions::new(&known.judge, &self.assertions, &from);
         let mut answers = HashMap::new();
         let mut failed_to: HashMap<Alias, Option<Failed>> = HashMap::new();
         for (written, destination) in &self.destinations {
-            let failed = failed_to.entry(canonical(destination)).or_insert_with(|| {
+            let failed = failed_to.entry(destination.canonical()).or_insert_with(|| {
                 let to = known.destination(source, destination);
-                (!to.ends.is_empty()).then(|| questions.ask(&known.judge, from, &to, &mut answers))
+                (!to.ends.is_empty()).then(|| questions.ask(&known.judge, &from, &to, &mut answers))
             });
-            if known.judge.is_spent() {
+            if known.judge.budget.is_spent() {
                 return;
             }
             let Some(failed) = failed else {
@@ -242,15 +225,6 @@ impl<'d> Trial<'d> {
             let failed = failed.map(|at| self.assertions[at]);
             errors.extend(failed.map(|(name, expected)| self.failure(name, expected, written)));
         }
-        from.forget_views();
-    }
-
-    fn too_much(&self) -> PolicyError {
-        let message = format!(
-            "ssh test of {:?}: this test and those before it ask for more than a policy of this length may; name fewer users and login names in the ssh tests",
-            beginning(&self.source.0.value)
-        );
-        PolicyError::test(self.source.0.place, message)
     }
 
     fn failure(

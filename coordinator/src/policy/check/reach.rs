@@ -13,6 +13,7 @@ use super::super::access::DEFAULT_PROTOCOLS;
 use super::super::addresses::{AddressSet, Ranges};
 use super::super::alias::Alias;
 use super::super::bits::Bits;
+use super::super::budget::Budget;
 use super::super::compile::{CompiledRule, Named, Node, TargetKind};
 use super::super::view::Parts;
 
@@ -30,34 +31,33 @@ pub(super) struct Reach<'a> {
     to: HashMap<Alias, Rc<BTreeSet<End>>>,
     /// Positions of the rules that are about each target, and of the entries there.
     rules_of: Vec<Vec<(u32, u32)>>,
-    /// Of the targets that were asked for.
-    openings: HashMap<usize, Rc<[Opening<'a>]>>,
-    own_devices: Vec<Opening<'a>>,
+    own_devices: Vec<OwnDevices<'a>>,
+    /// By kind of destination, and protocols.
+    ways: HashMap<(usize, Vec<u8>), Rc<[Ways; 2]>>,
+    /// How many ranges of ports those are.
+    held: usize,
+    pub(super) budget: Budget,
 }
 
-/// The ports that one rule opens.
-struct Opening<'a> {
-    source: usize,
-    protocols: &'a [u8],
+/// Positions of sources, and the ports that are open to each.
+type Ways = Vec<(usize, Ranges<u16>)>;
+
+/// The ports that a rule opens among the devices of a user.
+struct OwnDevices<'a> {
+    rule: &'a CompiledRule,
     ports: Ranges<u16>,
 }
 
-impl<'a> Opening<'a> {
-    fn new<'p>(rule: &'a CompiledRule, ports: impl Iterator<Item = &'p PortRange>) -> Self {
-        Self {
-            source: rule.source,
-            protocols: match rule.protocols.as_slice() {
-                [] => &DEFAULT_PROTOCOLS,
-                listed => listed,
-            },
-            ports: Ranges::new(ports.map(|range| (range.first, range.last)).collect()),
-        }
-    }
+fn is_by(rule: &CompiledRule, protocols: &[u8]) -> bool {
+    let mut own = match rule.protocols.as_slice() {
+        [] => DEFAULT_PROTOCOLS.iter(),
+        listed => listed.iter(),
+    };
+    own.any(|own| protocols.contains(own))
+}
 
-    fn is_for(&self, protocols: &[u8], port: u16) -> bool {
-        let mut own = self.protocols.iter();
-        self.ports.contains(port) && own.any(|own| protocols.contains(own))
-    }
+fn numbers(ports: &[PortRange]) -> impl Iterator<Item = (u16, u16)> + '_ {
+    ports.iter().map(|range| (range.first, range.last))
 }
 
 /// Which sources, or targets, of the policy nodes are in.
@@ -109,35 +109,41 @@ impl Sources {
 /// An end that connections come to.
 pub(super) struct Door {
     /// Positions of the sources that are let in, apart for IPv4 and IPv6: families don't mix.
-    sources: [Bits; 2],
+    sources: Rc<[Bits; 2]>,
     /// And of those that are let in from devices of the same user.
-    own: [Bits; 2],
+    own: Rc<Bits>,
     end: End,
 }
 
 impl Door {
     /// Whether all ends, or any of them, are let in, in either family.
     pub(super) fn lets_in(&self, reach: &Reach, from: &Sources, all: bool) -> bool {
-        let overlap =
-            |is_in: &[Bits; 2], of: &[Bits; 2]| (0..2).any(|at| is_in[at].overlaps(&of[at]));
-        let own = |kind: usize| overlap(&reach.sources.kinds[kind], &self.own);
+        let is_let_in = |is_in: &[Bits; 2]| (0..2).any(|at| is_in[at].overlaps(&self.sources[at]));
+        let own =
+            |is_in: &[Bits; 2]| (0..2).any(|at| self.end.has[at] && is_in[at].overlaps(&self.own));
         let owner = self.end.owner;
-        let mut kinds = from.kinds.iter();
+        let kinds = || {
+            reach.budget.spend(from.kinds.len() / 4);
+            let kinds = from.kinds.iter();
+            kinds.map(|(kind, owners)| (&*reach.sources.kinds[*kind], owners))
+        };
+        reach.budget.spend(1);
         if all {
-            return kinds.all(|(&kind, owners)| {
+            return kinds().all(|(is_in, owners)| {
                 let is_own = || owner.is_some() && owners.len() == 1 && owners.contains(&owner);
-                overlap(&reach.sources.kinds[kind], &self.sources) || is_own() && own(kind)
+                is_let_in(is_in) || is_own() && own(is_in)
             });
         }
         let is_own = |owners: &BTreeSet<_>| owner.is_some() && owners.contains(&owner);
-        overlap(&from.any, &self.sources)
-            || overlap(&from.any, &self.own)
-                && kinds.any(|(&kind, owners)| is_own(owners) && own(kind))
+        is_let_in(&from.any)
+            || owner.is_some()
+                && own(&from.any)
+                && kinds().any(|(is_in, owners)| is_own(owners) && own(is_in))
     }
 }
 
 impl<'a> Reach<'a> {
-    pub(super) fn new(parts: &'a Parts, by_name: bool) -> Self {
+    pub(super) fn new(parts: &'a Parts, by_name: bool, budget: Budget) -> Self {
         let mut rules_of = vec![Vec::new(); parts.targets.len()];
         let mut own_devices = Vec::new();
         for (at, rule) in (0..).zip(parts.rules.iter()) {
@@ -146,7 +152,8 @@ impl<'a> Reach<'a> {
                     rules_of[*target].push((at, entry));
                 }
                 if !rule.own_devices.is_empty() {
-                    own_devices.push(Opening::new(rule, rule.own_devices.iter()));
+                    let ports = Ranges::new(numbers(&rule.own_devices).collect());
+                    own_devices.push(OwnDevices { rule, ports });
                 }
             }
         }
@@ -166,14 +173,17 @@ impl<'a> Reach<'a> {
             from: HashMap::new(),
             to: HashMap::new(),
             rules_of,
-            openings: HashMap::new(),
             own_devices,
+            ways: HashMap::new(),
+            held: 0,
+            budget,
         }
     }
 
     /// The distinct ends that connections from an alias have.
     pub(super) fn sources(&mut self, alias: &Alias) -> Rc<Sources> {
-        if let Some(known) = self.from.get(alias) {
+        let key = alias.canonical();
+        if let Some(known) = self.from.get(&key) {
             return known.clone();
         }
         let regions = self.parts.sources.iter().map(|source| Region {
@@ -184,7 +194,15 @@ impl<'a> Reach<'a> {
         let regions: Vec<Region> = regions.collect();
         let nodes = self.nodes_of(alias);
         let mut found = Sources::default();
-        for end in ends(self.parts, &mut self.sources, alias, &nodes, &regions) {
+        let budget = &self.budget;
+        for end in ends(
+            self.parts,
+            &mut self.sources,
+            alias,
+            &nodes,
+            &regions,
+            budget,
+        ) {
             let owners = found.kinds.entry(end.kind).or_default();
             owners.insert(end.owner);
         }
@@ -193,76 +211,119 @@ impl<'a> Reach<'a> {
             (0..2).for_each(|family| found.any[family].unite(&is_in[family]));
         }
         let found = Rc::new(found);
-        self.from.insert(alias.clone(), found.clone());
+        self.from.insert(key, found.clone());
         found
     }
 
     /// The distinct ends that connections to an alias have, by one of some protocols at a port.
     pub(super) fn destinations(&mut self, alias: &Alias, protocols: &[u8], port: u16) -> Vec<Door> {
-        let ends = match self.to.get(alias) {
-            Some(known) => known.clone(),
-            None => {
-                let regions = self.parts.targets.iter().map(|target| Region {
-                    set: &target.set,
-                    nodes: match target.kind {
-                        // Its nodes are the routers.
-                        TargetKind::Via { .. } => None,
-                        _ => Some(&target.nodes),
-                    },
-                    named: None,
-                });
-                let regions: Vec<Region> = regions.collect();
-                let nodes = self.nodes_of(alias);
-                let ends = ends(self.parts, &mut self.targets, alias, &nodes, &regions);
-                let ends = Rc::new(ends);
-                self.to.insert(alias.clone(), ends.clone());
-                ends
-            }
-        };
-        let doors = ends.iter().map(|end| self.door(end, protocols, port));
+        let ends = self.ends_of(alias);
+        let mut of_kind: HashMap<usize, Rc<[Bits; 2]>> = HashMap::new();
+        let own = Rc::new(self.own(protocols, port));
+        let doors = ends.iter().map(|end| Door {
+            sources: of_kind
+                .entry(end.kind)
+                .or_insert_with(|| Rc::new(self.let_in(end.kind, protocols, port)))
+                .clone(),
+            own: own.clone(),
+            end: end.clone(),
+        });
         doors.collect()
     }
 
-    fn door(&mut self, end: &End, protocols: &[u8], port: u16) -> Door {
-        let kind = self.targets.kinds[end.kind].clone();
-        let sources = [0, 1].map(|family| {
-            let mut sources = Bits::default();
-            for target in kind[family].iter() {
-                let openings = self.openings(target);
-                let open = openings.iter().filter(|rule| rule.is_for(protocols, port));
-                open.for_each(|rule| sources.insert(rule.source));
-            }
-            sources
+    fn ends_of(&mut self, alias: &Alias) -> Rc<BTreeSet<End>> {
+        let key = alias.canonical();
+        if let Some(known) = self.to.get(&key) {
+            return known.clone();
+        }
+        let regions = self.parts.targets.iter().map(|target| Region {
+            set: &target.set,
+            nodes: match target.kind {
+                // Its nodes are the routers.
+                TargetKind::Via { .. } => None,
+                _ => Some(&target.nodes),
+            },
+            named: None,
         });
-        let mut own = Bits::default();
-        if end.owner.is_some() {
-            let open = self.own_devices.iter();
-            let open = open.filter(|rule| rule.is_for(protocols, port));
-            open.for_each(|rule| own.insert(rule.source));
-        }
-        let own_of = |has: bool| if has { own.clone() } else { Bits::default() };
-        Door {
-            sources,
-            own: end.has.map(own_of),
-            end: end.clone(),
-        }
+        let regions: Vec<Region> = regions.collect();
+        let nodes = self.nodes_of(alias);
+        let budget = &self.budget;
+        let ends = Rc::new(ends(
+            self.parts,
+            &mut self.targets,
+            alias,
+            &nodes,
+            &regions,
+            budget,
+        ));
+        self.to.insert(key, ends.clone());
+        ends
     }
 
-    fn openings(&mut self, target: usize) -> Rc<[Opening<'a>]> {
-        let parts = self.parts;
-        let rules_of = &self.rules_of;
-        let known = self.openings.entry(target).or_insert_with(|| {
-            let by_rule = rules_of[target].chunk_by(|(one, _), (other, _)| one == other);
-            let opening = |entries: &[(u32, u32)]| {
-                let rule = &parts.rules[entries[0].0 as usize];
-                let ports = entries
-                    .iter()
-                    .flat_map(|(_, at)| &rule.entries[*at as usize].1);
-                Opening::new(rule, ports)
-            };
-            by_rule.map(opening).collect()
+    /// The sources that a kind of end lets in.
+    fn let_in(&mut self, kind: usize, protocols: &[u8], port: u16) -> [Bits; 2] {
+        let ways = self.ways(kind, protocols);
+        let looked_at: usize = ways.iter().map(Vec::len).sum();
+        self.budget.spend(1 + looked_at / 8);
+        [0, 1].map(|family| {
+            let open = ways[family]
+                .iter()
+                .filter(|(_, ports)| ports.contains(port));
+            open.map(|(source, _)| *source).collect()
+        })
+    }
+
+    /// Those that an end lets in of its owner's devices.
+    fn own(&self, protocols: &[u8], port: u16) -> Bits {
+        self.budget.spend(1 + self.own_devices.len() / 8);
+        let own = self.own_devices.iter();
+        let open = own.filter(|own| own.ports.contains(port) && is_by(own.rule, protocols));
+        open.map(|own| own.rule.source).collect()
+    }
+
+    /// By some protocols, what a kind of end lets in: apart for IPv4 and IPv6.
+    fn ways(&mut self, kind: usize, protocols: &[u8]) -> Rc<[Ways; 2]> {
+        /// More are found again when they are needed.
+        const MOST: usize = 1 << 17;
+        let key = (kind, protocols.to_vec());
+        if let Some(known) = self.ways.get(&key) {
+            return known.clone();
+        }
+        let is_in = self.targets.kinds[kind].clone();
+        let ways = [0, 1].map(|family| {
+            let mut ports: BTreeMap<usize, Vec<(u16, u16)>> = BTreeMap::new();
+            for target in is_in[family].iter() {
+                if self.budget.is_spent() {
+                    break;
+                }
+                let rules_of = &self.rules_of[target];
+                self.budget.spend(1 + rules_of.len() / 4);
+                for (rule, entry) in rules_of {
+                    let rule = &self.parts.rules[*rule as usize];
+                    if is_by(rule, protocols) {
+                        let of_source = ports.entry(rule.source).or_default();
+                        of_source.extend(numbers(&rule.entries[*entry as usize].1));
+                    }
+                }
+            }
+            let ways = ports.into_iter();
+            ways.map(|(source, ranges)| (source, Ranges::new(ranges)))
+                .collect::<Ways>()
         });
-        known.clone()
+        let ranges = ways
+            .iter()
+            .flatten()
+            .map(|(_, ports)| 1 + ports.iter().count());
+        let held: usize = ranges.sum();
+        self.budget.spend(held / 8);
+        if self.held + held > MOST {
+            self.ways = HashMap::new();
+            self.held = 0;
+        }
+        self.held += held + 1;
+        let ways = Rc::new(ways);
+        self.ways.insert(key, ways.clone());
+        ways
     }
 
     /// Positions of the nodes that an alias means.
@@ -301,7 +362,9 @@ fn ends(
     alias: &Alias,
     nodes: &[usize],
     regions: &[Region],
+    budget: &Budget,
 ) -> BTreeSet<End> {
+    budget.spend(1 + (nodes.len() + regions.len()) / 8);
     let is_in =
         |addresses: &[IpAddr], node: Option<usize>, among: &mut dyn Iterator<Item = usize>| {
             let mut is_in = [Bits::default(), Bits::default()];
@@ -326,6 +389,10 @@ fn ends(
     let new = nodes.iter().copied();
     let new: Bits = new.filter(|at| !side.of_nodes.contains_key(at)).collect();
     for (at, among) in candidates(&new, regions) {
+        if budget.is_spent() {
+            return BTreeSet::new();
+        }
+        budget.spend(1 + among.iter().count() / 4);
         let kind = side.kind(is_in(
             &parts.nodes[at].addresses,
             Some(at),

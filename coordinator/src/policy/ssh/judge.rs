@@ -2,11 +2,11 @@
 //!
 //! All devices of a user are one end, as rules tell users apart only; other nodes are ends of their own.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use super::super::bits::Bits;
+use super::super::budget::Budget;
 use super::super::view::Parts;
 use super::compile::Access;
 
@@ -24,8 +24,7 @@ pub(crate) struct Judge<'a> {
     to_sources: Bits,
     local: HashMap<String, Bits>,
     ends: HashMap<usize, Rc<End<'a>>>,
-    /// How much may still be asked for.
-    steps: Cell<u64>,
+    pub(crate) budget: Budget,
 }
 
 /// A user, by whose first device it goes, or a node without one.
@@ -39,6 +38,13 @@ pub(crate) struct End<'a> {
 }
 
 impl<'a> End<'a> {
+    /// What rules tell it apart by from other ends, where it is the source, and its own name isn't asked for.
+    pub(crate) fn sort(&self) -> (&Bits, Option<&Bits>) {
+        let local = self.local.as_ref();
+        let anything = local.filter(|(name, _)| *name == "*");
+        (&self.from, anything.map(|(_, rules)| rules))
+    }
+
     /// As whom it may log in because of its address; `None`: anything.
     pub(crate) fn own_name(&self) -> Option<&'a str> {
         let (local, _) = self.local.as_ref()?;
@@ -50,8 +56,7 @@ impl<'a> End<'a> {
 pub(crate) type Views = BTreeMap<Bits, usize>;
 
 impl<'a> Judge<'a> {
-    /// `steps` is how many sets may be looked at in all.
-    pub(crate) fn new(parts: &'a Parts, steps: u64) -> Self {
+    pub(crate) fn new(parts: &'a Parts, budget: Budget) -> Self {
         let rules: Vec<&Access> = parts.ssh.rules.iter().map(AsRef::as_ref).collect();
         let count = rules.len();
         let those = |holds: &dyn Fn(&Access) -> bool| {
@@ -82,20 +87,10 @@ impl<'a> Judge<'a> {
             to_sources: those(&|rule| rule.to_others && !rule.domains.is_empty()),
             local,
             ends: HashMap::new(),
-            steps: Cell::new(steps),
+            budget,
             rules,
             parts,
         }
-    }
-
-    pub(crate) fn spend(&self, steps: usize) {
-        let left = self.steps.get().saturating_sub(steps as u64);
-        self.steps.set(left);
-    }
-
-    /// Whether more was asked for than may be: then answers mean nothing.
-    pub(crate) fn is_spent(&self) -> bool {
-        self.steps.get() == 0
     }
 
     /// The end that a node is.
@@ -106,7 +101,7 @@ impl<'a> Judge<'a> {
         if let Some(known) = self.ends.get(&at) {
             return known.clone();
         }
-        self.spend(1 + self.rules.len() / 4);
+        self.budget.spend(1 + self.rules.len() / 4);
         let those = |is_in: &dyn Fn(&Access) -> bool| {
             let rules = 0..self.rules.len();
             let those = rules.filter(|&rule| is_in(self.rules[rule]));
@@ -151,7 +146,7 @@ impl<'a> Judge<'a> {
 
     /// The rules that let one end in where `to` are those of the destination.
     pub(crate) fn view(&self, from: &End, to: &Bits) -> Bits {
-        self.spend(1 + self.rules.len() / 1024);
+        self.budget.spend(1 + self.rules.len() / 1024);
         let mut view = from.from.clone();
         view.intersect(to);
         if let Some(("*", own)) = &from.local {
@@ -179,7 +174,7 @@ impl<'a> Judge<'a> {
 
     /// Whether one of the rules, or of those of them that check, lets the end in by its own name.
     pub(crate) fn lets_in_by_own_name(&self, end: &End, view: &Bits, checked: bool) -> bool {
-        self.spend(1);
+        self.budget.spend(1);
         let Some((_, own)) = &end.local else {
             return false;
         };

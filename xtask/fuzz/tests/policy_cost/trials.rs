@@ -98,6 +98,62 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
             );
             text
         }),
+        ("a test of many ports behind many rules", {
+            let prefixes = list(26, |n| {
+                let bits = n as u32 + 7;
+                let mask = u32::MAX << (32 - bits);
+                let net = std::net::Ipv4Addr::from(0x6440_0003_u32 & mask);
+                format!(r#""{net}/{bits}""#)
+            });
+            let protocols = list(250, |n| format!(r#""{}:*""#, n + 1));
+            let grants = list(9, |n| {
+                format!(r#"{{"src":["10.0.0.{n}"],"dst":[{prefixes}],"ip":[{protocols}]}}"#)
+            });
+            filled(
+                &format!(
+                    r#"{{"hosts":{{"h":"100.64.0.3"}},"grants":[{grants}],"tests":[{{"src":"10.1.0.1","deny":["#
+                ),
+                "]}]}",
+                |n| format!(r#""h:{}""#, n % 65_535 + 1),
+            )
+        }),
+        ("tests of many addresses behind many destinations", {
+            let net = |n: usize| format!("1.{}.{}.{}", n >> 16 & 255, n >> 8 & 255, n & 255);
+            let dst = list(24_000, |n| format!(r#""{}""#, net(n)));
+            filled(
+                &format!(
+                    r#"{{"grants":[{{"src":["10.0.0.1"],"dst":[{dst}],"ip":["1"]}}],"tests":[{{"src":"10.1.0.1","deny":["#
+                ),
+                "]}]}",
+                |n| format!(r#""{}:1""#, net(n * 7)),
+            )
+        }),
+        (
+            "a test of logins by everybody told apart, to tags told apart",
+            {
+                let pick = |count: usize, bit: usize, name: &dyn Fn(usize) -> String| {
+                    let those = (0..count).filter(|n| n >> bit & 1 == 1);
+                    those.map(name).collect::<Vec<_>>().join(",")
+                };
+                let user = |n: usize| format!(r#""u{n}@""#);
+                let tag = |n: usize| format!(r#""tag:a{n}""#);
+                let tags = list(400, tag);
+                let from = list(12, |bit| {
+                    let src = pick(4000, bit, &user);
+                    format!(r#"{{"action":"accept","src":[{src}],"dst":[{tags}],"users":["x"]}}"#)
+                });
+                let to = list(9, |bit| {
+                    let dst = pick(400, bit, &tag);
+                    format!(r#"{{"action":"accept","src":["u0@"],"dst":[{dst}],"users":["x"]}}"#)
+                });
+                let owners = list(400, |n| format!(r#""tag:a{n}":[]"#));
+                format!(
+                    r#"{{"groups":{{"group:a":[{}]}},"tagOwners":{{{owners}}},"ssh":[{from},{to}],
+                    "sshTests":[{{"src":"u0@","dst":[{tags}],"deny":["root"]}},{{"src":"group:a","dst":["autogroup:tagged"],"deny":["root"]}}]}}"#,
+                    list(4000, user)
+                )
+            },
+        ),
         ("ssh rules of many sources", {
             let rule = login(&list(35_000, |n| format!(r#""v{n}@""#)), r#""x""#);
             logins(&told_apart(), &rule, r#""src":"group:a","dst":["tag:t"]"#)

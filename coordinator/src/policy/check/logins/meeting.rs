@@ -13,10 +13,8 @@ pub(super) struct Party<'a> {
     /// By the rules of which they are destinations.
     kinds: BTreeMap<Bits, Vec<Rc<End<'a>>>>,
     by_own_name: HashMap<&'a str, Vec<Rc<End<'a>>>>,
-    /// As sources, where those are the rules.
-    views: HashMap<Bits, Rc<Views>>,
-    /// How many they are in all.
-    held: usize,
+    /// Of those that no rule tells apart where they are sources, one, and how many they are.
+    sorts: Vec<(Rc<End<'a>>, usize)>,
 }
 
 impl<'a> Party<'a> {
@@ -26,6 +24,8 @@ impl<'a> Party<'a> {
             let end = judge.end(node);
             party.ends.insert(end.at, end);
         }
+        judge.budget.spend(party.ends.len());
+        let mut sorts = HashMap::new();
         for end in party.ends.values() {
             let kind = party.kinds.entry(end.to.clone()).or_default();
             kind.push(end.clone());
@@ -33,6 +33,12 @@ impl<'a> Party<'a> {
                 let alike = party.by_own_name.entry(name).or_default();
                 alike.push(end.clone());
             }
+            let new = party.sorts.len();
+            let at = *sorts.entry(end.sort()).or_insert(new);
+            if at == new {
+                party.sorts.push((end.clone(), 0));
+            }
+            party.sorts[at].1 += 1;
         }
         party
     }
@@ -41,36 +47,12 @@ impl<'a> Party<'a> {
     pub(super) fn called(&self, name: &str) -> &[Rc<End<'a>>] {
         self.by_own_name.get(name).map_or(&[], Vec::as_slice)
     }
-
-    /// They are for one test.
-    pub(super) fn forget_views(&mut self) {
-        self.views = HashMap::new();
-        self.held = 0;
-    }
-
-    fn views(&mut self, judge: &Judge, to: &Bits) -> Rc<Views> {
-        /// More are found again when they are needed.
-        const MOST: usize = 1 << 13;
-        if let Some(known) = self.views.get(to) {
-            return known.clone();
-        }
-        judge.spend(8);
-        let mut views = Views::new();
-        for end in self.ends.values() {
-            *views.entry(judge.view(end, to)).or_default() += 1;
-        }
-        if self.held + views.len() > MOST {
-            self.forget_views();
-        }
-        self.held += views.len() + 1;
-        let views = Rc::new(views);
-        self.views.insert(to.clone(), views.clone());
-        views
-    }
 }
 
 pub(super) struct Meeting {
     kinds: Vec<Kind>,
+    /// The rules that let in pairs, and how many pairs; `None` if too many are different.
+    views: Option<Views>,
     /// Ends that are on both sides, and let in at themselves by other rules than elsewhere.
     own: BTreeMap<usize, Bits>,
     pub(super) pairs: usize,
@@ -79,7 +61,6 @@ pub(super) struct Meeting {
 /// Destinations with the same rules.
 struct Kind {
     to: Bits,
-    views: Rc<Views>,
     /// The one end that doesn't meet the kind, as it is all of it; with what would let it in.
     without: Option<(usize, Bits)>,
 }
@@ -88,17 +69,18 @@ struct Kind {
 pub(super) type Outline = (Vec<(Bits, Option<Bits>)>, Views);
 
 impl Meeting {
-    pub(super) fn new(judge: &Judge, from: &mut Party, to: &Party) -> Self {
+    pub(super) fn new(judge: &Judge, from: &Party, to: &Party) -> Self {
         let mut meeting = Self {
             kinds: Vec::new(),
+            views: None,
             own: BTreeMap::new(),
             pairs: 0,
         };
         for (rules, ends) in &to.kinds {
-            if judge.is_spent() {
+            if judge.budget.is_spent() {
                 break;
             }
-            judge.spend(4 + ends.len());
+            judge.budget.spend(4 + ends.len());
             let mut without = None;
             for end in ends.iter().filter(|end| from.ends.contains_key(&end.at)) {
                 let (view, own) = (judge.view(end, rules), judge.own_view(end));
@@ -109,13 +91,27 @@ impl Meeting {
             }
             meeting.pairs += from.ends.len() - usize::from(without.is_some());
             meeting.kinds.push(Kind {
-                views: from.views(judge, rules),
                 to: rules.clone(),
                 without,
             });
         }
         meeting.pairs += meeting.own.len();
+        meeting.views = meeting.few_views(judge, from);
         meeting
+    }
+
+    fn few_views(&self, judge: &Judge, from: &Party) -> Option<Views> {
+        const MOST: usize = 1 << 12;
+        let mut views = Views::new();
+        for kind in &self.kinds {
+            for (end, count) in &from.sorts {
+                *views.entry(judge.view(end, &kind.to)).or_default() += count;
+            }
+            if views.len() > MOST || judge.budget.is_spent() {
+                return None;
+            }
+        }
+        Some(views)
     }
 
     pub(super) fn own_ends(&self) -> impl Iterator<Item = usize> {
@@ -135,17 +131,31 @@ impl Meeting {
     }
 
     /// How many pairs none of some rules lets in.
-    pub(super) fn refused(&self, judge: &Judge, rules: &Bits) -> usize {
-        let views: usize = self.kinds.iter().map(|kind| kind.views.len()).sum();
-        judge.spend(views + self.own.len());
+    pub(super) fn refused(&self, judge: &Judge, from: &Party, rules: &Bits) -> usize {
         let refused = |view: &Bits| usize::from(!view.overlaps(rules));
-        let of_kind = |kind: &Kind| {
-            let views = kind.views.iter();
-            let all: usize = views.map(|(view, count)| refused(view) * count).sum();
-            all - kind.without.as_ref().map_or(0, |(_, view)| refused(view))
+        let all: usize = match &self.views {
+            Some(views) => {
+                judge.budget.spend(1 + views.len() / 4);
+                views
+                    .iter()
+                    .map(|(view, count)| refused(view) * count)
+                    .sum()
+            }
+            None => {
+                let kinds = self.kinds.iter().take_while(|_| !judge.budget.is_spent());
+                let pairs = kinds.flat_map(|kind| from.sorts.iter().map(move |sort| (kind, sort)));
+                pairs
+                    .map(|(kind, (end, count))| refused(&judge.view(end, &kind.to)) * count)
+                    .sum()
+            }
         };
-        let kinds: usize = self.kinds.iter().map(of_kind).sum();
-        kinds + self.own.values().map(refused).sum::<usize>()
+        if judge.budget.is_spent() {
+            return 0;
+        }
+        judge.budget.spend((self.kinds.len() + self.own.len()) / 4);
+        let without = self.kinds.iter().filter_map(|kind| kind.without.as_ref());
+        let without: usize = without.map(|(_, view)| refused(view)).sum();
+        all - without + self.own.values().map(refused).sum::<usize>()
     }
 
     /// How many of these pairs are let in because the name is the end's own.

@@ -82,14 +82,13 @@ impl<'d> Questions<'d> {
     pub(super) fn ask(
         &self,
         judge: &Judge,
-        from: &mut Party,
+        from: &Party,
         to: &Party,
         answers: &mut Answers,
     ) -> Failed {
         /// More are found again when they are needed.
         const MOST: usize = 1 << 10;
         let meeting = Meeting::new(judge, from, to);
-        let from = &*from;
         let mut refused = Refused::new();
         let own: Vec<usize> = meeting.own_ends().collect();
         if answers.len() > MOST {
@@ -104,7 +103,7 @@ impl<'d> Questions<'d> {
             let name = from.ends.get(end).and_then(|end| end.own_name());
             let questions = name.and_then(|name| self.by_own_name.get(name));
             for &at in questions.into_iter().flatten() {
-                if judge.is_spent() {
+                if judge.budget.is_spent() {
                     return failed;
                 }
                 let fails = !self.all[at].holds(judge, from, &meeting, &mut refused);
@@ -138,10 +137,10 @@ impl<'d> Questions<'d> {
             count: 0,
         };
         for (at, question) in self.all.iter().enumerate() {
-            if judge.is_spent() {
+            if judge.budget.is_spent() {
                 break;
             }
-            judge.spend(1);
+            judge.budget.spend(1);
             let fails = !question.holds(judge, from, meeting, refused);
             self.put(&mut failed, at, fails);
         }
@@ -161,7 +160,7 @@ impl Question {
     fn holds(&self, judge: &Judge, from: &Party, meeting: &Meeting, refused: &mut Refused) -> bool {
         let refused = *refused
             .entry(Rc::as_ptr(&self.rules))
-            .or_insert_with(|| meeting.refused(judge, &self.rules));
+            .or_insert_with(|| meeting.refused(judge, from, &self.rules));
         let ends: &[Rc<End>] = self
             .own_name
             .as_deref()
