@@ -46,7 +46,10 @@ impl PinDir {
     pub fn create(&self) -> Result<(), FilterError> {
         const TRIES: usize = 10;
         let maps = self.maps();
-        let is_gone = |result: &io::Result<()>| matches!(result, Err(error) if error.kind() == io::ErrorKind::NotFound);
+        // What was there when it was to be made may be gone when that is looked at.
+        const GONE: [io::ErrorKind; 2] = [io::ErrorKind::NotFound, io::ErrorKind::AlreadyExists];
+        let is_gone =
+            |result: &io::Result<()>| matches!(result, Err(error) if GONE.contains(&error.kind()));
         let mut created = fs::create_dir_all(&maps);
         for _ in 1..TRIES {
             if !is_gone(&created) {
