@@ -145,8 +145,10 @@ pub fn side_by_side(
     run: impl Fn(&Binary, &mut Tally) -> Result<()> + Sync,
 ) -> Result<()> {
     let (left, counted) = (Mutex::new(binaries.iter()), Mutex::new(tally));
+    // Not in the loop's head: there it would stay locked while one runs.
+    let next = || lock(&left).next();
     let work = || {
-        while let Some(binary) = lock(&left).next() {
+        while let Some(binary) = next() {
             let mut of_one = Tally::default();
             let result = run(binary, &mut of_one);
             lock(&counted).add(of_one);
@@ -179,4 +181,33 @@ pub fn documentation(tally: &mut Tally) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::wait;
+
+    #[test]
+    fn two_binaries_run_at_a_time() {
+        let binary = |target: &str| Binary {
+            package: "some".to_owned(),
+            target: target.to_owned(),
+            executable: PathBuf::new(),
+            folder: PathBuf::new(),
+        };
+        let running = AtomicUsize::new(0);
+        let mut tally = Tally::default();
+        let result = side_by_side(&[binary("one"), binary("other")], &mut tally, |_, tally| {
+            running.fetch_add(1, Ordering::SeqCst);
+            let both = || Ok((running.load(Ordering::SeqCst) == 2).then_some(()));
+            wait::wait_for("the other one", Duration::from_secs(10), both)?;
+            tally.pass(1);
+            Ok(())
+        });
+        result.expect("both ran");
+        assert_eq!(tally.counts(), (2, 0, 0));
+    }
 }
