@@ -1,6 +1,7 @@
 //! This node's data plane: from the netmap to kernel state and relay table. No sockets; the kernel is behind its seam.
 
 mod follow;
+mod netmap;
 mod news;
 mod policy;
 
@@ -18,13 +19,12 @@ use lowroad_core::{
     plan::{AllowedIps, Step, narrow, plan},
 };
 use lowroad_wire::{
-    control::{Malformed, MapResponse},
     key::{DiscoPrivate, NodePublic},
     netmap::{Changes, NetMap},
 };
 use time::OffsetDateTime;
 use tokio::task::JoinHandle;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 pub use self::follow::Relays;
 use self::news::News;
@@ -34,8 +34,6 @@ use crate::{
     process,
 };
 
-/// Pieces left out of the netmap that `status` can tell of.
-const MAX_MALFORMED: usize = 64;
 /// Between two readings of all counters for people who look at them, in times that a reading takes: those of thousands of peers take tens of milliseconds, and anybody on
 /// this host may ask.
 const STATS_REST: u32 = 10;
@@ -187,113 +185,6 @@ impl Node {
             failure: None,
             news: News::default(),
         })
-    }
-
-    /// A new poll has begun: its first message replaces the netmap. The old one stays in force until then.
-    pub fn poll_started(&mut self) {
-        self.fresh = true;
-    }
-
-    /// Whether the next message begins a netmap.
-    pub fn begins(&self) -> bool {
-        self.fresh || self.map.is_none()
-    }
-
-    /// The netmap holds no more: no peers, no addresses, and a filter that drops everything.
-    pub fn forget_map(&mut self) {
-        self.map = Some(NetMap::default());
-        self.news = News::default();
-        self.cached = None;
-        self.fresh = true;
-        self.read_anew();
-    }
-
-    /// Goes on with what an earlier agent knew, until the server sends a netmap.
-    pub fn take_cached(
-        &mut self,
-        map: NetMap,
-        saved: OffsetDateTime,
-        now: Instant,
-        clock: OffsetDateTime,
-    ) {
-        self.map = Some(map);
-        self.news = News::default();
-        self.cached = Some(saved);
-        self.fresh = true;
-        self.read_anew();
-        self.follow(&Changes::default(), now, clock);
-    }
-
-    /// Nobody renews the own key while the server is away: with it ends what the kept netmap allowed.
-    pub fn drop_expired_cache(&mut self, clock: OffsetDateTime) {
-        let map = self.map.as_ref().filter(|_| self.cached.is_some());
-        let expired = |map: &NetMap| {
-            let own = map.self_node.as_ref();
-            own.is_some_and(|own| own.is_expired(map.control_time(clock)))
-        };
-        if map.is_some_and(expired) {
-            warn!("this node's key has expired while the login server was out of reach");
-            self.forget_map();
-        }
-    }
-
-    /// Takes in one netmap message.
-    pub fn take_map(
-        &mut self,
-        response: MapResponse,
-        malformed: &[Malformed],
-        now: Instant,
-        clock: OffsetDateTime,
-    ) -> Consequences {
-        if self.fresh {
-            self.malformed.clear();
-            self.left_out = 0;
-        }
-        for piece in malformed {
-            warn!(%piece, "part of the netmap was left out");
-            if self.malformed.len() < MAX_MALFORMED {
-                self.malformed.push(piece.to_string());
-            }
-        }
-        if response.keep_alive && self.fresh {
-            // It begins nothing.
-            return Consequences::default();
-        }
-        self.cached = None;
-        let begins = std::mem::take(&mut self.fresh) || self.map.is_none();
-        let old = self.map.take().unwrap_or_default();
-        let (mut map, replaced) = match begins {
-            true => (NetMap::default(), old.peers),
-            false => (old, Default::default()),
-        };
-        let changes = map.apply(response, clock);
-        self.news.note(&changes, replaced.into_keys());
-        self.left_out = self.left_out.saturating_add(changes.left_out);
-        if changes.left_out > 0 {
-            warn!(
-                pieces = changes.left_out,
-                "the netmap is too large: part of it was left out"
-            );
-        }
-        debug!(
-            begins,
-            added = changes.peers_added.len(),
-            changed = changes.peers_changed.len(),
-            removed = changes.peers_removed.len(),
-            filter = changes.filter,
-            "netmap"
-        );
-        self.map = Some(map);
-        if begins {
-            self.read_anew();
-        }
-        self.follow(&changes, now, clock);
-        Consequences {
-            begins,
-            netmap: begins || !changes.is_empty(),
-            derp_map: begins || changes.derp,
-            kernel: !self.programmed,
-        }
     }
 
     /// The preferences have changed.

@@ -2,10 +2,10 @@ use std::time::Duration;
 
 use lowroad_core::desired::{DEFAULT_MARK, Observed};
 use lowroad_core::filter::{self, Evaluator};
-use lowroad_wire::key::NodePrivate;
+use lowroad_wire::{control::MapResponse, key::NodePrivate};
 use serde_json::{Value, json};
 
-use super::*;
+use super::{netmap::MAX_MALFORMED, *};
 use crate::kernel::{
     Dataplane,
     fake::{self, FakeHandle},

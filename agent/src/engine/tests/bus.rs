@@ -50,6 +50,19 @@ pub(super) async fn told_state(bus: &mut Watcher, state: BackendState) {
     while told(bus, "State").await != state.number() {}
 }
 
+/// An agent whose user the stock client has told to visit a page, what told it, and the server's call that waits for that.
+pub(super) async fn at_the_page(dir: &TempDir, server: &mut TestServer) -> (Agent, Watcher, Call) {
+    let agent = Agent::start(dir);
+    let (_, mut bus) = watched(&agent, 0).await;
+    start(&agent, server, None).await.unwrap();
+    login(&agent).await.unwrap();
+    let register = expect_register(server).await;
+    register.json(json!({"AuthURL": "http://page/1"}));
+    assert_eq!(told(&mut bus, "BrowseToURL").await, "http://page/1");
+    let followup = expect_register(server).await;
+    (agent, bus, followup)
+}
+
 /// An agent that the stock client has logged in with a key.
 pub(super) async fn logged_in(
     dir: &TempDir,
@@ -89,14 +102,7 @@ async fn a_login_by_key_is_told_until_the_node_runs_and_is_not_begun_twice() {
 #[tokio::test]
 async fn the_page_of_a_login_without_a_key_is_told_and_told_again_to_whoever_asks() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let (_, mut bus) = watched(&agent, 0).await;
-    start(&agent, &server, None).await.unwrap();
-    login(&agent).await.unwrap();
-    let register = expect_register(&mut server).await;
-    register.json(json!({"AuthURL": "http://page/1"}));
-    assert_eq!(told(&mut bus, "BrowseToURL").await, "http://page/1");
-    let _followup = expect_register(&mut server).await;
+    let (agent, _, _followup) = at_the_page(&dir, &mut server).await;
     let (first, mut bus) = watched(&agent, watch::INITIAL_STATE).await;
     assert_eq!(first[0]["BrowseToURL"], "http://page/1");
     assert_eq!(first[0]["State"], BackendState::NeedsLogin.number());

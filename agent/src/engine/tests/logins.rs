@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    bus::{logged_in, login, start, told, told_state, watched},
+    bus::{at_the_page, logged_in, login, start, told, told_state, watched},
     *,
 };
 use crate::localapi::watch::Watcher;
@@ -147,14 +147,7 @@ async fn a_second_forced_login_gets_a_page_of_its_own_and_ends_with_a_key_that_i
 #[tokio::test]
 async fn a_second_forced_login_of_a_node_that_is_nobody_yet_gets_a_page_of_its_own() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let (_, mut bus) = watched(&agent, 0).await;
-    start(&agent, &server, None).await.unwrap();
-    login(&agent).await.unwrap();
-    let register = expect_register(&mut server).await;
-    register.json(json!({"AuthURL": "http://page/1"}));
-    assert_eq!(told(&mut bus, "BrowseToURL").await, "http://page/1");
-    let _followup = expect_register(&mut server).await;
+    let (agent, mut bus, _followup) = at_the_page(&dir, &mut server).await;
     let known = agent.status().await.self_node.unwrap().public_key;
     start(&agent, &server, None).await.unwrap();
     login(&agent).await.unwrap();
