@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 
 use lowroad_coordinator::policy::{
     Clause, CompiledTailnet, NodeFacts, Policy, WhyEnd, WhyProbe, WhyVerdict, World, recompile,
+    warnings,
 };
 use lowroad_wire::control::{NodeId, SshRule};
 
@@ -91,7 +92,8 @@ fn lines(rules: &[lowroad_coordinator::policy::Origin]) -> Vec<u32> {
 #[test]
 fn why_names_the_rules_that_allow_or_that_came_nearest() {
     use WhyVerdict::{
-        Allowed, Itself, NoDestination, NoFamily, NoRoute, NoSource, NotThrough, Port, Protocol,
+        Allowed, Itself, NoDestination, NoFamily, NoRoute, NoSource, NotThrough, OwnRoute, Port,
+        Protocol,
     };
     let (policy, compiled) = compiled();
     let texts = |texts: &[&str]| {
@@ -160,6 +162,7 @@ fn why_names_the_rules_that_allow_or_that_came_nearest() {
         ),
         ("4", "10.9.0.1", "443", NotThrough, &[GRANT_VIA], Some(5)),
         ("4", "4", "443", Itself, &[], None),
+        ("5", "10.0.0.9", "80", OwnRoute, &[], None),
         ("4", "100.64.0.4", "443", Itself, &[], None),
         ("10.0.0.9", "fd7a:115c:a1e0::4", "443", NoFamily, &[], None),
     ] {

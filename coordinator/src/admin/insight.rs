@@ -135,7 +135,8 @@ pub struct WhyInfo {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct OutcomeInfo {
     pub allowed: bool,
-    /// `allowed`, `no-source`, `no-destination`, `no-route`, `not-through`, `protocol`, `port`, `no-family` or `itself`.
+    /// `allowed`, `no-source`, `no-destination`, `no-route`, `own-route`, `not-through`, `not-by-exit-node`, `protocol`, `port`, `no-family`,
+    /// `without-ipv4` or `itself`.
     pub verdict: String,
     pub reason: String,
     /// Those that allow it, or that came nearest.
@@ -404,6 +405,14 @@ impl Moment {
             WhyVerdict::NoDestination => (
                 "no-destination",
                 "rules have the source, but none leads to the destination".to_owned(),
+            ),
+            WhyVerdict::OwnRoute => (
+                "own-route",
+                "the source leads there itself: what it sends there stays outside the tailnet, and no policy sees it".to_owned(),
+            ),
+            WhyVerdict::NotByExitNode => (
+                "not-by-exit-node",
+                "rules name the address, but only `*` and autogroup:internet lead through exit nodes".to_owned(),
             ),
             WhyVerdict::NotThrough => (
                 "not-through",

@@ -7,7 +7,7 @@ use lowroad_wire::control::{NodeId, PortRange};
 use super::Policy;
 use super::access::{Access, DEFAULT_PROTOCOLS};
 use super::alias::{Alias, decimal, has_ports, parse_protocol, protocol_name};
-use super::compile::{CompiledRule, TargetKind};
+use super::compile::{CompiledRule, TargetKind, internet};
 use super::error::{At, Place as Written, PolicyError};
 use super::origin::Origin;
 use super::view::CompiledTailnet;
@@ -84,6 +84,8 @@ pub struct Why {
 pub enum WhyVerdict {
     /// Both are the same node: its packets to itself don't leave it.
     Itself,
+    /// The source leads to that address itself: what it sends there stays outside the tailnet.
+    OwnRoute,
     /// They have no address of the same family.
     NoFamily,
     /// Neither have they, because the policy gives these `disable-ipv4`: nobody knows of their IPv4, and they know of nobody's.
@@ -94,6 +96,8 @@ pub enum WhyVerdict {
     NoDestination,
     /// Rules would allow it, or none does, but no node has the address and no approved route leads there. These nodes announce one.
     NoRoute(Vec<NodeId>),
+    /// A rule names the address, but only `*` and `autogroup:internet` lead through exit nodes.
+    NotByExitNode,
     /// A rule leads there, but only through routers of which none does.
     NotThrough,
     /// Rules lead there by other protocols: by these, at these ports.
@@ -135,6 +139,14 @@ impl Policy {
         }
         Ok(nodes)
     }
+}
+
+/// Subnet routers go before exit nodes: those with the longest prefix.
+fn longest(routers: Vec<(u8, usize)>) -> impl Iterator<Item = usize> {
+    let longest = routers.iter().map(|(length, _)| *length).max();
+    let best = routers.into_iter();
+    best.filter(move |(length, _)| Some(*length) == longest)
+        .map(|(_, at)| at)
 }
 
 impl CompiledTailnet {
@@ -197,54 +209,85 @@ impl CompiledTailnet {
     }
 
     fn judge(&self, from: &Place, to: &Place, pair: (IpAddr, IpAddr), probe: WhyProbe) -> Why {
-        let parts = self.parts();
         if let Some(at) = to.node {
             return self.judge_at(from, Some(at), at, pair, probe);
         }
-        let leads_there = |at: usize| {
-            let approved = parts.nodes[at].approved.iter();
-            approved
-                .filter(|route| route.contains(&pair.1))
-                .map(|route| route.prefix_len())
-                .max()
+        let others = (0..self.parts().nodes.len()).filter(|at| Some(*at) != from.node);
+        let all = others.filter_map(|at| Some((self.leads_to(at, pair.1)?, at)));
+        let all: Vec<(u8, usize)> = all.collect();
+        // A node sends it by the longest route that it is shown, whatever others there are.
+        let shown = match from.node {
+            Some(at) => self.shown(at, pair.1, &all),
+            None => all.clone(),
         };
-        // Subnet routers go before exit nodes, and those that carry a route before those in reserve.
-        let all =
-            (0..parts.nodes.len()).filter_map(|at| leads_there(at).map(|length| (length, at)));
-        let mut routers: Vec<(u8, usize)> = all.filter(|(_, at)| Some(*at) != from.node).collect();
-        let longest = routers.iter().map(|(length, _)| *length).max();
-        routers.retain(|(length, _)| Some(*length) == longest);
-        let shown = from.node.map(|at| self.shown(at, pair.1));
-        let judged = routers.iter().filter(|(_, at)| match &shown {
-            Some(shown) => shown.contains(&parts.nodes[*at].facts.id),
-            None => true,
-        });
-        let why = |at: usize| {
-            let why = self.judge_at(from, None, at, pair, probe);
-            Why {
-                through: Some(parts.nodes[at].facts.id),
-                ..why
-            }
-        };
-        if let Some(best) = judged.map(|(_, at)| why(*at)).max() {
+        let through = longest(shown).map(|at| self.judge_through(from, at, pair, probe));
+        if let Some(best) = through.max() {
             return best;
         }
-        // Nobody shows the source a way: by the rules it is refused, or it would be shown one.
-        let refused = routers.iter().map(|(_, at)| why(*at));
-        let refused = refused
-            .filter(|why| why.verdict != WhyVerdict::Allowed)
-            .max();
+        let own = from.node.and_then(|at| self.leads_to(at, pair.1));
+        match own {
+            Some(1..) => Why::bare(WhyVerdict::OwnRoute),
+            _ => self.judge_unshown(from, all, pair, probe),
+        }
+    }
+
+    /// The length of the longest prefix by which a node leads to an address.
+    fn leads_to(&self, at: usize, address: IpAddr) -> Option<u8> {
+        let approved = self.parts().nodes[at].approved.iter();
+        let there = approved.filter(|route| route.contains(&address));
+        there.map(|route| route.prefix_len()).max()
+    }
+
+    fn judge_through(
+        &self,
+        from: &Place,
+        router: usize,
+        pair: (IpAddr, IpAddr),
+        probe: WhyProbe,
+    ) -> Why {
+        Why {
+            through: Some(self.parts().nodes[router].facts.id),
+            ..self.judge_at(from, None, router, pair, probe)
+        }
+    }
+
+    /// Nobody shows the source a way: by the rules it is refused, or it would be shown one.
+    fn judge_unshown(
+        &self,
+        from: &Place,
+        routers: Vec<(u8, usize)>,
+        pair: (IpAddr, IpAddr),
+        probe: WhyProbe,
+    ) -> Why {
+        let only_exits = routers.iter().all(|(length, _)| *length == 0);
+        let on_the_internet = internet().contains(pair.1);
+        let judged = longest(routers).map(|at| self.judge_through(from, at, pair, probe));
+        let refused = judged.filter_map(|why| match why.verdict {
+            // By the filter, which lets in what else is in the rule's prefix.
+            WhyVerdict::Allowed if only_exits && on_the_internet => Some(Why {
+                verdict: WhyVerdict::NotByExitNode,
+                ..why
+            }),
+            WhyVerdict::Allowed => None,
+            // What isn't on the internet needs a route.
+            WhyVerdict::NotByExitNode if !on_the_internet => None,
+            _ => Some(why),
+        });
+        let refused = refused.max();
         refused.unwrap_or_else(|| self.without_route(from, pair, probe))
     }
 
-    /// Who leads a node to an address.
-    fn shown(&self, viewer: usize, address: IpAddr) -> Vec<NodeId> {
-        let peers = self.peers_of(self.parts().nodes[viewer].facts.id);
-        let leading = peers.into_iter().filter(|(_, peer)| {
-            let mut allowed = peer.allowed_ips.iter();
-            allowed.any(|route| route.contains(&address))
+    /// Which of some routers lead a node to an address, with the length of the prefix that it is shown.
+    fn shown(&self, viewer: usize, address: IpAddr, routers: &[(u8, usize)]) -> Vec<(u8, usize)> {
+        let id = |at: usize| self.parts().nodes[at].facts.id;
+        let shown = routers.iter().filter_map(|&(_, at)| {
+            let peer = self.peer_view(id(viewer), id(at))?;
+            let routes = peer.allowed_ips.iter();
+            let there = routes.filter(|route| route.contains(&address));
+            let length = there.map(|route| route.prefix_len()).max()?;
+            Some((length, at))
         });
-        leading.map(|(id, _)| id).collect()
+        shown.collect()
     }
 
     /// No approved route leads to the address. The rules that would allow it are told all the same.
@@ -254,10 +297,13 @@ impl CompiledTailnet {
             let mut routes = node.facts.announced.iter();
             routes.any(|route| route.contains(&pair.1) && !node.approved.contains(route))
         });
-        let rules = self.steps(from, None, None, pair, probe);
+        let steps: Vec<Step> = self.steps(from, None, None, pair, probe).collect();
+        let allowed = steps
+            .iter()
+            .filter(|step| step.nearness == Nearness::Allowed);
         Why {
             verdict: WhyVerdict::NoRoute(announcing.map(|node| node.facts.id).collect()),
-            rules: sorted(rules.filter(|step| step.nearness == Nearness::Allowed)),
+            rules: sorted(allowed),
             through: None,
         }
     }
@@ -278,11 +324,12 @@ impl CompiledTailnet {
         let nearest_steps = || steps.iter().filter(|step| step.nearness == nearest);
         let given = || {
             let mut all = Access::default();
-            nearest_steps().for_each(|step| all.unite(&step.access));
+            nearest_steps().for_each(|step| all.unite(&step.access()));
             all.texts()
         };
         let verdict = match nearest {
             Nearness::Source => WhyVerdict::NoDestination,
+            Nearness::Exit => WhyVerdict::NotByExitNode,
             Nearness::Through => WhyVerdict::NotThrough,
             Nearness::Destination => WhyVerdict::Protocol(given()),
             Nearness::Protocol => WhyVerdict::Port(given()),
@@ -290,7 +337,7 @@ impl CompiledTailnet {
         };
         Why {
             verdict,
-            rules: sorted(nearest_steps().cloned()),
+            rules: sorted(nearest_steps()),
             through: None,
         }
     }
@@ -303,7 +350,7 @@ impl CompiledTailnet {
         receiver: Option<usize>,
         (source, destination): (IpAddr, IpAddr),
         probe: WhyProbe,
-    ) -> impl Iterator<Item = Step> + 'a {
+    ) -> impl Iterator<Item = Step<'a>> + 'a {
         let parts = self.parts();
         let nodes = &parts.nodes;
         let same_user = match (from.node, to) {
@@ -331,7 +378,7 @@ impl CompiledTailnet {
                         } else if receiver.is_some_and(|at| !target.is_sent_to(at)) {
                             match target.kind {
                                 TargetKind::Via { .. } => Nearness::Through,
-                                _ => Nearness::Source,
+                                _ => Nearness::Exit,
                             }
                         } else {
                             nearness(rule, ports, probe)
@@ -339,7 +386,8 @@ impl CompiledTailnet {
                         Step {
                             nearness,
                             origin: *origin,
-                            access: Access::of_ports(&rule.protocols, ports),
+                            rule,
+                            ports,
                         }
                     });
             let is_member = from.node.is_some_and(|at| from_set.members.contains(at));
@@ -353,7 +401,8 @@ impl CompiledTailnet {
                         Nearness::Source
                     },
                     origin: *origin,
-                    access: Access::of_ports(&rule.protocols, ports),
+                    rule,
+                    ports,
                 }
             });
             general.chain(own)
@@ -374,6 +423,8 @@ struct Place {
 enum Nearness {
     /// The source is the rule's.
     Source,
+    /// So is the destination, but rules like this one don't lead through exit nodes.
+    Exit,
     /// So is the destination, but not through this router.
     Through,
     /// Source and destination are the rule's.
@@ -384,11 +435,17 @@ enum Nearness {
     Allowed,
 }
 
-#[derive(Clone)]
-struct Step {
+struct Step<'a> {
     nearness: Nearness,
     origin: Option<Origin>,
-    access: Access,
+    rule: &'a CompiledRule,
+    ports: &'a [PortRange],
+}
+
+impl Step<'_> {
+    fn access(&self) -> Access {
+        Access::of_ports(&self.rule.protocols, self.ports)
+    }
 }
 
 fn nearness(rule: &CompiledRule, ports: &[PortRange], probe: WhyProbe) -> Nearness {
@@ -405,7 +462,7 @@ fn nearness(rule: &CompiledRule, ports: &[PortRange], probe: WhyProbe) -> Nearne
     }
 }
 
-fn sorted(steps: impl Iterator<Item = Step>) -> Vec<Origin> {
+fn sorted<'a>(steps: impl Iterator<Item = &'a Step<'a>>) -> Vec<Origin> {
     let mut origins: Vec<Origin> = steps.filter_map(|step| step.origin).collect();
     origins.sort_unstable();
     origins.dedup();

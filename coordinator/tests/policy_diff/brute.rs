@@ -1,11 +1,12 @@
-//! The same question, asked of the packet filters of all nodes, address by address.
+//! The same questions, asked of the packet filters of all nodes, address by address.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lowroad_coordinator::policy::{
-    CompiledTailnet, Diff, DiffEnds, DiffFamily, DiffUsers, World, diff,
+    CompiledTailnet, Diff, DiffEnds, DiffFamily, DiffUsers, WhyEnd, WhyProbe, WhyVerdict, World,
+    diff,
 };
 use lowroad_wire::control::{NodeId, UserId};
 use proptest::prelude::*;
@@ -122,6 +123,33 @@ impl Brute<'_> {
             && self.know(from, to)
     }
 
+    /// Whether a node's connection to an address gets through: to the node that has it, or to those that the source is shown the longest
+    /// route through.
+    fn connects(&self, id: NodeId, source: IpAddr, to: IpAddr, probe: (u8, u16)) -> bool {
+        let from = Place::Node(id, source);
+        if !self.has(from) {
+            return false;
+        }
+        let having = self.world.nodes.iter().find(|node| {
+            let own = [node.v4.map(IpAddr::from), node.v6.map(IpAddr::from)];
+            own.contains(&Some(to))
+        });
+        if let Some(having) = having {
+            return self.may(from, Place::Node(having.id, to), probe);
+        }
+        let length = |peer: NodeId| {
+            let seen = self.compiled.peer_view(id, peer)?;
+            let routes = seen.allowed_ips.iter();
+            let there = routes.filter(|route| route.contains(&to));
+            there.map(|route| route.prefix_len()).max()
+        };
+        let peers = || self.world.nodes.iter().map(|node| node.id);
+        let longest = peers().filter(|peer| *peer != id).filter_map(length).max();
+        let mut best =
+            peers().filter(|peer| *peer != id && longest.is_some() && length(*peer) == longest);
+        best.any(|router| allows(&self.compiled.filter_for(router), source, to, probe))
+    }
+
     fn granted(&self, from: Place, to: Place) -> BTreeSet<String> {
         match to {
             Place::Node(id, address) if self.leaves(from) && self.know(from, to) => {
@@ -234,6 +262,48 @@ pub fn agrees(world: &World, old: &str, new: &str) -> Result<(), TestCaseError> 
             };
             prop_assert_eq!(capabilities(&opens), &is - &was);
             prop_assert_eq!(capabilities(&closes), &was - &is);
+        }
+    }
+    Ok(())
+}
+
+pub fn is_why(world: &World, policy: &str) -> Result<(), TestCaseError> {
+    let compiled = compiled(policy, world);
+    let brute = Brute {
+        world,
+        compiled: &compiled,
+    };
+    let addresses = places(world).1.into_iter().map(Place::address);
+    let addresses: BTreeSet<IpAddr> = addresses.collect();
+    for &from in &places(world).0 {
+        let Place::Node(id, source) = from else {
+            continue;
+        };
+        for &to in &addresses {
+            let is_own = brute.world.nodes.iter().any(|node| {
+                node.id == id
+                    && [node.v4.map(IpAddr::from), node.v6.map(IpAddr::from)].contains(&Some(to))
+            });
+            if is_own || source.is_ipv4() != to.is_ipv4() {
+                continue;
+            }
+            for (protocol, port) in PROBES {
+                let why = compiled.why(
+                    WhyEnd::Address(source),
+                    WhyEnd::Address(to),
+                    WhyProbe { protocol, port },
+                );
+                prop_assert_eq!(
+                    why.verdict == WhyVerdict::Allowed,
+                    brute.connects(id, source, to, (protocol, port)),
+                    "{} {} {}/{}: {:?}",
+                    source,
+                    to,
+                    protocol,
+                    port,
+                    why
+                );
+            }
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What a policy would change, compared by brute force with what the nodes would be sent.
+//! What a policy would change, and why a connection is allowed, compared by brute force with what the nodes would be sent.
 
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
@@ -9,13 +9,14 @@ mod filters;
 mod people;
 mod random;
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use lowroad_coordinator::policy::{
-    CompiledTailnet, Diff, DiffEnds, DiffFamily, DiffUsers, Policy, UserFacts, World, diff,
-    recompile,
+    CompiledTailnet, Diff, DiffEnds, DiffFamily, DiffUsers, Policy, UserFacts, WhyEnd, WhyVerdict,
+    World, diff, recompile, warnings,
 };
-use lowroad_wire::control::UserId;
+use lowroad_wire::control::{NodeId, UserId};
 use proptest::prelude::*;
 
 use people::{node, user};
@@ -354,6 +355,37 @@ fn logins_that_very_many_nodes_share_are_compared_once() {
     assert!(took.as_secs() < 1, "{took:?}");
 }
 
+#[test]
+fn an_address_on_the_internet_is_reached_by_rules_for_the_internet_only() {
+    let policy = |dst: &str| {
+        Policy::parse(&format!(
+            r#"{{"acls": [{{"action": "accept", "src": ["*"], "dst": ["{dst}:53"]}}]}}"#
+        ))
+        .unwrap()
+    };
+    let to = WhyEnd::Address("9.9.9.9".parse().unwrap());
+    for (dst, verdict, warned) in [
+        ("9.9.9.9", WhyVerdict::NotByExitNode, true),
+        ("9.0.0.0/8", WhyVerdict::NotByExitNode, true),
+        ("0.0.0.0/1", WhyVerdict::NotByExitNode, false),
+        ("*", WhyVerdict::Allowed, false),
+        ("autogroup:internet", WhyVerdict::Allowed, false),
+    ] {
+        let policy = policy(dst);
+        let compiled = recompile(&policy, &small_world());
+        let why = compiled.why(WhyEnd::Node(NodeId(1)), to, "53".parse().unwrap());
+        assert_eq!(
+            (why.verdict, why.through),
+            (verdict, Some(NodeId(6))),
+            "{dst}"
+        );
+        let told = warnings(&policy, &compiled, &HashMap::new());
+        let told = told.iter().map(ToString::to_string);
+        let told = told.filter(|text| text.contains("lead through exit nodes"));
+        assert_eq!(told.count(), usize::from(warned), "{dst}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -364,5 +396,13 @@ proptest! {
             new in random::policy(),
         ) {
         brute::agrees(&world, &old, &new)?;
+    }
+
+    #[test]
+    fn why_allows_what_a_node_is_shown_a_way_to_and_the_filter_there_lets_in(
+            world in random::world(),
+            policy in random::policy(),
+        ) {
+        brute::is_why(&world, &policy)?;
     }
 }

@@ -14,6 +14,7 @@ use super::super::syntax::{Document, Rule};
 use super::super::view::CompiledTailnet;
 use super::{Collected, PolicyWarningKind, is_empty};
 
+const ON_THE_INTERNET: &str = "no node has that address, no route leads there, and only `*` and autogroup:internet lead through exit nodes";
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
 
@@ -26,11 +27,12 @@ pub(super) fn look(
 ) {
     let nodes = &compiled.parts().nodes;
     let reach = Reach::new(nodes);
-    let mut through: HashMap<&[String], AddressSet> = HashMap::new();
+    // By where the list is: the rules of one grant have one.
+    let mut through: HashMap<Option<*const String>, AddressSet> = HashMap::new();
     let mut before = None;
     for rule in document.rules.iter().flatten() {
         let routers = through
-            .entry(&rule.via)
+            .entry((!rule.via.is_empty()).then(|| rule.via.as_ptr()))
             .or_insert_with(|| behind_routers(nodes, &rule.via));
         let look = Look {
             document,
@@ -38,6 +40,7 @@ pub(super) fn look(
             reach: &reach,
             routers,
             rule,
+            speaks: [false, true].map(|v6| rule.sources.iter().any(|source| speaks(source, v6))),
         };
         // The rules of one grant have the same sources.
         if before.replace(rule.place) != Some(rule.place) {
@@ -160,6 +163,16 @@ struct Look<'a> {
     /// What the routers of the rule's `via` lead to.
     routers: &'a AddressSet,
     rule: &'a Rule,
+    /// Whether any source has addresses of IPv4, and of IPv6.
+    speaks: [bool; 2],
+}
+
+/// Whether a source may have addresses of a family.
+fn speaks(source: &At<Alias>, v6: bool) -> bool {
+    match source.value {
+        Alias::Net(net) => v6 == matches!(net, IpNet::V6(_)),
+        _ => true,
+    }
 }
 
 impl Look<'_> {
@@ -182,9 +195,11 @@ impl Look<'_> {
                 Some("no exit node is approved".to_owned())
             }
             Alias::Net(net) => self.wrong_family(net).or_else(|| {
-                // Exit nodes lead to whatever is on the internet.
-                match self.rule.via.as_slice() {
-                    [] if self.reach.has_exit => None,
+                match &*self.rule.via {
+                    // What is written leads to subnets and nodes only.
+                    [] if self.reach.has_exit => {
+                        is_elsewhere(net).map(|_| ON_THE_INTERNET.to_owned())
+                    }
                     [] => is_elsewhere(net),
                     _ => self.nothing_through_routers(net),
                 }
@@ -210,12 +225,7 @@ impl Look<'_> {
         } else {
             ("IPv4", "IPv6")
         };
-        let speaks = |source: &At<Alias>| match source.value {
-            Alias::Net(IpNet::V4(_)) => !is_v6,
-            Alias::Net(IpNet::V6(_)) => is_v6,
-            _ => true,
-        };
-        if !self.rule.sources.is_empty() && !self.rule.sources.iter().any(speaks) {
+        if !self.rule.sources.is_empty() && !self.speaks[usize::from(is_v6)] {
             return Some(format!(
                 "it is an {family} address, and the sources have {other} only"
             ));
