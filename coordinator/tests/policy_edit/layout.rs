@@ -116,7 +116,13 @@ fn a_layout_that_outgrows_a_policy_is_refused() {
         "k".repeat(MAX_POLICY / 4),
         "\"a\": 1,\n".repeat(10_000)
     );
-    for text in [deep, key] {
+    let comment = format!(
+        "{}/*{}*/ 1{}",
+        "[\n".repeat(400),
+        "x\n".repeat(MAX_POLICY / 4),
+        "]".repeat(400)
+    );
+    for text in [deep, key, comment] {
         assert!(text.len() < MAX_POLICY);
         let error = edit::format(&text).expect_err("too long");
         assert!(error.message.contains("longer than"), "{error}");

@@ -201,11 +201,20 @@ impl<'a> Writer<'a> {
         let text = comment.text.trim_end();
         if comment.is_line() || !text.contains(['\n', '\r']) {
             self.out.push_str(text);
+        } else if !self.has_room_for(text, depth) {
+            self.missing_bytes = self.most.saturating_add(1);
         } else {
             let text = indented(text, &"\t".repeat(depth));
             self.lines += text.matches('\n').count();
             self.out.push_str(&text);
         }
+    }
+
+    /// Whether what a comment's lines are indented by may fit: deep inside it can be hundreds of times the text.
+    fn has_room_for(&self, comment: &str, depth: usize) -> bool {
+        let lines = comment.split(['\n', '\r']).skip(1);
+        let written = lines.filter(|line| !line.trim().is_empty());
+        written.count().saturating_mul(depth) <= self.most
     }
 
     /// What stands before (`leads`) or after everything.
