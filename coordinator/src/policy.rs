@@ -169,8 +169,9 @@ pub fn compile_with(
         errors.extend(people::unknown_domains(document, &world.tailnet));
     }
     let compiled = recompile(policy, world);
-    check::run_tests(policy, world, unknown, &compiled, &mut errors);
-    check::run_ssh_tests(policy, world, unknown, &compiled, &mut errors);
+    let budget = budget::Budget::new(document, world.nodes.len());
+    check::run_tests(policy, world, unknown, &compiled, &budget, &mut errors);
+    check::run_ssh_tests(policy, world, unknown, &compiled, &budget, &mut errors);
     let people = people::People::new(document, &world.users);
     errors.finish(|unknown| match unknown.contains('@') {
         true => people.nearest(unknown),

@@ -86,6 +86,13 @@ impl Bits {
 
     pub(crate) fn intersect(&mut self, other: &Self) {
         match (&mut *self, other) {
+            (Self::Few(few), Self::Few(others)) => {
+                let mut others = others.iter().peekable();
+                few.retain(|index| {
+                    while others.next_if(|other| *other < index).is_some() {}
+                    others.peek() == Some(&index)
+                });
+            }
             (Self::Few(few), _) => few.retain(|index| other.contains(*index)),
             (Self::Many(_), Self::Few(_)) => {
                 let many = std::mem::replace(self, other.clone());
@@ -104,8 +111,30 @@ impl Bits {
         matches!(self, Self::Few(few) if few.is_empty())
     }
 
+    /// Those that are in both. What it takes is by the smaller of the two.
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Few(few), of) | (of, Self::Few(few)) => {
+                let both = few.iter().filter(|index| of.contains(**index));
+                both.copied().collect()
+            }
+            (Self::Many(_), Self::Many(_)) => {
+                let mut both = self.clone();
+                both.intersect(other);
+                both
+            }
+        }
+    }
+
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
+            (Self::Few(few), Self::Few(others)) => {
+                let mut others = others.iter().peekable();
+                few.iter().any(|index| {
+                    while others.next_if(|other| *other < index).is_some() {}
+                    others.peek() == Some(&index)
+                })
+            }
             (Self::Few(few), of) | (of, Self::Few(few)) => {
                 few.iter().any(|index| of.contains(*index))
             }
@@ -132,6 +161,14 @@ impl Bits {
             })
         });
         few.iter().copied().chain(many)
+    }
+
+    /// What it takes to look at it, in some dozen instructions.
+    pub(crate) fn weight(&self) -> usize {
+        match self {
+            Self::Few(few) => few.len() / 8,
+            Self::Many(words) => words.len() / 16,
+        }
     }
 
     /// After members were taken from many.

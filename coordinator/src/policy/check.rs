@@ -32,6 +32,7 @@ pub(crate) fn run_tests(
     world: &World,
     unknown: UnknownUsers,
     compiled: &CompiledTailnet,
+    budget: &Budget,
     errors: &mut Errors,
 ) {
     let document = &*policy.document;
@@ -55,9 +56,7 @@ pub(crate) fn run_tests(
         UnknownUsers::Unasked => Some(Open::of(document)),
         UnknownUsers::Refuse | UnknownUsers::Accept => None,
     };
-    let parts = compiled.parts();
-    let budget = Budget::new(document, parts.nodes.live().count());
-    let mut reach = Reach::new(parts, extended_compiled.is_some(), budget);
+    let mut reach = Reach::new(compiled.parts(), extended_compiled.is_some(), budget);
     for test in tests {
         test.run(&mut reach, open.as_ref(), errors);
         if reach.budget.is_spent() {
@@ -169,7 +168,7 @@ impl<'d> Trial<'d> {
 /// With this test the budget is spent.
 fn too_much(what: &str, source: &At<String>) -> PolicyError {
     let message = format!(
-        "{what} of {:?}: this one and those before it ask for more than a policy of this length may; name fewer sources and destinations in the {what}s",
+        "{what} of {:?}: this one and those before it would take more work than a policy of this length may; have fewer {what}s, or name fewer sources, destinations and login names in them",
         beginning(&source.value)
     );
     PolicyError::test(source.place, message)

@@ -206,11 +206,12 @@ pub(crate) fn compile_for_tests(document: &Arc<Document>, world: &World) -> Comp
     compile_with_sources(document, world, SourceSets::Written)
 }
 
-/// What sets of sources are of.
+/// What sets of sources and targets are of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SourceSets {
     Whole,
-    /// Of what is written as addresses. Members are the nodes that are named otherwise, and no two sources are equal.
+    /// Of what is written as addresses, for tests. Members of sources, and nodes of targets, are those that are named otherwise; no two sources are
+    /// equal, and what leads where isn't found out.
     Written,
 }
 
@@ -228,7 +229,12 @@ fn compile_with_sources(
     let nodes: Nodes = prepared
         .map(|(facts, (approved, offers))| Arc::new(Node::new(facts, approved.clone(), offers)))
         .collect();
-    let attributes = attributes(&document.attributes, &people, &world.tailnet, &nodes);
+    let written = match sets {
+        SourceSets::Whole => &document.attributes[..],
+        // No test is about them.
+        SourceSets::Written => &[],
+    };
+    let attributes = attributes(written, &people, &world.tailnet, &nodes);
     let devices = devices(&nodes);
     let named = Named::new(&people, &nodes, &devices);
     let ssh = SshAccess::new(&document.ssh, &named, &nodes);
@@ -245,12 +251,10 @@ fn compile_with_sources(
         tailnet,
         ..
     } = builder;
-    let sources: Vec<Arc<Source>> = sources.into_iter().map(Arc::new).collect();
     let classes = match sets {
         SourceSets::Whole => classes(&sources),
         SourceSets::Written => (0..sources.len()).map(Some).collect(),
     };
-    let written: Vec<Arc<CompiledRule>> = written.into_iter().map(Arc::new).collect();
     CompiledTailnet::new(Parts {
         tailnet: world.tailnet.clone(),
         users: world.users.clone().into(),
@@ -268,7 +272,7 @@ fn compile_with_sources(
         attributes,
         ssh,
         sources,
-        targets: targets.into_iter().map(Arc::new).collect(),
+        targets,
     })
 }
 

@@ -1,5 +1,7 @@
 //! `grants`: sources, destinations, what is granted (network access, capabilities), and through which routers.
 
+use std::sync::Arc;
+
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
 use lowroad_wire::control::PortRange;
@@ -111,14 +113,15 @@ fn writes_any(fields: &Fields, name: &str) -> bool {
     }
 }
 
-fn read_via(text: &Text, written: Vec<At<&str>>, names: &Names) -> Vec<String> {
+/// Sorted.
+fn read_via(text: &Text, written: Vec<At<&str>>, names: &Names) -> Arc<[String]> {
     let mut via: Vec<String> = written
         .into_iter()
         .filter_map(|tag| text.keep(read_router(tag, names)))
         .collect();
     via.sort_unstable();
     via.dedup();
-    via
+    via.into()
 }
 
 fn read_router(text: At<&str>, names: &Names) -> Result<String, PolicyError> {

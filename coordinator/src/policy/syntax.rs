@@ -139,7 +139,7 @@ pub(crate) struct Rule {
     pub(crate) protocols: Vec<u8>,
     pub(crate) destinations: Vec<(At<Alias>, Vec<PortRange>)>,
     /// Tags of which one is needed to be the router to the destinations; none: any router.
-    pub(crate) via: Vec<String>,
+    pub(crate) via: Arc<[String]>,
     pub(crate) capabilities: Option<Arc<CapMap>>,
 }
 

@@ -48,8 +48,13 @@ fn rules() -> impl Strategy<Value = String> {
 
 fn logins() -> impl Strategy<Value = String> {
     let login = prop::sample::select(vec!["root", "localpart:*@example.com", "ann"]);
-    let rule = (list(who()), prop::sample::select(&TAGS[..]), login);
-    let rule = rule.prop_map(|(src, dst, login)| {
+    let dst = prop::sample::select([&TAGS[..], &["autogroup:self"]].concat());
+    let rule = (list(who()), dst, login);
+    let rule = rule.prop_map(|(mut src, dst, login)| {
+        if dst == "autogroup:self" {
+            src.retain(|src| !src.starts_with("tag:"));
+            src.push("group:b".to_owned());
+        }
         format!(r#"{{"action": "accept", "src": {src:?}, "dst": ["{dst}"], "users": ["{login}"]}}"#)
     });
     prop::collection::vec(rule, 0..4).prop_map(|rules| rules.join(",\n"))
@@ -63,7 +68,8 @@ fn tests() -> impl Strategy<Value = (String, String)> {
         format!(r#"{{"src": "{src}", "{verdict}": ["{dst}:{port}"]}}"#)
     });
     let name = prop::sample::select(vec!["root", "ann", "bob", "cid"]);
-    let login = (who(), tag, name, verdict);
+    let dst = prop_oneof![3 => who(), 1 => Just("autogroup:self".to_owned())];
+    let login = (who(), dst, name, verdict);
     let login = login.prop_map(|(src, dst, name, verdict)| {
         format!(r#"{{"src": "{src}", "dst": ["{dst}"], "{verdict}": ["{name}"]}}"#)
     });
@@ -121,6 +127,17 @@ proptest! {
         let before = errors(&policy, &World::default());
         prop_assert_eq!(before, errors(&policy, &everybody()), "{}", text);
     }
+}
+
+/// Nothing tells the two apart, but neither may log in at the other's.
+#[test]
+fn alike_members_of_a_group_are_not_taken_for_one() {
+    let text = r#"{"groups": {"group:a": ["bob@", "fay@"]}, "ssh": [{"action": "accept", "src": ["group:a"], "dst": ["autogroup:self"], "users": ["root"]}],
+        "sshTests": [{"src": "group:a", "dst": ["group:a"], "accept": ["root"]}]}"#;
+    let policy = Policy::parse(text).unwrap();
+    let failed = errors(&policy, &World::default());
+    assert!(failed[0].contains("ssh test failed: accept"), "{failed:?}");
+    assert_eq!(failed.len(), 1, "{failed:?}");
 }
 
 /// Nobody of the group has a node: that another test is about one of them makes no difference.

@@ -31,8 +31,12 @@ pub(crate) fn run_ssh_tests(
     world: &World,
     unknown: UnknownUsers,
     compiled: &CompiledTailnet,
+    budget: &Budget,
     errors: &mut Errors,
 ) {
+    if budget.is_spent() {
+        return;
+    }
     let document = &*policy.document;
     let tests = document.ssh_tests.iter();
     let trials: Vec<Trial> = tests
@@ -58,9 +62,7 @@ pub(crate) fn run_ssh_tests(
         unknown == UnknownUsers::Unasked
             && aliases.any(|alias| matches!(alias.value, Alias::Net(_)))
     };
-    let parts = compiled.parts();
-    let budget = Budget::new(document, parts.nodes.live().count());
-    let mut known = Known::new(parts, budget);
+    let mut known = Known::new(compiled.parts(), budget);
     for trial in trials.iter().filter(|trial| !is_open(trial)) {
         trial.run(&mut known, errors);
         if known.judge.budget.is_spent() {
@@ -81,7 +83,7 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    fn new(parts: &'a Parts, budget: Budget) -> Self {
+    fn new(parts: &'a Parts, budget: &'a Budget) -> Self {
         let mut with_address: HashMap<IpAddr, Vec<usize>> = HashMap::new();
         for (at, node) in parts.nodes.live() {
             for address in &node.addresses {

@@ -11,7 +11,7 @@ use lowroad_wire::control::{PortRange, UserId};
 
 use super::super::access::DEFAULT_PROTOCOLS;
 use super::super::addresses::{AddressSet, Ranges};
-use super::super::alias::Alias;
+use super::super::alias::{Alias, has_ports};
 use super::super::bits::Bits;
 use super::super::budget::Budget;
 use super::super::compile::{CompiledRule, Named, Node, TargetKind};
@@ -36,7 +36,7 @@ pub(super) struct Reach<'a> {
     ways: HashMap<(usize, Vec<u8>), Rc<[Ways; 2]>>,
     /// How many ranges of ports those are.
     held: usize,
-    pub(super) budget: Budget,
+    pub(super) budget: &'a Budget,
 }
 
 /// Positions of sources, and the ports that are open to each.
@@ -123,7 +123,9 @@ impl Door {
             |is_in: &[Bits; 2]| (0..2).any(|at| self.end.has[at] && is_in[at].overlaps(&self.own));
         let owner = self.end.owner;
         let kinds = || {
-            reach.budget.spend(from.kinds.len() / 4);
+            reach.budget.spend(
+                from.kinds.len() * (1 + self.sources[0].weight() + self.sources[1].weight()) / 4,
+            );
             let kinds = from.kinds.iter();
             kinds.map(|(kind, owners)| (&*reach.sources.kinds[*kind], owners))
         };
@@ -143,7 +145,7 @@ impl Door {
 }
 
 impl<'a> Reach<'a> {
-    pub(super) fn new(parts: &'a Parts, by_name: bool, budget: Budget) -> Self {
+    pub(super) fn new(parts: &'a Parts, by_name: bool, budget: &'a Budget) -> Self {
         let mut rules_of = vec![Vec::new(); parts.targets.len()];
         let mut own_devices = Vec::new();
         for (at, rule) in (0..).zip(parts.rules.iter()) {
@@ -194,7 +196,7 @@ impl<'a> Reach<'a> {
         let regions: Vec<Region> = regions.collect();
         let nodes = self.nodes_of(alias);
         let mut found = Sources::default();
-        let budget = &self.budget;
+        let budget = self.budget;
         for end in ends(
             self.parts,
             &mut self.sources,
@@ -215,8 +217,12 @@ impl<'a> Reach<'a> {
         found
     }
 
-    /// The distinct ends that connections to an alias have, by one of some protocols at a port.
+    /// The distinct ends that connections to an alias have, by one of some protocols at a port. Those without ports ignore it, as nodes do.
     pub(super) fn destinations(&mut self, alias: &Alias, protocols: &[u8], port: u16) -> Vec<Door> {
+        let port = protocols
+            .iter()
+            .any(|number| has_ports(*number))
+            .then_some(port);
         let ends = self.ends_of(alias);
         let mut of_kind: HashMap<usize, Rc<[Bits; 2]>> = HashMap::new();
         let own = Rc::new(self.own(protocols, port));
@@ -243,11 +249,14 @@ impl<'a> Reach<'a> {
                 TargetKind::Via { .. } => None,
                 _ => Some(&target.nodes),
             },
-            named: None,
+            named: match &target.kind {
+                TargetKind::Members(members) if self.by_name => Some(members),
+                _ => None,
+            },
         });
         let regions: Vec<Region> = regions.collect();
         let nodes = self.nodes_of(alias);
-        let budget = &self.budget;
+        let budget = self.budget;
         let ends = Rc::new(ends(
             self.parts,
             &mut self.targets,
@@ -261,23 +270,25 @@ impl<'a> Reach<'a> {
     }
 
     /// The sources that a kind of end lets in.
-    fn let_in(&mut self, kind: usize, protocols: &[u8], port: u16) -> [Bits; 2] {
+    fn let_in(&mut self, kind: usize, protocols: &[u8], port: Option<u16>) -> [Bits; 2] {
         let ways = self.ways(kind, protocols);
         let looked_at: usize = ways.iter().map(Vec::len).sum();
         self.budget.spend(1 + looked_at / 8);
         [0, 1].map(|family| {
             let open = ways[family]
                 .iter()
-                .filter(|(_, ports)| ports.contains(port));
+                .filter(|(_, ports)| port.is_none_or(|port| ports.contains(port)));
             open.map(|(source, _)| *source).collect()
         })
     }
 
     /// Those that an end lets in of its owner's devices.
-    fn own(&self, protocols: &[u8], port: u16) -> Bits {
+    fn own(&self, protocols: &[u8], port: Option<u16>) -> Bits {
         self.budget.spend(1 + self.own_devices.len() / 8);
         let own = self.own_devices.iter();
-        let open = own.filter(|own| own.ports.contains(port) && is_by(own.rule, protocols));
+        let open = own.filter(|own| {
+            port.is_none_or(|port| own.ports.contains(port)) && is_by(own.rule, protocols)
+        });
         open.map(|own| own.rule.source).collect()
     }
 
@@ -301,8 +312,10 @@ impl<'a> Reach<'a> {
                 for (rule, entry) in rules_of {
                     let rule = &self.parts.rules[*rule as usize];
                     if is_by(rule, protocols) {
+                        let opened = &rule.entries[*entry as usize].1;
+                        self.budget.spend(opened.len() / 8);
                         let of_source = ports.entry(rule.source).or_default();
-                        of_source.extend(numbers(&rule.entries[*entry as usize].1));
+                        of_source.extend(numbers(opened));
                     }
                 }
             }
@@ -342,7 +355,7 @@ impl<'a> Reach<'a> {
 #[derive(Clone, Copy)]
 struct Region<'s> {
     set: &'s AddressSet,
-    /// Nodes that may have an address in it; `None`: all.
+    /// Nodes that may have an address in the set; `None`: all.
     nodes: Option<&'s Bits>,
     /// Nodes all addresses of which are in it, whatever the set is.
     named: Option<&'s Bits>,
@@ -387,18 +400,21 @@ fn ends(
         return BTreeSet::from([end(kind, &address, owner)]);
     }
     let new = nodes.iter().copied();
-    let new: Bits = new.filter(|at| !side.of_nodes.contains_key(at)).collect();
-    for (at, among) in candidates(&new, regions) {
-        if budget.is_spent() {
-            return BTreeSet::new();
+    let new: Vec<usize> = new.filter(|at| !side.of_nodes.contains_key(at)).collect();
+    for block in new.chunks(BLOCK) {
+        let block: Bits = block.iter().copied().collect();
+        for (at, among) in candidates(&block, regions, budget) {
+            if budget.is_spent() {
+                return BTreeSet::new();
+            }
+            budget.spend(1 + among.iter().count());
+            let kind = side.kind(is_in(
+                &parts.nodes[at].addresses,
+                Some(at),
+                &mut among.iter(),
+            ));
+            side.of_nodes.insert(at, kind);
         }
-        budget.spend(1 + among.iter().count() / 4);
-        let kind = side.kind(is_in(
-            &parts.nodes[at].addresses,
-            Some(at),
-            &mut among.iter(),
-        ));
-        side.of_nodes.insert(at, kind);
     }
     let ends = nodes.iter().map(|at| {
         let node: &Node = &parts.nodes[*at];
@@ -407,12 +423,20 @@ fn ends(
     ends.collect()
 }
 
+/// So many nodes are looked at together, with the regions that each may be in.
+const BLOCK: usize = 256;
+
 /// For each of some nodes the positions of the regions in which it may have an address.
-fn candidates(nodes: &Bits, regions: &[Region]) -> BTreeMap<usize, Bits> {
+fn candidates(nodes: &Bits, regions: &[Region], budget: &Budget) -> BTreeMap<usize, Bits> {
     let mut candidates: BTreeMap<_, _> = nodes.iter().map(|at| (at, Bits::default())).collect();
+    budget.spend(regions.len());
     for (at, region) in regions.iter().enumerate() {
-        let mut there = region.nodes.unwrap_or(nodes).clone();
-        there.intersect(nodes);
+        let mut there = region
+            .nodes
+            .map_or_else(|| nodes.clone(), |may| nodes.and(may));
+        if let Some(named) = region.named {
+            there.unite(&nodes.and(named));
+        }
         for node in there.iter() {
             candidates.entry(node).or_default().insert(at);
         }

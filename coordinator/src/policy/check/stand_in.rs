@@ -15,11 +15,14 @@ use super::super::world::{NodeFacts, UserFacts, World};
 
 use alike::Alike;
 
+/// Users: one alone meets only itself, and tells nothing of what rules say of others. Nodes with a tag are to themselves what they are to others.
+const TWO: [&str; 2] = ["stand-in", "another-stand-in"];
+
 /// More would take more memory than a policy may.
 const MOST: usize = 10_000;
 
 /// The world with a node for each of the users and tags that has none, if there are such. Of users who don't exist and whom nothing in the
-/// policy tells apart, one has a node.
+/// policy tells apart, two have a node.
 ///
 /// # Errors
 /// There would be more than [`MOST`] of them.
@@ -121,8 +124,12 @@ impl<'a> Cast<'a> {
                     self.member(&member.value);
                 }
             }
-            Alias::Member => self.user("stand-in@"),
-            Alias::Domain(domain) => self.user(&format!("stand-in@{domain}")),
+            Alias::Member => TWO.iter().for_each(|name| self.user(&format!("{name}@"))),
+            Alias::Domain(domain) => {
+                for name in TWO {
+                    self.user(&format!("{name}@{domain}"));
+                }
+            }
             Alias::Tag(tag) => self.tagged(tag),
             Alias::Tagged => {
                 if let Some(tag) = self.document.names.tags.first() {
@@ -139,7 +146,7 @@ impl<'a> Cast<'a> {
             return;
         }
         let alike = self.alike.get_or_insert_with(|| Alike::new(self.document));
-        if self.people.user(name).is_some() || alike.is_first(name) {
+        if self.people.user(name).is_some() || alike.is_needed(name) {
             self.user(name);
         }
     }

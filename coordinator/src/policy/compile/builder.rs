@@ -32,14 +32,24 @@ pub(super) struct Builder<'a> {
     /// What `*` is as a source.
     pub(super) tailnet: AddressSet,
     members: HashMap<Alias, Bits>,
-    pub(super) sources: Vec<Source>,
+    pub(super) sources: Vec<Arc<Source>>,
     source_of: HashMap<Arc<[Alias]>, usize>,
     /// Of the rule before, and where it stands: those of one grant have the same sources.
     last_source: Option<(Place, usize)>,
-    pub(super) targets: Vec<Target>,
-    target_of: HashMap<(Alias, Vec<String>), usize>,
+    pub(super) targets: Vec<Arc<Target>>,
+    /// By the position of the routers that lead there.
+    target_of: HashMap<(Alias, usize), usize>,
+    vias: Vec<Via>,
+    via_of: HashMap<Arc<[String]>, usize>,
+    last_via: Option<(Arc<[String]>, usize)>,
     /// In the order in which they are sent.
-    pub(super) written: Vec<CompiledRule>,
+    pub(super) written: Vec<Arc<CompiledRule>>,
+}
+
+/// Routers with one of some tags.
+struct Via {
+    tags: Arc<[String]>,
+    tagged: Bits,
 }
 
 impl<'a> Builder<'a> {
@@ -71,6 +81,9 @@ impl<'a> Builder<'a> {
             last_source: None,
             targets: Vec::new(),
             target_of: HashMap::new(),
+            vias: Vec::new(),
+            via_of: HashMap::new(),
+            last_via: None,
             written: Vec::new(),
         }
     }
@@ -81,11 +94,12 @@ impl<'a> Builder<'a> {
             _ => self.source(rule.sources.iter().map(|alias| &alias.value)),
         };
         self.last_source = Some((rule.place, source));
-        let mut entries = Vec::new();
+        let via = self.via(&rule.via);
+        let mut entries = Vec::with_capacity(rule.destinations.len());
         let mut own_devices = Vec::new();
         for (alias, ports) in &rule.destinations {
             if alias.value != Alias::OwnDevices {
-                entries.push((self.target(&alias.value, &rule.via), ports.clone()));
+                entries.push((self.target(&alias.value, via), ports.clone()));
             } else if rule.via.is_empty() {
                 own_devices.extend_from_slice(ports);
             }
@@ -95,7 +109,7 @@ impl<'a> Builder<'a> {
             entries: vec![rule.origin; entries.len()],
             own_devices: vec![rule.origin; own_devices.len()],
         };
-        self.written.push(CompiledRule {
+        self.written.push(Arc::new(CompiledRule {
             source,
             protocols: rule.protocols.clone(),
             entries,
@@ -103,7 +117,7 @@ impl<'a> Builder<'a> {
             capabilities: rule.capabilities.clone(),
             companion: None,
             origins,
-        });
+        }));
         if let Some(capabilities) = &rule.capabilities {
             for name in capability::companions(capabilities).filter(|_| rule.via.is_empty()) {
                 self.companion(rule, source, name);
@@ -122,9 +136,10 @@ impl<'a> Builder<'a> {
                 Alias::DangerAll => &Alias::Any,
                 alias => alias,
             });
-            let entries = granted.map(|alias| (self.target(alias, &[]), Vec::new()));
+            let anyhow = self.via(&Arc::default());
+            let entries = granted.map(|alias| (self.target(alias, anyhow), Vec::new()));
             let entries: Vec<_> = entries.collect();
-            self.written.push(CompiledRule {
+            self.written.push(Arc::new(CompiledRule {
                 source: servers,
                 protocols: Vec::new(),
                 origins: Origins {
@@ -136,10 +151,10 @@ impl<'a> Builder<'a> {
                 own_devices: Vec::new(),
                 capabilities: capabilities.clone(),
                 companion: Some(Companion::Reversed),
-            });
+            }));
         }
         if destinations().any(|alias| *alias == Alias::OwnDevices) {
-            self.written.push(CompiledRule {
+            self.written.push(Arc::new(CompiledRule {
                 source,
                 protocols: Vec::new(),
                 entries: Vec::new(),
@@ -150,16 +165,17 @@ impl<'a> Builder<'a> {
                     rule: rule.origin,
                     ..Origins::default()
                 },
-            });
+            }));
         }
     }
 
     fn members(&mut self, alias: &Alias) -> Bits {
-        if let Some(known) = self.members.get(alias) {
+        let key = alias.canonical();
+        if let Some(known) = self.members.get(&key) {
             return known.clone();
         }
         let members: Bits = self.named.of(alias).into_iter().collect();
-        self.members.insert(alias.clone(), members.clone());
+        self.members.insert(key, members.clone());
         members
     }
 
@@ -180,7 +196,10 @@ impl<'a> Builder<'a> {
         aliases.sort_unstable();
         aliases.dedup();
         let aliases: Arc<[Alias]> = aliases.into();
-        if let Some(&known) = self.source_of.get(&aliases) {
+        let mut key: Vec<Alias> = aliases.iter().map(Alias::canonical).collect();
+        key.sort_unstable();
+        key.dedup();
+        if let Some(&known) = self.source_of.get(&key[..]) {
             return known;
         }
         let mut set = Collector::default();
@@ -192,30 +211,55 @@ impl<'a> Builder<'a> {
             }
         }
         let set = set.finish();
-        let mut nodes = self.nodes_in(&set);
+        let nodes = self.nodes_in(&set);
         let members = match self.sets {
             SourceSets::Whole => nodes.clone(),
             SourceSets::Written => named,
         };
-        nodes.unite(&members);
         let nodes = self.and_routers(nodes, &set);
         let routes = self.routes_where(|route| set.overlaps_net(route));
         let source = Source::new(aliases.clone(), set, [members, nodes, routes]);
-        self.sources.push(source);
-        self.source_of.insert(aliases, self.sources.len() - 1);
+        self.sources.push(Arc::new(source));
+        self.source_of.insert(key.into(), self.sources.len() - 1);
         self.sources.len() - 1
     }
 
-    fn target(&mut self, alias: &Alias, via: &[String]) -> usize {
-        let key = (alias.clone(), via.to_vec());
+    fn via(&mut self, tags: &Arc<[String]>) -> usize {
+        // Rules of one grant have one list.
+        if let Some((last, at)) = &self.last_via
+            && Arc::ptr_eq(last, tags)
+        {
+            return *at;
+        }
+        let at = self.find_via(tags);
+        self.last_via = Some((tags.clone(), at));
+        at
+    }
+
+    fn find_via(&mut self, tags: &Arc<[String]>) -> usize {
+        if let Some(&known) = self.via_of.get(tags) {
+            return known;
+        }
+        let is_one = |tag: &String| tags.binary_search(tag).is_ok();
+        let tagged = self.nodes_where(|node| node.facts.tags.iter().any(is_one));
+        self.vias.push(Via {
+            tags: tags.clone(),
+            tagged,
+        });
+        self.via_of.insert(tags.clone(), self.vias.len() - 1);
+        self.vias.len() - 1
+    }
+
+    fn target(&mut self, alias: &Alias, via: usize) -> usize {
+        let key = (alias.canonical(), via);
         if let Some(&known) = self.target_of.get(&key) {
             return known;
         }
         let target = match self.anywhere(alias) {
-            target if via.is_empty() => target,
-            target => self.through(target, via),
+            target if self.vias[via].tags.is_empty() => target,
+            target => self.through(target, &self.vias[via]),
         };
-        self.targets.push(target);
+        self.targets.push(Arc::new(target));
         self.target_of.insert(key, self.targets.len() - 1);
         self.targets.len() - 1
     }
@@ -231,10 +275,16 @@ impl<'a> Builder<'a> {
             }
             _ => {
                 let members = self.members(alias);
-                let set = addresses_of(self.nodes, &members);
+                let set = match self.sets {
+                    SourceSets::Whole => addresses_of(self.nodes, &members),
+                    SourceSets::Written => AddressSet::default(),
+                };
                 (TargetKind::Members(members), set)
             }
         };
+        if self.sets == SourceSets::Written {
+            return self.written_target(alias, kind, set);
+        }
         if let TargetKind::Internet(_) = kind {
             return Target {
                 alias: alias.clone(),
@@ -255,22 +305,38 @@ impl<'a> Builder<'a> {
         }
     }
 
+    fn written_target(&self, alias: &Alias, kind: TargetKind, set: AddressSet) -> Target {
+        Target {
+            alias: alias.clone(),
+            via: Arc::default(),
+            nodes: self.nodes_in(&set),
+            routes: Bits::default(),
+            kind,
+            set,
+        }
+    }
+
     /// The same destination, through routers with one of the tags only. Exit nodes don't count as such.
-    fn through(&self, target: Target, via: &[String]) -> Target {
-        let is_tagged = |node: &Node| node.facts.tags.iter().any(|tag| via.contains(tag));
+    fn through(&self, target: Target, via: &Via) -> Target {
+        if self.sets == SourceSets::Written {
+            return target;
+        }
         let set = target.set;
+        let tagged = via.tagged.iter();
         Target {
             alias: target.alias,
-            via: via.into(),
+            via: via.tags.clone(),
             kind: TargetKind::Via {
                 texts: match target.kind {
                     TargetKind::Net(net) => vec![net_text(&net)],
                     TargetKind::Internet(texts) => texts,
                     _ => set.texts(),
                 },
-                tagged: self.nodes_where(is_tagged),
+                tagged: via.tagged.clone(),
             },
-            nodes: self.nodes_where(|node| is_tagged(node) && node.behind.overlaps(&set)),
+            nodes: tagged
+                .filter(|at| self.nodes[*at].behind.overlaps(&set))
+                .collect(),
             routes: self.routes_where(|route| set.overlaps_net(route)),
             set,
         }

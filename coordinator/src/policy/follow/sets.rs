@@ -73,7 +73,8 @@ pub(super) fn follow_target(target: &mut Arc<Target>, people: &People, change: &
         .map(|node| is_named(node, people, &target.alias))
         .into();
     let (had, has) = (addresses_if(was, old), addresses_if(is, new));
-    let leads = new.is_some_and(|node| node.facts.tags.iter().any(|tag| target.via.contains(tag)));
+    let is_one = |tag: &String| target.via.binary_search(tag).is_ok();
+    let leads = new.is_some_and(|node| node.facts.tags.iter().any(is_one));
     let is_met = new.is_some_and(|node| match &target.kind {
         TargetKind::Any => !node.extent.is_empty(),
         TargetKind::Net(net) => node.extent.overlaps_net(net),

@@ -1,7 +1,7 @@
 //! What of the `ssh` rules a node is sent.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lowroad_wire::control::{self as wire, NodeId, SshAction, SshPolicy, SshPrincipal, UserId};
@@ -55,9 +55,10 @@ pub(super) fn in_order(rules: &[SshRule]) -> impl Iterator<Item = &SshRule> {
 
 impl SshAccess {
     pub(crate) fn new(rules: &[SshRule], named: &Named, nodes: &Nodes) -> Self {
+        let mut known = HashMap::new();
         Self {
             rules: in_order(rules)
-                .map(|rule| Arc::new(access(rule, named)))
+                .map(|rule| Arc::new(access(rule, named, &mut known)))
                 .collect(),
             policies: nodes.iter().map(|_| OnceLock::new()).collect(),
             shared: Arc::default(),
@@ -65,11 +66,16 @@ impl SshAccess {
     }
 }
 
-fn access(rule: &SshRule, named: &Named) -> Access {
-    let named = |aliases: &[At<Alias>]| {
-        let aliases: HashSet<&Alias> = aliases.iter().map(|alias| &alias.value).collect();
-        let aliases = aliases.into_iter();
-        aliases.flat_map(|alias| named.of(alias)).collect()
+/// `known` are the nodes of aliases that other rules have named.
+fn access(rule: &SshRule, named: &Named, known: &mut HashMap<Alias, Bits>) -> Access {
+    let mut named = |aliases: &[At<Alias>]| {
+        let mut nodes = Bits::default();
+        for alias in aliases {
+            let of_alias = known.entry(alias.value.canonical());
+            let of_alias = of_alias.or_insert_with(|| named.of(&alias.value).into_iter().collect());
+            nodes.unite(of_alias);
+        }
+        nodes
     };
     let is_own = |alias: &At<Alias>| alias.value == Alias::OwnDevices;
     let logins = &rule.logins;

@@ -24,7 +24,7 @@ pub(crate) struct Judge<'a> {
     to_sources: Bits,
     local: HashMap<String, Bits>,
     ends: HashMap<usize, Rc<End<'a>>>,
-    pub(crate) budget: Budget,
+    pub(crate) budget: &'a Budget,
 }
 
 /// A user, by whose first device it goes, or a node without one.
@@ -56,7 +56,7 @@ impl<'a> End<'a> {
 pub(crate) type Views = BTreeMap<Bits, usize>;
 
 impl<'a> Judge<'a> {
-    pub(crate) fn new(parts: &'a Parts, budget: Budget) -> Self {
+    pub(crate) fn new(parts: &'a Parts, budget: &'a Budget) -> Self {
         let rules: Vec<&Access> = parts.ssh.rules.iter().map(AsRef::as_ref).collect();
         let count = rules.len();
         let those = |holds: &dyn Fn(&Access) -> bool| {
@@ -146,7 +146,7 @@ impl<'a> Judge<'a> {
 
     /// The rules that let one end in where `to` are those of the destination.
     pub(crate) fn view(&self, from: &End, to: &Bits) -> Bits {
-        self.budget.spend(1 + self.rules.len() / 1024);
+        self.budget.spend(1 + from.from.weight());
         let mut view = from.from.clone();
         view.intersect(to);
         if let Some(("*", own)) = &from.local {

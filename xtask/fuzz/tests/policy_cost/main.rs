@@ -1,6 +1,7 @@
 //! What the policy compiler may take, heap and processor time, for policies made to be as costly as they get: up to the largest that is
 //! taken at all, where fuzzing stops at 16 KiB. One test alone, as nothing else may be counted as its doing.
 
+mod stand_ins;
 mod trials;
 
 use std::collections::HashMap;
@@ -134,10 +135,15 @@ fn acl(src: &str, dst: &str) -> String {
     format!(r#"{{"action":"accept","src":[{src}],"dst":[{dst}]}}"#)
 }
 
-const TOO_MUCH: &str = "ask for more than a policy of this length may; name fewer";
+const TOO_MUCH: &str = "would take more work than a policy of this length may; have fewer";
 
 /// And what is said of them. All other shapes are taken.
-const NOT_TAKEN: [(&str, &str); 9] = [
+const NOT_TAKEN: [(&str, &str); 11] = [
+    (
+        "a rule of one port over and over, to tags told apart",
+        TOO_MUCH,
+    ),
+    ("grants from everybody and an address each", TOO_MUCH),
     ("tests of logins from many, to many tags", TOO_MUCH),
     ("tests of many addresses behind many destinations", TOO_MUCH),
     (
@@ -311,6 +317,31 @@ fn shapes() -> Vec<(&'static str, String)> {
                 format!(r#"{{"src":["*"],"dst":["*"],"app":{{"tailscale.com/cap/drive":[{n}]}}}}"#)
             }),
         ),
+        ("a grant to many through many", {
+            let tags = list(8_000, |n| format!(r#""tag:r{n}""#));
+            let owners = list(8_000, |n| format!(r#""tag:r{n}":[]"#));
+            filled(
+                &format!(
+                    r#"{{"tagOwners":{{{owners}}},"grants":[{{"src":["*"],"ip":["*"],"via":[{tags}],"dst":["#
+                ),
+                "]}]}",
+                |n| format!(r#""{}""#, address(n)),
+            )
+        }),
+        ("grants of all protocols through many", {
+            let tags = list(4_000, |n| format!(r#""tag:r{n}""#));
+            let owners = list(4_000, |n| format!(r#""tag:r{n}":[]"#));
+            let protocols = list(256, |n| format!(r#""{n}:*""#));
+            filled(
+                &format!(r#"{{"tagOwners":{{{owners}}},"grants":["#),
+                "]}",
+                |n| {
+                    format!(
+                        r#"{{"src":["10.0.0.{n}"],"dst":["10.1.0.0/16"],"ip":[{protocols}],"via":[{tags}]}}"#
+                    )
+                },
+            )
+        }),
         (
             "grants through routers",
             filled(&format!(r#"{tagged}"grants":["#), "]}", |n| {
@@ -438,7 +469,11 @@ fn shapes() -> Vec<(&'static str, String)> {
 fn the_costliest_policies_keep_the_limits() {
     let mut most = Spent::default();
     let mut failures = Vec::new();
-    for (name, text) in shapes().into_iter().chain(trials::shapes()) {
+    for (name, text) in shapes()
+        .into_iter()
+        .chain(trials::shapes())
+        .chain(stand_ins::shapes())
+    {
         assert!(text.len() <= MAX_POLICY, "{name}: {} bytes", text.len());
         let not_taken = NOT_TAKEN.iter().find(|(not_taken, _)| *not_taken == name);
         let target = match not_taken {

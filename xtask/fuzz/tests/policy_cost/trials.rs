@@ -228,12 +228,12 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
 }
 
 /// Users whom nothing but the domains of their e-mail addresses tells apart.
-fn told_apart() -> String {
+pub(super) fn told_apart() -> String {
     list(USERS, |n| format!(r#""u@{}""#, domain(n)))
 }
 
 /// Three letters.
-fn domain(number: usize) -> String {
+pub(super) fn domain(number: usize) -> String {
     let letter = |digit: usize| char::from(b'a' + (digit % 26) as u8);
     [number, number / 26, number / 676]
         .map(letter)
@@ -246,7 +246,7 @@ fn login(src: &str, users: &str) -> String {
 }
 
 /// Who is in a group, rules, and what a test is about in which nobody is root.
-fn logins(members: &str, rules: &str, test: &str) -> String {
+pub(super) fn logins(members: &str, rules: &str, test: &str) -> String {
     let text = format!(
         r#"{{"groups":{{"group:a":[{members}]}},"tagOwners":{{"tag:t":[]}},"ssh":[{rules}],"sshTests":[{{{test},"deny":["root"]}}]}}"#
     );

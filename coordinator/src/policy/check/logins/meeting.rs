@@ -135,7 +135,8 @@ impl Meeting {
         let refused = |view: &Bits| usize::from(!view.overlaps(rules));
         let all: usize = match &self.views {
             Some(views) => {
-                judge.budget.spend(1 + views.len() / 4);
+                let weights: usize = views.keys().map(|view| 2 + view.weight()).sum();
+                judge.budget.spend(1 + weights / 4);
                 views
                     .iter()
                     .map(|(view, count)| refused(view) * count)
@@ -177,6 +178,7 @@ impl Meeting {
             let own = self.own.get(&end.at);
             kinds.count() + usize::from(own.is_some_and(|own| is_let_in(end, own)))
         };
-        ends.iter().map(pairs_of).sum()
+        let ends = ends.iter().take_while(|_| !judge.budget.is_spent());
+        ends.map(pairs_of).sum()
     }
 }

@@ -99,16 +99,13 @@ impl<'d> Questions<'d> {
             (failed, own.clone())
         });
         let mut failed = failed.clone();
-        for end in own.iter().chain(&*of_others) {
-            let name = from.ends.get(end).and_then(|end| end.own_name());
-            let questions = name.and_then(|name| self.by_own_name.get(name));
-            for &at in questions.into_iter().flatten() {
-                if judge.budget.is_spent() {
-                    return failed;
-                }
-                let fails = !self.all[at].holds(judge, from, &meeting, &mut refused);
-                self.put(&mut failed, at, fails);
-            }
+        let ends = own.iter().chain(&*of_others);
+        let names = ends.filter_map(|end| from.ends.get(end)?.own_name());
+        let again = names.filter_map(|name| self.by_own_name.get(name));
+        let again: BTreeSet<usize> = again.flatten().copied().collect();
+        for at in again.into_iter().take_while(|_| !judge.budget.is_spent()) {
+            let fails = !self.all[at].holds(judge, from, &meeting, &mut refused);
+            self.put(&mut failed, at, fails);
         }
         failed
     }

@@ -15,7 +15,8 @@ pub(super) struct Alike<'d> {
     named: HashSet<String>,
     /// Those as whom somebody logs in, in tests: rules can let everybody log in as the local part of the own address.
     logins: HashSet<&'d str>,
-    seen: HashSet<(Vec<usize>, String)>,
+    /// How many of each sort were asked for.
+    seen: HashMap<(Vec<usize>, String), usize>,
 }
 
 impl<'d> Alike<'d> {
@@ -43,18 +44,21 @@ impl<'d> Alike<'d> {
             groups,
             named: named.map(|name| name.trim().to_ascii_lowercase()).collect(),
             logins: logins.collect(),
-            seen: HashSet::new(),
+            seen: HashMap::new(),
         }
     }
 
-    /// Whether no member like this one was asked for before.
-    pub(super) fn is_first(&mut self, name: &str) -> bool {
+    /// Whether no member like this one was asked for before, or only one: two meet each other, as one would only itself.
+    pub(super) fn is_needed(&mut self, name: &str) -> bool {
         let lower_case = name.to_ascii_lowercase();
         let (local, domain) = name.split_once('@').unwrap_or((name, ""));
         if self.named.contains(&lower_case) || self.logins.contains(local) {
             return true;
         }
         let groups = self.groups.get(&lower_case).cloned().unwrap_or_default();
-        self.seen.insert((groups, domain.to_ascii_lowercase()))
+        let alike = (groups, domain.to_ascii_lowercase());
+        let seen = self.seen.entry(alike).or_default();
+        *seen += 1;
+        *seen <= 2
     }
 }
