@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 
 use lowroad_coordinator::policy::{
     Clause, CompiledTailnet, NodeFacts, Policy, WhyEnd, WhyProbe, WhyVerdict, World, recompile,
-    warnings,
 };
 use lowroad_wire::control::{NodeId, SshRule};
 

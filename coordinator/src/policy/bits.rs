@@ -111,7 +111,7 @@ impl Bits {
         matches!(self, Self::Few(few) if few.is_empty())
     }
 
-    /// Those that are in both. What it takes is by the smaller of the two.
+    /// Those that are in both.
     pub(crate) fn and(&self, other: &Self) -> Self {
         match (self, other) {
             (Self::Few(few), of) | (of, Self::Few(few)) => {
@@ -250,6 +250,7 @@ mod tests {
                 any.unite(&bits(other));
                 other.iter().for_each(|index| less.remove(*index));
                 assert_eq!(both, bits(&(one & other)));
+                assert_eq!(bits(one).and(&bits(other)), both);
                 assert_eq!(any, bits(&(one | other)));
                 assert_eq!(less, bits(&(one - other)));
                 assert!(less.iter().eq((one - other).iter().copied()));

@@ -101,7 +101,7 @@ pub(crate) struct Source {
     /// A hash of the set.
     pub(crate) print: u64,
     texts: OnceLock<Arc<[String]>>,
-    /// Nodes of which an address is in the set.
+    /// Nodes of which an address is in the set; for tests, those that are meant by name.
     pub(crate) members: Bits,
     pub(crate) nodes: Bits,
     pub(crate) routes: Bits,
@@ -210,8 +210,8 @@ pub(crate) fn compile_for_tests(document: &Arc<Document>, world: &World) -> Comp
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SourceSets {
     Whole,
-    /// Of what is written as addresses, for tests. Members of sources, and nodes of targets, are those that are named otherwise; no two sources are
-    /// equal, and what leads where isn't found out.
+    /// Of what is written as addresses, for tests. Members of sources and of targets are those that are named otherwise, their nodes only those with
+    /// an address in the set; no two sources are equal, and what leads where isn't found out.
     Written,
 }
 

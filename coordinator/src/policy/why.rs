@@ -227,6 +227,7 @@ impl CompiledTailnet {
         let own = from.node.and_then(|at| self.leads_to(at, pair.1));
         match own {
             Some(1..) => Why::bare(WhyVerdict::OwnRoute),
+            Some(0) if all.is_empty() => Why::bare(WhyVerdict::OwnRoute),
             _ => self.judge_unshown(from, all, pair, probe),
         }
     }
@@ -378,7 +379,8 @@ impl CompiledTailnet {
                         } else if receiver.is_some_and(|at| !target.is_sent_to(at)) {
                             match target.kind {
                                 TargetKind::Via { .. } => Nearness::Through,
-                                _ => Nearness::Exit,
+                                TargetKind::Net(_) => Nearness::Exit,
+                                _ => Nearness::Source,
                             }
                         } else {
                             nearness(rule, ports, probe)

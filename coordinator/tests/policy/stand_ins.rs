@@ -95,7 +95,7 @@ prop_compose! {
     }
 }
 
-/// All users with a node each, and a node with each tag.
+/// All users with a node each, and two nodes with each tag.
 fn everybody() -> World {
     let users: Vec<_> = (1..)
         .zip(USERS)
@@ -104,7 +104,8 @@ fn everybody() -> World {
     let own = users
         .iter()
         .map(|user| node(user.id.0, Some(user.id.0), &[]));
-    let tagged = (7..).zip(TAGS).map(|(id, tag)| node(id, None, &[tag]));
+    let tagged = (7..).zip(TAGS.into_iter().chain(TAGS));
+    let tagged = tagged.map(|(id, tag)| node(id, None, &[tag]));
     World {
         nodes: own.chain(tagged).collect(),
         users,
@@ -131,13 +132,23 @@ proptest! {
 
 /// Nothing tells the two apart, but neither may log in at the other's.
 #[test]
-fn alike_members_of_a_group_are_not_taken_for_one() {
-    let text = r#"{"groups": {"group:a": ["bob@", "fay@"]}, "ssh": [{"action": "accept", "src": ["group:a"], "dst": ["autogroup:self"], "users": ["root"]}],
-        "sshTests": [{"src": "group:a", "dst": ["group:a"], "accept": ["root"]}]}"#;
-    let policy = Policy::parse(text).unwrap();
-    let failed = errors(&policy, &World::default());
-    assert!(failed[0].contains("ssh test failed: accept"), "{failed:?}");
-    assert_eq!(failed.len(), 1, "{failed:?}");
+fn those_who_are_alike_are_not_taken_for_one() {
+    let own = r#""ssh": [{"action": "accept", "src": ["group:a"], "dst": ["autogroup:self"], "users": ["root"]}],
+        "sshTests": [{"src": "group:a", "dst": ["group:a"], "accept": ["root"]}]"#;
+    let users = |members: &str| format!(r#"{{"groups": {{"group:a": [{members}]}}, {own}}}"#);
+    let tagged = r#"{"tagOwners": {"tag:a": [], "tag:b": []},
+        "ssh": [{"action": "accept", "src": ["tag:a"], "dst": ["tag:b"], "users": ["root", "localpart:*@example.com"]}],
+        "sshTests": [{"src": "tag:a", "dst": ["tag:a"], "accept": ["root"]}]}"#;
+    for text in [
+        users(r#""bob@", "fay@""#),
+        users(r#""bob@", "Bob@", "BOB@", "fay@""#),
+        tagged.to_owned(),
+    ] {
+        let policy = Policy::parse(&text).unwrap();
+        let failed = errors(&policy, &World::default());
+        assert_eq!(failed.len(), 1, "{text}: {failed:?}");
+        assert!(failed[0].contains("ssh test failed: accept"), "{failed:?}");
+    }
 }
 
 /// Nobody of the group has a node: that another test is about one of them makes no difference.

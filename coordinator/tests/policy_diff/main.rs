@@ -368,6 +368,7 @@ fn an_address_on_the_internet_is_reached_by_rules_for_the_internet_only() {
         ("9.9.9.9", WhyVerdict::NotByExitNode, true),
         ("9.0.0.0/8", WhyVerdict::NotByExitNode, true),
         ("0.0.0.0/1", WhyVerdict::NotByExitNode, false),
+        ("10.8.0.0/16", WhyVerdict::NoDestination, false),
         ("*", WhyVerdict::Allowed, false),
         ("autogroup:internet", WhyVerdict::Allowed, false),
     ] {

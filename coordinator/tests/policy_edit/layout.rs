@@ -116,13 +116,7 @@ fn a_layout_that_outgrows_a_policy_is_refused() {
         "k".repeat(MAX_POLICY / 4),
         "\"a\": 1,\n".repeat(10_000)
     );
-    let comment = format!(
-        "{}/*{}*/ 1{}",
-        "[\n".repeat(400),
-        "x\n".repeat(MAX_POLICY / 4),
-        "]".repeat(400)
-    );
-    for text in [deep, key, comment] {
+    for text in [deep, key] {
         assert!(text.len() < MAX_POLICY);
         let error = edit::format(&text).expect_err("too long");
         assert!(error.message.contains("longer than"), "{error}");

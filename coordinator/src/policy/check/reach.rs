@@ -20,7 +20,7 @@ use super::super::view::Parts;
 /// What tests ask of one compiled policy.
 pub(super) struct Reach<'a> {
     parts: &'a Parts,
-    /// Whether it was compiled for tests: sources have members by name, beside their sets.
+    /// Whether it was compiled for tests: sources and targets have members by name, beside their sets.
     by_name: bool,
     named: Named<'a>,
     with_address: HashMap<IpAddr, usize>,
@@ -217,7 +217,7 @@ impl<'a> Reach<'a> {
         found
     }
 
-    /// The distinct ends that connections to an alias have, by one of some protocols at a port. Those without ports ignore it, as nodes do.
+    /// The distinct ends that connections to an alias have, by one of some protocols at a port. Those without ports ignore it, as nodes do with ICMP.
     pub(super) fn destinations(&mut self, alias: &Alias, protocols: &[u8], port: u16) -> Vec<Door> {
         let port = protocols
             .iter()
@@ -407,7 +407,7 @@ fn ends(
             if budget.is_spent() {
                 return BTreeSet::new();
             }
-            budget.spend(1 + among.iter().count());
+            budget.spend(1 + among.iter().count() / 2);
             let kind = side.kind(is_in(
                 &parts.nodes[at].addresses,
                 Some(at),

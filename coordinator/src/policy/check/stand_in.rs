@@ -15,7 +15,7 @@ use super::super::world::{NodeFacts, UserFacts, World};
 
 use alike::Alike;
 
-/// Users: one alone meets only itself, and tells nothing of what rules say of others. Nodes with a tag are to themselves what they are to others.
+/// One alone meets only itself, and tells nothing of what rules say of others.
 const TWO: [&str; 2] = ["stand-in", "another-stand-in"];
 
 /// More would take more memory than a policy may.
@@ -170,8 +170,15 @@ impl<'a> Cast<'a> {
 
     fn tagged(&mut self, tag: &str) {
         if self.worn_in_play.insert(tag.to_owned()) {
-            let node = self.addresses.node(None, Some(tag.to_owned()));
-            self.nodes.push(node);
+            // Only logins know themselves from others by more than addresses.
+            let few = match self.document.ssh_tests.is_empty() {
+                true => &TWO[..1],
+                false => &TWO,
+            };
+            for _ in few {
+                let node = self.addresses.node(None, Some(tag.to_owned()));
+                self.nodes.push(node);
+            }
         }
     }
 }

@@ -214,7 +214,8 @@ impl<'a> Writer<'a> {
     fn has_room_for(&self, comment: &str, depth: usize) -> bool {
         let lines = comment.split(['\n', '\r']).skip(1);
         let written = lines.filter(|line| !line.trim().is_empty());
-        written.count().saturating_mul(depth) <= self.most
+        let indent = written.count().saturating_mul(depth);
+        indent.saturating_add(self.out.len()) <= self.most
     }
 
     /// What stands before (`leads`) or after everything.
@@ -259,6 +260,9 @@ impl<'a> Writer<'a> {
                 self.out.push_str(", ");
             }
             for comment in &gap.comments[before_comma..] {
+                if self.is_full() {
+                    return;
+                }
                 self.comment(comment, depth);
                 self.out.push(' ');
             }
@@ -332,6 +336,9 @@ impl<'a> Writer<'a> {
                 0 => self.out.push(' '),
                 breaks => self.break_line(breaks, comment_depth),
             }
+            if self.is_full() {
+                return;
+            }
             self.comment(comment, comment_depth);
         }
         let after = match gap.breaks_after.min(2) {
@@ -353,6 +360,9 @@ impl<'a> Writer<'a> {
             self.out.push_str(&self.text[name.range.clone()]);
             self.out.push_str(": ");
             for comment in &gap.comments {
+                if self.is_full() {
+                    break;
+                }
                 self.comment(comment, depth + 1);
                 if comment.is_line() {
                     self.break_line(1, depth + 1);

@@ -105,7 +105,9 @@ impl Covers<'_> {
     fn rule(&mut self, wide: &Rule, narrow: &Rule) -> bool {
         self.spend(1)
             && (Arc::ptr_eq(&wide.via, &narrow.via)
-                || self.spend(wide.via.len()) && wide.via == narrow.via)
+                || wide.via.len() == narrow.via.len()
+                    && self.spend(wide.via.len())
+                    && wide.via == narrow.via)
             && wide.capabilities == narrow.capabilities
             && protocols(&wide.protocols, &narrow.protocols)
             && narrow.sources.iter().all(|source| {

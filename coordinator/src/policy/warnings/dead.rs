@@ -1,13 +1,14 @@
 //! Rules, and entries of rules, that match no connection.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use lowroad_wire::control::PortRange;
 
 use super::super::addresses::{AddressSet, Collector};
 use super::super::alias::Alias;
-use super::super::compile::Nodes;
+use super::super::compile::{Nodes, internet};
 use super::super::error::{At, Place};
 use super::super::routes::is_exit;
 use super::super::syntax::{Document, Rule};
@@ -27,18 +28,15 @@ pub(super) fn look(
 ) {
     let nodes = &compiled.parts().nodes;
     let reach = Reach::new(nodes);
-    // By where the list is: the rules of one grant have one.
-    let mut through: HashMap<Option<*const String>, AddressSet> = HashMap::new();
+    let mut routers = Routers::default();
     let mut before = None;
     for rule in document.rules.iter().flatten() {
-        let routers = through
-            .entry((!rule.via.is_empty()).then(|| rule.via.as_ptr()))
-            .or_insert_with(|| behind_routers(nodes, &rule.via));
+        let routers = routers.behind(nodes, &rule.via);
         let look = Look {
             document,
             assignable,
             reach: &reach,
-            routers,
+            routers: &routers,
             rule,
             speaks: [false, true].map(|v6| rule.sources.iter().any(|source| speaks(source, v6))),
         };
@@ -130,30 +128,59 @@ impl Reach {
         }
     }
 
+    /// Why nothing can be reached at an address or prefix.
+    fn leads_nowhere(&self, net: &IpNet) -> Option<&'static str> {
+        let nothing = self.nothing_at(net)?;
+        let exits = self.has_exit && !self.announced.overlaps_net(net);
+        Some(match exits && internet().overlaps_net(net) {
+            true => ON_THE_INTERNET,
+            false => nothing,
+        })
+    }
+
     /// Why nothing is at an address or prefix.
     fn nothing_at(&self, net: &IpNet) -> Option<&'static str> {
         let all = self.all.as_ref()?;
         if all.overlaps_net(net) {
             return None;
         }
-        Some(match self.announced.overlaps_net(net) {
-            true => {
-                "no node has that address, and the routes that are announced there are not approved"
-            }
-            false => "no node has that address, and no route leads there",
+        Some(if self.announced.overlaps_net(net) {
+            "no node has that address, and the routes that are announced there are not approved"
+        } else {
+            "no node has that address, and no route leads there"
         })
     }
 }
 
-/// What is behind the nodes that have one of some tags.
-fn behind_routers(nodes: &Nodes, tags: &[String]) -> AddressSet {
-    let mut behind = Collector::default();
-    for node in nodes.iter() {
-        if node.facts.tags.iter().any(|tag| tags.contains(tag)) {
-            behind.set(&node.behind);
+/// What is behind the nodes that have one of some tags, by these.
+#[derive(Default)]
+struct Routers {
+    known: HashMap<Arc<[String]>, Arc<AddressSet>>,
+    /// The rules of one grant have one list.
+    last: Option<(Arc<[String]>, Arc<AddressSet>)>,
+}
+
+impl Routers {
+    fn behind(&mut self, nodes: &Nodes, tags: &Arc<[String]>) -> Arc<AddressSet> {
+        if let Some((_, behind)) = self
+            .last
+            .as_ref()
+            .filter(|(last, _)| Arc::ptr_eq(last, tags))
+        {
+            return behind.clone();
         }
+        let behind = self.known.entry(tags.clone()).or_insert_with(|| {
+            let is_one = |tag: &String| tags.binary_search(tag).is_ok();
+            let mut behind = Collector::default();
+            let routers = nodes
+                .iter()
+                .filter(|node| node.facts.tags.iter().any(is_one));
+            routers.for_each(|node| behind.set(&node.behind));
+            Arc::new(behind.finish())
+        });
+        self.last = Some((tags.clone(), behind.clone()));
+        behind.clone()
     }
-    behind.finish()
 }
 
 struct Look<'a> {
@@ -189,20 +216,13 @@ impl Look<'_> {
         if self.rule.capabilities.is_none() && ports.iter().all(|ports| ports.last == 0) {
             return Some("nothing can be reached at port 0".to_owned());
         }
-        let is_elsewhere = |net: &IpNet| self.reach.nothing_at(net).map(str::to_owned);
         match alias {
             Alias::Internet if self.reach.all.is_some() && !self.reach.has_exit => {
                 Some("no exit node is approved".to_owned())
             }
-            Alias::Net(net) => self.wrong_family(net).or_else(|| {
-                match &*self.rule.via {
-                    // What is written leads to subnets and nodes only.
-                    [] if self.reach.has_exit => {
-                        is_elsewhere(net).map(|_| ON_THE_INTERNET.to_owned())
-                    }
-                    [] => is_elsewhere(net),
-                    _ => self.nothing_through_routers(net),
-                }
+            Alias::Net(net) => self.wrong_family(net).or_else(|| match &*self.rule.via {
+                [] => self.reach.leads_nowhere(net).map(str::to_owned),
+                _ => self.nothing_through_routers(net),
             }),
             alias => self.nobody(alias),
         }

@@ -1,6 +1,7 @@
 //! What the policy compiler may take, heap and processor time, for policies made to be as costly as they get: up to the largest that is
 //! taken at all, where fuzzing stops at 16 KiB. One test alone, as nothing else may be counted as its doing.
 
+mod layouts;
 mod stand_ins;
 mod trials;
 
@@ -467,28 +468,20 @@ fn shapes() -> Vec<(&'static str, String)> {
 
 #[test]
 fn the_costliest_policies_keep_the_limits() {
+    let all = shapes().into_iter().chain(trials::shapes());
+    let policies = all.chain(stand_ins::shapes()).map(|(name, text)| {
+        let not_taken = NOT_TAKEN.iter().find(|(not_taken, _)| *not_taken == name);
+        (name, text, not_taken.map(|(_, said)| *said))
+    });
     let mut most = Spent::default();
     let mut failures = Vec::new();
-    for (name, text) in shapes()
-        .into_iter()
-        .chain(trials::shapes())
-        .chain(stand_ins::shapes())
-    {
+    let mut measure = |name, text: &str, target: &Target| {
         assert!(text.len() <= MAX_POLICY, "{name}: {} bytes", text.len());
-        let not_taken = NOT_TAKEN.iter().find(|(not_taken, _)| *not_taken == name);
-        let target = match not_taken {
-            Some((_, said)) => {
-                *SAID.lock().expect("nobody panics with it") = said;
-                &REFUSED
-            }
-            None => &TAKEN,
-        };
         let spent = match check(target, text.as_bytes()) {
             Ok(spent) => spent,
             Err(failure) => {
                 println!("{name}: {failure}");
-                failures.push(name);
-                continue;
+                return failures.push(name);
             }
         };
         let kib = text.len().div_ceil(1024);
@@ -499,6 +492,15 @@ fn the_costliest_policies_keep_the_limits() {
         );
         most.memory = most.memory.max(spent.memory);
         most.time = most.time.max(spent.time);
+    };
+    for (name, text, said) in policies {
+        if let Some(said) = said {
+            *SAID.lock().expect("nobody panics with it") = said;
+        }
+        measure(name, &text, if said.is_some() { &REFUSED } else { &TAKEN });
+    }
+    for (name, text) in layouts::shapes() {
+        measure(name, &text, &layouts::LAID_OUT);
     }
     assert_eq!(failures, Vec::<&str>::new());
     println!(

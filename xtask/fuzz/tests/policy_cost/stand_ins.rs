@@ -1,5 +1,7 @@
 //! What rules cost where thousands of nodes stand in that rules or groups tell apart.
 
+use std::net::Ipv6Addr;
+
 use super::trials::{domain, logins, told_apart};
 use super::{filled, list};
 
@@ -50,6 +52,24 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
             )
         }),
         (
+            "grants to prefixes of everybody, through pairs of routers",
+            {
+                let hosts = list(60, |n| {
+                    let around = 0xfd7a_115c_a1e0_ffff_u128 << 64;
+                    let net = Ipv6Addr::from_bits(around >> (127 - n) << (127 - n));
+                    format!(r#""h{n}":"{net}/{}""#, n + 1)
+                });
+                let names = list(60, |n| format!(r#""h{n}""#));
+                let grants = list(1000, |n| {
+                    let via = pair(n, 81);
+                    format!(r#"{{"src":["*"],"dst":[{names}],"ip":["1"],"via":[{via}]}}"#)
+                });
+                about_all(&format!(
+                    r#""hosts":{{{hosts}}},"tagOwners":{{{tags}}},"grants":[{grants}]}}"#
+                ))
+            },
+        ),
+        (
             "a grant to many addresses through a router, and everybody",
             filled(
                 &about_all(
@@ -91,7 +111,7 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
             "grants from everybody and an address each",
             about_all(&format!(
                 r#""grants":[{}]}}"#,
-                list(4000, |n| format!(
+                list(2500, |n| format!(
                     r#"{{"src":["group:a","::{n:x}"],"dst":["*"],"ip":["1"]}}"#
                 ))
             )),

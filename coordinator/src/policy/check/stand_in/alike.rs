@@ -15,8 +15,8 @@ pub(super) struct Alike<'d> {
     named: HashSet<String>,
     /// Those as whom somebody logs in, in tests: rules can let everybody log in as the local part of the own address.
     logins: HashSet<&'d str>,
-    /// How many of each sort were asked for.
-    seen: HashMap<(Vec<usize>, String), usize>,
+    /// Of each sort, who was asked for: two at most.
+    seen: HashMap<(Vec<usize>, String), Vec<String>>,
 }
 
 impl<'d> Alike<'d> {
@@ -58,7 +58,10 @@ impl<'d> Alike<'d> {
         let groups = self.groups.get(&lower_case).cloned().unwrap_or_default();
         let alike = (groups, domain.to_ascii_lowercase());
         let seen = self.seen.entry(alike).or_default();
-        *seen += 1;
-        *seen <= 2
+        if seen.len() < 2 && !seen.contains(&lower_case) {
+            seen.push(lower_case);
+            return true;
+        }
+        false
     }
 }
