@@ -29,11 +29,11 @@ pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     table.area(&format!("a {} node on Headscale", kind.name()));
     let mut server = Server::start(lab, server::Kind::Headscale, POLICY)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
-    let node = Member::public(lab, kind, "subject", 30)?;
+    let mut node = Member::public(lab, kind, "subject", 30)?;
     let peer = Member::public(lab, Kind::Stock, "peer", 31)?;
     peer.up(&key)?;
-    logins(lab, table, &server, &node, &peer)?;
-    administered(table, &server, &node, &peer)?;
+    logins(lab, table, &server, &mut node, &peer)?;
+    administered(table, &server, &mut node, &peer)?;
     ephemeral(lab, table, &server, &peer, kind)?;
     outage(table, &mut server, &node, &peer)
 }
@@ -42,6 +42,17 @@ fn state(node: &Member, state: &str) -> Result<Duration> {
     let what = format!("{} {state}", node.name());
     let is = || Ok((node.status()?["BackendState"] == state).then_some(()));
     wait::wait_for(&what, LIMIT, is).map(|(_, time)| time)
+}
+
+/// Headscale tells the others only: the node hears of it when it registers the next time.
+fn deleted(server: &Server, node: &mut Member, peer: &Member) -> Result<String> {
+    server.to_node("delete", "subject")?;
+    wait::wait_for("gone from the peer", LIMIT, || {
+        Ok(peer.peer("subject")?.is_none().then_some(()))
+    })?;
+    node.restart()?;
+    let time = state(node, "NeedsLogin")?;
+    Ok(format!("needs a login after {:.2} s", time.as_secs_f64()))
 }
 
 /// Logins as somebody else make nodes of their own, and leave the older ones.
@@ -58,7 +69,7 @@ fn logins(
     lab: &Lab,
     table: &mut Table,
     server: &Server,
-    node: &Member,
+    node: &mut Member,
     peer: &Member,
 ) -> Result<()> {
     table.try_it("up by web sign-in", || {
@@ -115,11 +126,10 @@ fn logins(
         answers(peer, node)?;
         Ok(tags.to_string())
     });
-    table.try_it("tagged, and deleted by the administrator", || {
-        server.to_node("delete", "subject")?;
-        let time = state(node, "NeedsLogin")?;
-        Ok(format!("told after {:.2} s", time.as_secs_f64()))
-    });
+    table.try_it(
+        "tagged, deleted by the administrator, and restarted",
+        || deleted(server, node, peer),
+    );
     table.try_it("and back to a user", || {
         node.up_with(&key, &["--force-reauth"])?;
         let tags = node.status()?["Self"]["Tags"].clone();
@@ -129,7 +139,12 @@ fn logins(
     Ok(())
 }
 
-fn administered(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> Result<()> {
+fn administered(
+    table: &mut Table,
+    server: &Server,
+    node: &mut Member,
+    peer: &Member,
+) -> Result<()> {
     let key = server.auth_key("ann", KeyOptions::default())?;
     table.try_it("renamed", || {
         server.rename("subject", "other")?;
@@ -169,13 +184,8 @@ fn administered(table: &mut Table, server: &Server, node: &Member, peer: &Member
         answers(peer, node)?;
         Ok(String::new())
     });
-    table.try_it("deleted by the administrator", || {
-        server.to_node("delete", "subject")?;
-        let time = state(node, "NeedsLogin")?;
-        wait::wait_for("gone from the peer", LIMIT, || {
-            Ok(peer.peer("subject")?.is_none().then_some(()))
-        })?;
-        Ok(format!("told after {:.2} s", time.as_secs_f64()))
+    table.try_it("deleted by the administrator, and restarted", || {
+        deleted(server, node, peer)
     });
     table.try_it("and back", || {
         node.up_with(&key, &["--force-reauth"])?;
