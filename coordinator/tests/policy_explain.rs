@@ -162,6 +162,9 @@ fn why_names_the_rules_that_allow_or_that_came_nearest() {
         ("4", "10.9.0.1", "443", NotThrough, &[GRANT_VIA], Some(5)),
         ("4", "4", "443", Itself, &[], None),
         ("5", "10.0.0.9", "80", OwnRoute, &[], None),
+        ("5", "8.8.8.8", "53/udp", OwnRoute, &[], None),
+        ("5", "10.8.0.1", "80", NoRoute(vec![NodeId(6)]), &[], None),
+        ("5", "100.64.0.77", "80", NoRoute(Vec::new()), &[], None),
         ("4", "100.64.0.4", "443", Itself, &[], None),
         ("10.0.0.9", "fd7a:115c:a1e0::4", "443", NoFamily, &[], None),
     ] {

@@ -45,7 +45,7 @@ pub(crate) fn run_tests(
         .filter_map(|test| Trial::read(document, test, errors))
         .collect();
     let named = tests.iter().flat_map(Trial::aliases);
-    let Some(extended) = errors.keep(stand_in::extend(document, world, named)) else {
+    let Some(extended) = errors.keep(stand_in::extend(document, world, named, 1)) else {
         return;
     };
     let extended_compiled = extended

@@ -227,7 +227,9 @@ impl CompiledTailnet {
         let own = from.node.and_then(|at| self.leads_to(at, pair.1));
         match own {
             Some(1..) => Why::bare(WhyVerdict::OwnRoute),
-            Some(0) if all.is_empty() => Why::bare(WhyVerdict::OwnRoute),
+            Some(0) if all.is_empty() && internet().contains(pair.1) => {
+                Why::bare(WhyVerdict::OwnRoute)
+            }
             _ => self.judge_unshown(from, all, pair, probe),
         }
     }

@@ -45,7 +45,7 @@ pub(crate) fn run_ssh_tests(
     let named = trials.iter().flat_map(Trial::aliases);
     let extended = match unknown {
         UnknownUsers::Accept | UnknownUsers::Unasked => {
-            errors.keep(stand_in::extend(document, world, named))
+            errors.keep(stand_in::extend(document, world, named, 2))
         }
         UnknownUsers::Refuse => Some(None),
     };

@@ -22,23 +22,24 @@ const TWO: [&str; 2] = ["stand-in", "another-stand-in"];
 const MOST: usize = 10_000;
 
 /// The world with a node for each of the users and tags that has none, if there are such. Of users who don't exist and whom nothing in the
-/// policy tells apart, two have a node.
+/// policy tells apart, two have a node. Tags have `of_a_tag`: only logins know themselves from others by more than addresses.
 ///
 /// # Errors
-/// There would be more than [`MOST`] of them.
+/// They are more than [`MOST`].
 pub(super) fn extend<'a>(
     document: &Document,
     world: &World,
     aliases: impl Iterator<Item = At<&'a Alias>>,
+    of_a_tag: usize,
 ) -> Result<Option<World>, PolicyError> {
-    let mut cast = Cast::new(document, world);
+    let mut cast = Cast::new(document, world, of_a_tag);
     // In the order of the file, each once.
     let mut seen = HashSet::new();
     for At { place, value } in aliases.filter(|alias| seen.insert(alias.value)) {
         if !matches!(value, Alias::Net(_)) && !cast.has(value) {
             cast.stand_in_for(value);
         }
-        if cast.nodes.len() > MOST {
+        if cast.is_full() {
             let message = format!(
                 "this test, with those before it, is about more than {MOST} users and tags that have no node yet; name fewer, or add it when they have joined"
             );
@@ -70,10 +71,11 @@ struct Cast<'a> {
     nodes: Vec<NodeFacts>,
     lowest: i64,
     alike: Option<Alike<'a>>,
+    of_a_tag: usize,
 }
 
 impl<'a> Cast<'a> {
-    fn new(document: &'a Document, world: &World) -> Self {
+    fn new(document: &'a Document, world: &World, of_a_tag: usize) -> Self {
         let tags = world.nodes.iter().flat_map(|node| &node.tags);
         let users = world.users.iter().map(|user| user.id.0);
         Self {
@@ -89,7 +91,12 @@ impl<'a> Cast<'a> {
             nodes: Vec::new(),
             lowest: users.min().unwrap_or(0).min(0),
             alike: None,
+            of_a_tag,
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.played.len() + self.worn_in_play.len() > MOST
     }
 
     /// Whether a node of the tailnet answers to the alias.
@@ -142,7 +149,7 @@ impl<'a> Cast<'a> {
 
     /// A user who is in a group.
     fn member(&mut self, name: &str) {
-        if self.nodes.len() > MOST {
+        if self.is_full() {
             return;
         }
         let alike = self.alike.get_or_insert_with(|| Alike::new(self.document));
@@ -170,12 +177,7 @@ impl<'a> Cast<'a> {
 
     fn tagged(&mut self, tag: &str) {
         if self.worn_in_play.insert(tag.to_owned()) {
-            // Only logins know themselves from others by more than addresses.
-            let few = match self.document.ssh_tests.is_empty() {
-                true => &TWO[..1],
-                false => &TWO,
-            };
-            for _ in few {
+            for _ in 0..self.of_a_tag {
                 let node = self.addresses.node(None, Some(tag.to_owned()));
                 self.nodes.push(node);
             }

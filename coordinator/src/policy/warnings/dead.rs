@@ -111,6 +111,7 @@ struct Reach {
     /// What nodes announce, approved or not.
     announced: AddressSet,
     has_exit: bool,
+    internet: AddressSet,
 }
 
 impl Reach {
@@ -125,6 +126,7 @@ impl Reach {
             all: nodes.live().next().is_some().then(|| all.finish()),
             announced: announced.finish(),
             has_exit: nodes.iter().any(|node| node.approved.iter().any(is_exit)),
+            internet: internet(),
         }
     }
 
@@ -132,7 +134,7 @@ impl Reach {
     fn leads_nowhere(&self, net: &IpNet) -> Option<&'static str> {
         let nothing = self.nothing_at(net)?;
         let exits = self.has_exit && !self.announced.overlaps_net(net);
-        Some(match exits && internet().overlaps_net(net) {
+        Some(match exits && self.internet.overlaps_net(net) {
             true => ON_THE_INTERNET,
             false => nothing,
         })

@@ -125,6 +125,13 @@ pub(super) fn shapes() -> Vec<(&'static str, String)> {
                 r#"{{"tagOwners":{{{owners}}},"acls":[{{"action":"accept","src":["u0@"],"dst":["*:{ports}1",{told_apart}]}}],"tests":[{{"src":"u0@","accept":[{accept}]}}]}}"#
             )
         }),
+        ("an ssh test of as many tags as may be", {
+            let owners = list(10_000, |n| format!(r#""tag:t{n}":[]"#));
+            let tags = list(10_000, |n| format!(r#""tag:t{n}""#));
+            format!(
+                r#"{{"tagOwners":{{{owners}}},"ssh":[{{"action":"accept","src":["autogroup:tagged"],"dst":[{tags}],"users":["x"]}}],"sshTests":[{{"src":"tag:t0","dst":[{tags}],"accept":["x"]}}]}}"#
+            )
+        }),
         ("ssh rules of everybody", {
             let rule = r#"{"action":"accept","src":["group:a"],"dst":["tag:t"],"users":["x"]}"#;
             logins(

@@ -15,8 +15,8 @@ pub(super) struct Alike<'d> {
     named: HashSet<String>,
     /// Those as whom somebody logs in, in tests: rules can let everybody log in as the local part of the own address.
     logins: HashSet<&'d str>,
-    /// Of each sort, who was asked for: two at most.
-    seen: HashMap<(Vec<usize>, String), Vec<String>>,
+    /// How many of each sort were asked for.
+    seen: HashMap<(Vec<usize>, String), usize>,
 }
 
 impl<'d> Alike<'d> {
@@ -25,7 +25,11 @@ impl<'d> Alike<'d> {
         for (at, members) in document.groups.values().enumerate() {
             for member in members {
                 let name = member.value.to_ascii_lowercase();
-                groups.entry(name).or_default().push(at);
+                let groups = groups.entry(name).or_default();
+                // However often a group names it, in whatever spelling.
+                if groups.last() != Some(&at) {
+                    groups.push(at);
+                }
             }
         }
         let rules = aliases(document).filter_map(|alias| match alias.value {
@@ -58,10 +62,7 @@ impl<'d> Alike<'d> {
         let groups = self.groups.get(&lower_case).cloned().unwrap_or_default();
         let alike = (groups, domain.to_ascii_lowercase());
         let seen = self.seen.entry(alike).or_default();
-        if seen.len() < 2 && !seen.contains(&lower_case) {
-            seen.push(lower_case);
-            return true;
-        }
-        false
+        *seen += 1;
+        *seen <= 2
     }
 }
