@@ -2,8 +2,8 @@
 
 use std::net::Ipv6Addr;
 
+use super::sections::{filled, list};
 use super::trials::{domain, logins, told_apart};
-use super::{filled, list};
 
 /// A test about everybody in `group:a`.
 fn about_all(sections: &str) -> String {

@@ -1,6 +1,7 @@
 //! Policies whose `tests` and `sshTests` are costly, most of all with nodes that stand in for users who have none.
 
-use super::{MAX_POLICY, filled, list};
+use super::MAX_POLICY;
+use super::sections::{filled, list};
 
 /// So many users stand in, beside a tag.
 const USERS: usize = 9_990;
