@@ -103,6 +103,25 @@ fn what_is_no_hujson_is_refused_with_its_place() {
     assert!(edit::format("// nothing").is_err());
 }
 
+/// Its lines are indented, so that what is written is longer than the text, and known to be only by writing it.
+#[test]
+fn a_layout_may_be_as_long_as_a_policy_to_the_byte() {
+    let text = |padding: usize| {
+        format!(
+            "{}/*\n{}{}*/\n1{}",
+            "[\n".repeat(50),
+            "x\n".repeat(9_000),
+            "y".repeat(padding),
+            "]".repeat(50)
+        )
+    };
+    let without = edit::format(&text(1)).unwrap().len() - 1;
+    let padding = MAX_POLICY - without;
+    assert_eq!(edit::format(&text(padding)).unwrap().len(), MAX_POLICY);
+    let error = edit::format(&text(padding + 1)).expect_err("a byte too long");
+    assert!(error.message.contains("longer than"), "{error}");
+}
+
 #[test]
 fn a_layout_that_outgrows_a_policy_is_refused() {
     let deep = format!(
