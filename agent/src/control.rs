@@ -18,7 +18,7 @@ use lowroad_wire::{
     key::{DiscoPublic, MachinePrivate, MachinePublic, NodePrivate},
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::AbortHandle,
     time::{sleep, timeout},
 };
@@ -58,6 +58,8 @@ pub struct ControlOptions {
     pub node: Option<NodePrivate>,
     /// The key before a rotation that isn't finished.
     pub old_node: Option<NodePrivate>,
+    /// Keys of earlier logins that the server may know instead, if it doesn't know `node`: they are tried in this order before a person is asked.
+    pub left: Vec<NodePrivate>,
     pub disco: DiscoPublic,
     pub auth_key: Option<AuthKey>,
     /// Log in with a new key although there is one.
@@ -90,10 +92,11 @@ pub struct Facts {
 pub enum ControlEvent {
     /// The server's key, seen for the first time (or accepted by the user): to be kept.
     ServerKey(MachinePublic),
-    /// A new node key, about to be registered: to be kept first.
+    /// Another node key, about to be registered, in place of `old`. It is sent to the server once it is `kept`; if that is dropped, the client ends.
     NodeKey {
         node: NodePrivate,
         old: Option<NodePrivate>,
+        kept: oneshot::Sender<()>,
     },
     /// A person has to visit this page.
     Visit(String),
@@ -283,25 +286,20 @@ impl Client {
         }
         let mut followup: Option<String> = None;
         loop {
-            let hostinfo = self.facts.borrow().hostinfo.clone();
-            let Some(node) = self.options.node.clone() else {
-                return Err(ControlError::KeyExpired);
-            };
-            let attempt = Attempt {
-                node: &node,
-                old: self.options.old_node.as_ref(),
-                auth_key: self
-                    .options
-                    .auth_key
-                    .as_ref()
-                    .filter(|_| followup.is_none()),
-                followup: followup.as_deref(),
-                hostinfo: &hostinfo,
-            };
-            let sent = match register::register(channel, &attempt).await {
+            let sent = match self.attempt(channel, followup.as_deref()).await {
                 // A wait for a person that ran out is simply asked again.
                 Err(ControlError::Silent(_)) if followup.is_some() => continue,
                 other => other?,
+            };
+            let sent = match sent {
+                Registered::Visit(_) | Registered::Expired if !rotated && followup.is_none() => {
+                    match self.find_left(channel).await? {
+                        Ok(Some(response)) => Registered::Done(response),
+                        Ok(None) => sent,
+                        Err(Gone) => return Ok(Err(Gone)),
+                    }
+                }
+                sent => sent,
             };
             let told = match sent {
                 Registered::Expired if rotated => return Err(ControlError::KeyExpired),
@@ -336,17 +334,79 @@ impl Client {
         }
     }
 
+    async fn attempt(
+        &self,
+        channel: &Channel,
+        followup: Option<&str>,
+    ) -> Result<Registered, ControlError> {
+        let hostinfo = self.facts.borrow().hostinfo.clone();
+        let Some(node) = &self.options.node else {
+            return Err(ControlError::KeyExpired);
+        };
+        let auth_key = self.options.auth_key.as_ref();
+        let attempt = Attempt {
+            node,
+            old: self.options.old_node.as_ref(),
+            auth_key: auth_key.filter(|_| followup.is_none()),
+            followup,
+            hostinfo: &hostinfo,
+        };
+        register::register(channel, &attempt).await
+    }
+
+    /// The server doesn't know the node key: it may know one of those that were left.
+    async fn find_left(
+        &mut self,
+        channel: &Channel,
+    ) -> Result<Result<Option<Box<RegisterResponse>>, Gone>, ControlError> {
+        if self.options.auth_key.is_some() {
+            return Ok(Ok(None));
+        }
+        let hostinfo = self.facts.borrow().hostinfo.clone();
+        for node in self.options.left.clone() {
+            let attempt = Attempt {
+                node: &node,
+                old: None,
+                auth_key: None,
+                followup: None,
+                hostinfo: &hostinfo,
+            };
+            match register::register(channel, &attempt).await {
+                Ok(Registered::Done(response)) => {
+                    info!(key = %node.public().short(), "the server knows this node by the key of an earlier login");
+                    let taken = self.take_node_key(node, None).await;
+                    return Ok(taken.map(|()| Some(response)));
+                }
+                Ok(_) | Err(ControlError::Refused(_)) => {}
+                Err(why) => return Err(why),
+            }
+        }
+        Ok(Ok(None))
+    }
+
     async fn new_node_key(&mut self) -> Result<(), Gone> {
         let mut random = zeroize::Zeroizing::new([0; 32]);
         if getrandom::fill(&mut *random).is_err() {
             return Err(Gone);
         }
         let node = NodePrivate::from_random(*random);
-        let known = self.options.node.replace(node.clone());
         // A key that was never registered is nothing to go back to.
+        let known = self.options.node.take();
         let old = self.options.old_node.take().or(known);
+        self.take_node_key(node, old).await
+    }
+
+    /// Goes on with another key once it is kept: one that only the server has kept would be lost with this process.
+    async fn take_node_key(
+        &mut self,
+        node: NodePrivate,
+        old: Option<NodePrivate>,
+    ) -> Result<(), Gone> {
+        self.options.node = Some(node.clone());
         self.options.old_node.clone_from(&old);
-        self.tell(ControlEvent::NodeKey { node, old }).await
+        let (kept, is_kept) = oneshot::channel();
+        self.tell(ControlEvent::NodeKey { node, old, kept }).await?;
+        is_kept.await.map_err(|_| Gone)
     }
 
     /// Polls and reports until one of them fails.

@@ -9,6 +9,7 @@ mod answer;
 mod bus;
 mod cached;
 mod flows;
+mod keys;
 mod lifecycle;
 mod links;
 mod measures;
@@ -191,6 +192,7 @@ impl Engine {
     /// Runs until told to stop. What the kernel holds stays.
     pub async fn run(mut self) {
         self.leave_login();
+        self.use_accepted_key();
         if self.prefs.want_running {
             self.start_or_retry().await;
         }

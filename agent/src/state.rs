@@ -15,11 +15,13 @@ use tracing::info;
 
 mod files;
 mod identity;
+mod keys;
 pub mod netmap;
 
 use self::files::{lock, make_private_directory, protect, put_in_place, write_private};
 pub use self::{
     identity::State,
+    keys::LeftKey,
     netmap::{CachedNetmap, NetmapCache, NetmapWrite, Of},
 };
 

@@ -16,6 +16,7 @@ fn options(url: &str) -> ControlOptions {
         machine: MachinePrivate::from_random([1; 32]),
         node: None,
         old_node: None,
+        left: Vec::new(),
         disco: DiscoPrivate::from_random([2; 32]).public(),
         auth_key: Some(AuthKey::new("hskey-auth-test".into())),
         force_reauth: false,
@@ -43,8 +44,17 @@ struct Client {
 }
 
 impl Client {
+    /// Keeps every node key, and its events until they are asked for.
     fn start(options: ControlOptions) -> Self {
-        let (control, events) = Control::start(options, Facts::default());
+        let (control, mut received) = Control::start(options, Facts::default());
+        let (sender, events) = mpsc::channel(EVENT_QUEUE);
+        tokio::spawn(async move {
+            while let Some(event) = received.recv().await {
+                if sender.send(keep(event)).await.is_err() {
+                    break;
+                }
+            }
+        });
         Self { control, events }
     }
 
@@ -81,6 +91,17 @@ impl Client {
     }
 }
 
+fn keep(event: ControlEvent) -> ControlEvent {
+    match event {
+        ControlEvent::NodeKey { node, old, kept } => {
+            kept.send(()).expect("the client waits for it");
+            let (kept, _) = oneshot::channel();
+            ControlEvent::NodeKey { node, old, kept }
+        }
+        event => event,
+    }
+}
+
 fn accepted() -> Value {
     json!({"User": {"ID": 1}, "Login": {"ID": 1, "LoginName": "lab"}, "NodeKeyExpired": false, "MachineAuthorized": true, "AuthURL": "", "Error": ""})
 }
@@ -105,7 +126,10 @@ async fn a_node_registers_polls_and_its_reports_are_acknowledged() {
     let mut server = TestServer::start(7).await;
     let mut client = Client::start(options(&server.url));
     assert!(matches!(client.next().await, ControlEvent::ServerKey(_)));
-    let ControlEvent::NodeKey { node, old: None } = client.next().await else {
+    let ControlEvent::NodeKey {
+        node, old: None, ..
+    } = client.next().await
+    else {
         panic!("the new key is to be kept first")
     };
     let register = server.expect("/machine/register").await;
@@ -168,6 +192,58 @@ async fn an_expired_key_is_replaced_once_and_the_old_one_named() {
     assert_ne!(second.body["NodeKey"], first_key(&saved));
     second.json(json!({"NodeKeyExpired": true}));
     assert!(matches!(client.failed().await, ControlError::KeyExpired));
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_kept_is_not_sent() {
+    let mut server = TestServer::start(7).await;
+    let (_control, mut events) = Control::start(options(&server.url), Facts::default());
+    let kept = loop {
+        match events.recv().await.expect("the client runs") {
+            ControlEvent::NodeKey { kept, .. } => break kept,
+            _ => {}
+        }
+    };
+    drop(kept);
+    assert!(events.recv().await.is_none(), "the client ends");
+    assert!(server.asked().is_none());
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_the_key_is_asked_about_those_that_were_left() {
+    let key = |n| NodePrivate::from_random([n; 32]);
+    for answer in [
+        json!({"AuthURL": "http://page/1"}),
+        json!({"NodeKeyExpired": true}),
+    ] {
+        let mut server = TestServer::start(7).await;
+        let mut client = Client::start(ControlOptions {
+            node: Some(key(3)),
+            left: vec![key(4), key(5), key(6), key(7)],
+            auth_key: None,
+            ..options(&server.url)
+        });
+        let answers = [
+            answer,
+            json!({"AuthURL": "http://page/2"}),
+            json!({"Error": "no"}),
+            accepted(),
+        ];
+        for (n, answer) in (3..).zip(answers) {
+            let register = server.expect("/machine/register").await;
+            assert_eq!(register.body["NodeKey"], first_key(&key(n)));
+            register.json(answer);
+        }
+        let found = |event| match event {
+            ControlEvent::NodeKey {
+                node, old: None, ..
+            } => Some(node),
+            ControlEvent::Visit(url) => panic!("nobody has to visit {url}"),
+            _ => None,
+        };
+        assert_eq!(client.until(found).await, key(6));
+        assert_eq!(poll(&mut server).await.body["NodeKey"], first_key(&key(6)));
+    }
 }
 
 fn first_key(key: &NodePrivate) -> Value {

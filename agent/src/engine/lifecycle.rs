@@ -19,6 +19,7 @@ use crate::{
     kernel::{KernelError, KernelOptions},
     prefs::{AuthKey, Prefs},
     process::{give_memory_back, without_stalling},
+    state::LeftKey,
     tls::Verification,
 };
 
@@ -66,6 +67,9 @@ impl Engine {
             Some(kept) => kept,
             None => self.start_plane().await?,
         };
+        if !login.force_reauth {
+            self.use_key_of_server();
+        }
         let facts = Facts {
             generation: 1,
             hostinfo: hostinfo(&self.prefs, &self.state.id),
@@ -109,6 +113,10 @@ impl Engine {
             machine: self.state.machine_key.clone(),
             node,
             old_node: self.state.old_node_key.clone(),
+            left: match login.force_reauth {
+                true => Vec::new(),
+                false => self.state.left_keys_of(&self.prefs.control_url),
+            },
             disco: self.state.disco_key.public(),
             auth_key: login.auth_key,
             force_reauth: login.force_reauth,
@@ -122,16 +130,12 @@ impl Engine {
         }
     }
 
-    /// The control client as it is with what is saved, for a logout: at the server that knows the node, which after an interrupted `up` is not the preferred one.
-    pub(super) fn saved_control_options(&self) -> ControlOptions {
-        let options = self.control_options(Login::default(), self.state.node_key.clone());
-        let Some(url) = self.state.registered_at.clone() else {
-            return options;
-        };
+    /// For the logout of a key at the server that knows it, which need not be the preferred one.
+    pub(super) fn logout_options(&self, key: LeftKey) -> ControlOptions {
         ControlOptions {
-            known_server: self.state.server_keys.get(&url).copied(),
-            url,
-            ..options
+            known_server: self.state.server_keys.get(&key.server).copied(),
+            url: key.server,
+            ..self.control_options(Login::default(), Some(key.key))
         }
     }
 
@@ -162,15 +166,14 @@ impl Engine {
                     .insert(self.prefs.control_url.clone(), key);
                 let _ = self.save();
             }
-            ControlEvent::NodeKey { node, old } => self.on_node_key(node, old).await,
+            ControlEvent::NodeKey { node, old, kept } => self.on_node_key(node, old, kept).await,
             ControlEvent::Visit(url) => {
                 self.cache.forget().await;
                 self.with_session(|session| session.needs_login(url));
                 self.reconcile_soon(now);
             }
             ControlEvent::Registered(response) => {
-                self.state.old_node_key = None;
-                self.state.registered_at = Some(self.prefs.control_url.clone());
+                self.state.accept_key(&self.prefs.control_url);
                 let _ = self.save();
                 self.with_session(|session| {
                     session.auth_url.clear();
@@ -239,22 +242,6 @@ impl Engine {
                 self.with_session(|session| session.trouble = Some(trouble));
             }
             ControlEvent::Failed(why) => self.on_refused(&why.to_string()).await,
-        }
-    }
-
-    async fn on_node_key(&mut self, node: NodePrivate, old: Option<NodePrivate>) {
-        self.cache.forget().await;
-        self.state.node_key = Some(node.clone());
-        self.state.old_node_key = old;
-        let _ = self.save();
-        let Some(mut session) = self.session.take() else {
-            return;
-        };
-        let set = session.set_key(self, node).await;
-        self.session = Some(session);
-        if let Err(why) = set {
-            let why = self.cannot_start(&why);
-            self.fail_ups(&why).await;
         }
     }
 

@@ -23,6 +23,7 @@ use crate::{
 mod bus;
 mod cached;
 mod fair;
+mod keys;
 mod logins;
 mod policy;
 mod scale;

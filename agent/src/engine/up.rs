@@ -2,13 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Engine, bus::Bus, lifecycle::Login, whole};
+use super::{Engine, bus::Bus, lifecycle::Login, session::Session, whole};
 use crate::{
     localapi::UpRequest,
     prefs::{AuthKey, Change, Prefs},
@@ -297,38 +294,20 @@ impl Engine {
 
     async fn go_back(&mut self, before: &Before) {
         self.prefs = before.prefs.clone();
+        if self.state.prefs != self.prefs {
+            self.state.prefs = self.prefs.clone();
+            let _ = self.save();
+        }
         if !before.running {
             if let Err(error) = self.stop_session().await {
                 warn!(%error, "cannot remove everything that `up` made");
             }
-            self.forget_unregistered_key();
+            self.go_back_to_key();
         } else if before.restarted {
-            self.forget_unregistered_key();
+            self.go_back_to_key();
             self.start_or_retry().await;
         }
         self.apply_preferences();
-    }
-
-    /// Nobody finishes a login any more that was to replace the node key: the node is again who it was before.
-    pub(super) fn leave_login(&mut self) {
-        if self.state.old_node_key.is_some() {
-            self.forget_unregistered_key();
-        }
-    }
-
-    /// A key that no server has accepted is no identity: the one before it still is, or the next `up` makes its own.
-    fn forget_unregistered_key(&mut self) {
-        let old = self.state.old_node_key.take();
-        let mut changed = old.is_some();
-        if changed {
-            self.state.node_key = old;
-        }
-        if self.state.registered_at.is_none() {
-            changed |= self.state.node_key.take().is_some();
-        }
-        if changed {
-            let _ = self.save();
-        }
     }
 
     /// `start` and `WantRunning: true`: connects, and doesn't wait for it.
@@ -342,6 +321,10 @@ impl Engine {
         change.apply(&mut prefs);
         self.check_server(&prefs)?;
         let restart = self.needs_session(&prefs, auth_key.as_ref());
+        // The stock client waits for another key then, as its own daemon makes one.
+        let force_reauth =
+            auth_key.is_some() && self.session.as_ref().is_some_and(Session::is_expired);
+        self.keep_if_up_fails(&change);
         self.prefs = prefs;
         self.prefs.want_running = true;
         self.prefs.logged_out = false;
@@ -358,8 +341,12 @@ impl Engine {
         if !restart {
             return Ok(());
         }
+        if force_reauth {
+            self.leave_login();
+        }
         let login = Login {
             auth_key,
+            force_reauth,
             ..Login::default()
         };
         let started = self.start_session(login).await;
@@ -404,6 +391,30 @@ impl Engine {
 
     /// `down`: everything that lowroad made on this host is removed, and a restarted agent stays down.
     pub(super) async fn on_down(&mut self) -> Result<(), String> {
+        self.take_back_up();
+        self.stop().await
+    }
+
+    /// Of an `up` that nobody finishes neither preferences nor keys stay.
+    pub(super) fn take_back_up(&mut self) {
+        if let Some(up) = self.ups.first() {
+            self.prefs = up.before.prefs.clone();
+            self.go_back_to_key();
+        }
+    }
+
+    /// What is set while an `up` waits stays also if that fails.
+    pub(super) fn keep_if_up_fails(&mut self, change: &Change) {
+        let change = Change {
+            want_running: None,
+            ..change.clone()
+        };
+        for up in &mut self.ups {
+            change.apply(&mut up.before.prefs);
+        }
+    }
+
+    pub(super) async fn stop(&mut self) -> Result<(), String> {
         self.prefs.want_running = false;
         self.state.prefs = self.prefs.clone();
         self.failure = None;
@@ -415,33 +426,9 @@ impl Engine {
         for up in self.ups.drain(..) {
             up.fail("the node was stopped by `lowroad down`", &mut self.bus);
         }
+        self.set_operator();
         saved.map_err(|error| error.to_string())?;
         stopped.map_err(|error| whole(&error))
-    }
-
-    /// Logs out here at once; the server is told meanwhile, for as long as that takes it, and then comes the answer.
-    pub(super) async fn on_logout(&mut self, reply: oneshot::Sender<Result<(), String>>) {
-        // Of the key that the server knows.
-        self.leave_login();
-        let options = self.saved_control_options();
-        self.prefs.want_running = false;
-        self.prefs.logged_out = true;
-        self.state.node_key = None;
-        self.state.old_node_key = None;
-        self.state.registered_at = None;
-        let down = self.on_down().await;
-        tokio::spawn(async move {
-            let told = timeout(LOGOUT_TIMEOUT, crate::control::logout(&options)).await;
-            let answer = down.and(match told {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(why)) => Err(format!(
-                    "logged out here, but the login server was not told: {why}"
-                )),
-                Err(_) => Err("logged out here, but the login server did not answer".to_owned()),
-            });
-            // Whoever asked may have gone.
-            let _ = reply.send(answer);
-        });
     }
 
     /// Makes the preferences take effect on what runs.
@@ -459,6 +446,3 @@ impl Engine {
         }
     }
 }
-
-/// The server is told of a logout for this long at most.
-const LOGOUT_TIMEOUT: Duration = Duration::from_secs(10);

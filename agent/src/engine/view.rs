@@ -81,6 +81,7 @@ impl Engine {
         match change.want_running {
             Some(true) => self.start_without_waiting(None, change).await?,
             Some(false) => {
+                self.keep_if_up_fails(&change);
                 self.prefs = prefs;
                 self.on_down().await?;
             }
@@ -93,13 +94,24 @@ impl Engine {
                 {
                     return Err("can't change the login server while running: use `lowroad up --login-server=… --force-reauth`".to_owned());
                 }
+                self.keep(&change)?;
                 self.prefs = prefs;
-                self.state.prefs = self.prefs.clone();
-                self.save().map_err(|error| error.to_string())?;
                 self.apply_preferences();
             }
         }
         Ok(self.prefs.to_stock_json())
+    }
+
+    /// Saves what is set, and nothing of an `up` that may still fail.
+    fn keep(&mut self, change: &Change) -> Result<(), String> {
+        let before = self.state.prefs.clone();
+        change.apply(&mut self.state.prefs);
+        if let Err(error) = self.save() {
+            self.state.prefs = before;
+            return Err(error.to_string());
+        }
+        self.keep_if_up_fails(change);
+        Ok(())
     }
 
     fn node(&self) -> Option<&super::node::Node> {

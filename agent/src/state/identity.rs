@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use lowroad_wire::key::{DiscoPrivate, MachinePrivate, MachinePublic, NodePrivate};
 use serde::{Deserialize, Serialize};
 
-use super::{StateError, VERSION};
+use super::{LeftKey, StateError, VERSION};
 use crate::prefs::Prefs;
 
 /// Identity and preferences. Its `Debug` shows no key, because the key types' doesn't.
@@ -22,6 +22,10 @@ pub struct State {
     pub old_node_key: Option<NodePrivate>,
     /// URL of the server that has accepted the node key.
     pub registered_at: Option<String>,
+    /// URL of the server that the node key is being registered with, until that accepts it.
+    pub made_for: Option<String>,
+    /// Of logins that nobody finished, and of other servers; the newest last.
+    pub left_node_keys: Vec<LeftKey>,
     /// Each server's Noise key as first seen, by URL.
     pub server_keys: BTreeMap<String, MachinePublic>,
     pub prefs: Prefs,
@@ -42,9 +46,20 @@ pub(super) struct Stored {
     #[serde(default)]
     registered_at: Option<String>,
     #[serde(default)]
+    made_for: Option<String>,
+    #[serde(default)]
+    left_node_keys: Vec<StoredLeftKey>,
+    #[serde(default)]
     server_keys: BTreeMap<String, MachinePublic>,
     #[serde(default)]
     prefs: Prefs,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredLeftKey {
+    server: String,
+    key: String,
+    accepted: bool,
 }
 
 #[derive(Deserialize)]
@@ -65,6 +80,8 @@ impl State {
             node_key: None,
             old_node_key: None,
             registered_at: None,
+            made_for: None,
+            left_node_keys: Vec::new(),
             server_keys: BTreeMap::new(),
             prefs: Prefs::default(),
         }
@@ -110,7 +127,22 @@ impl State {
             .transpose()
             .map_err(|_| damaged("disco_key is not a key".into()))?;
         let complete = disco.is_some();
-        let state = Self {
+        let left_node_keys = stored.left_node_keys.into_iter().map(|left| {
+            let StoredLeftKey {
+                server,
+                key,
+                accepted,
+            } = left;
+            let key = zeroize::Zeroizing::new(key).parse();
+            let key = key.map_err(|_| damaged("one of left_node_keys is not a key".into()))?;
+            Ok(LeftKey {
+                server,
+                key,
+                accepted,
+            })
+        });
+        let mut state = Self {
+            left_node_keys: left_node_keys.collect::<Result<_, StateError>>()?,
             disco_key: disco.unwrap_or_else(|| new_disco_key(random)),
             machine_key,
             node_key: node(stored.node_key, "node_key")?,
@@ -121,9 +153,11 @@ impl State {
                 return Err(damaged("id is not 16 hex digits".into()));
             },
             registered_at: stored.registered_at,
+            made_for: stored.made_for,
             server_keys: stored.server_keys,
             prefs: stored.prefs,
         };
+        state.keep_newest_left();
         Ok((state, complete))
     }
 
@@ -139,9 +173,19 @@ impl State {
                 .as_ref()
                 .map(|key| key.to_text().to_string()),
             registered_at: self.registered_at.clone(),
+            made_for: self.made_for.clone(),
+            left_node_keys: self.left_node_keys.iter().map(stored_left_key).collect(),
             server_keys: self.server_keys.clone(),
             prefs: self.prefs.clone(),
         }
+    }
+}
+
+fn stored_left_key(left: &LeftKey) -> StoredLeftKey {
+    StoredLeftKey {
+        server: left.server.clone(),
+        key: left.key.to_text().to_string(),
+        accepted: left.accepted,
     }
 }
 

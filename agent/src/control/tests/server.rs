@@ -78,6 +78,11 @@ impl TestServer {
             .expect("the server runs")
     }
 
+    /// A request that has come already.
+    pub fn asked(&mut self) -> Option<Call> {
+        self.calls.try_recv().ok()
+    }
+
     /// The next request, which has to go there.
     pub async fn expect(&mut self, path: &str) -> Call {
         let call = self.call().await;

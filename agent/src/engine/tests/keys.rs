@@ -1,0 +1,373 @@
+//! Node keys that a server may have accepted without this node hearing of it, and logins with another server.
+
+use super::{
+    bus::{logged_in, login, start, told, told_state, watched},
+    *,
+};
+
+fn forced(url: &str) -> UpRequest {
+    UpRequest {
+        force_reauth: true,
+        ..request(url)
+    }
+}
+
+async fn own_key(agent: &Agent) -> String {
+    agent.status().await.self_node.unwrap().public_key
+}
+
+async fn control_url(agent: &Agent) -> serde_json::Value {
+    agent.ask(|reply| Ask::Prefs { reply }).await["ControlURL"].clone()
+}
+
+/// An agent that runs, and the end of its map stream.
+async fn running(
+    dir: &TempDir,
+    server: &mut TestServer,
+) -> (Agent, mpsc::Sender<serde_json::Value>) {
+    let agent = Agent::start(dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    (agent, stream)
+}
+
+/// A forced login that waits for somebody to visit a page.
+struct AtPage {
+    key: serde_json::Value,
+    steps: mpsc::Receiver<Progress>,
+    _followup: Call,
+}
+
+async fn at_page(agent: &Agent, server: &mut TestServer) -> AtPage {
+    let request = UpRequest {
+        auth_key: None,
+        ..forced(&server.url)
+    };
+    let steps = agent.up(request).await;
+    let register = expect_register(server).await;
+    let key = register.body["NodeKey"].clone();
+    register.json(json!({"AuthURL": "http://page/1"}));
+    let followup = expect_register(server).await;
+    assert_eq!(followup.body["Followup"], "http://page/1");
+    AtPage {
+        key,
+        steps,
+        _followup: followup,
+    }
+}
+
+/// Answers registrations until one is accepted; the others are to visit a page.
+async fn accept_only(server: &mut TestServer, key: &serde_json::Value) {
+    loop {
+        let register = expect_register(server).await;
+        if register.body["NodeKey"] == *key {
+            return register.json(json!({"MachineAuthorized": true}));
+        }
+        let followup = register.body["Followup"].as_str();
+        assert_eq!(
+            followup.unwrap_or_default(),
+            "",
+            "nobody waits for a person"
+        );
+        register.json(json!({"AuthURL": "http://page/2"}));
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_somebody_finishes_while_the_agent_is_away_is_found() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = running(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    let AtPage { key, .. } = at_page(&agent, &mut server).await;
+    agent.end().await;
+
+    let agent = Agent::start(&dir);
+    let first = expect_register(&mut server).await;
+    assert_eq!(first.body["NodeKey"], known);
+    first.json(json!({"AuthURL": "http://page/2"}));
+    accept_only(&mut server, &key).await;
+    let _stream = admit(&mut server).await;
+    until_running(&agent).await;
+    assert_eq!(own_key(&agent).await, key);
+    agent.end().await;
+
+    // And from then on it is the node's.
+    let agent = Agent::start(&dir);
+    assert_eq!(expect_register(&mut server).await.body["NodeKey"], key);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_login_that_somebody_finishes_after_it_was_interrupted_is_found_when_the_server_drops_the_old_key()
+ {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = running(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    let AtPage { key, steps, .. } = at_page(&agent, &mut server).await;
+    drop(steps);
+    let back = expect_register(&mut server).await;
+    assert_eq!(back.body["NodeKey"], known);
+    back.json(json!({"MachineAuthorized": true}));
+    let stream = admit(&mut server).await;
+    until_running(&agent).await;
+    drop(stream);
+    loop {
+        let call = server.call().await;
+        match call.path.as_str() {
+            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
+            _ => break call.json(json!({"AuthURL": "http://page/2"})),
+        }
+    }
+    accept_only(&mut server, &key).await;
+    let _stream = admit(&mut server).await;
+    until_running(&agent).await;
+    assert_eq!(own_key(&agent).await, key);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_logout_is_of_every_key_that_a_server_may_know() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = running(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    let page = at_page(&agent, &mut server).await;
+    let (reply, answer) = oneshot::channel();
+    agent.asks.send(Ask::Logout { reply }).await.unwrap();
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let register = expect_register(&mut server).await;
+        assert!(register.body["Expiry"].is_string(), "{}", register.body);
+        let node = register.body["NodeKey"].clone();
+        // Of one that it doesn't know a server may say so.
+        match node == page.key {
+            true => register.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "unknown node")),
+            false => register.json(json!({})),
+        }
+        told.push(node);
+    }
+    assert!(
+        told.contains(&page.key) && told.contains(&json!(known)),
+        "{told:?}"
+    );
+    assert_eq!(answer.await.unwrap(), Ok(()));
+    assert_eq!(agent.status().await.backend_state, BackendState::NeedsLogin);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_new_key_that_cannot_be_kept_is_sent_to_nobody() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = running(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    let elsewhere = dir.path().with_extension("moved");
+    std::fs::rename(dir.path(), &elsewhere).unwrap();
+    let steps = agent.up(forced(&server.url)).await;
+    let outcome = last(steps).await;
+    std::fs::rename(&elsewhere, dir.path()).unwrap();
+    let Progress::Failed(why) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(
+        why.contains("cannot be kept") && why.contains("state.json"),
+        "{why}"
+    );
+    let register = expect_register(&mut server).await;
+    assert_eq!(register.body["NodeKey"], known);
+    register.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    until_running(&agent).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_rotation_that_cannot_be_kept_is_tried_again() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, stream) = running(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    let elsewhere = dir.path().with_extension("moved");
+    std::fs::rename(dir.path(), &elsewhere).unwrap();
+    drop(stream);
+    loop {
+        let call = server.call().await;
+        match call.path.as_str() {
+            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
+            _ => break call.json(json!({"NodeKeyExpired": true})),
+        }
+    }
+    let told = async {
+        let of_it = |line: &String| line.contains("cannot be kept");
+        while !agent.status().await.health.iter().any(of_it) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, told).await.expect("health tells it");
+    std::fs::rename(&elsewhere, dir.path()).unwrap();
+    let again = expect_register(&mut server).await;
+    assert_eq!(again.body["NodeKey"], known);
+    again.json(json!({"NodeKeyExpired": true}));
+    let rotated = expect_register(&mut server).await;
+    assert_eq!(rotated.body["OldNodeKey"], known);
+    let key = rotated.body["NodeKey"].clone();
+    rotated.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    until_running(&agent).await;
+    assert_eq!(own_key(&agent).await, key);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_login_elsewhere_that_is_interrupted_after_it_was_accepted_goes_back_with_the_first_servers_key()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
+    let (agent, _stream) = running(&dir, &mut first).await;
+    let known = own_key(&agent).await;
+    let steps = agent.up(forced(&second.url)).await;
+    let register = expect_register(&mut second).await;
+    let elsewhere = register.body["NodeKey"].clone();
+    register.json(json!({"MachineAuthorized": true}));
+    let _unanswered = second.expect("/machine/map").await;
+    drop(steps);
+    let back = expect_register(&mut first).await;
+    assert_eq!(back.body["NodeKey"], known);
+    back.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut first).await;
+    until_running(&agent).await;
+    assert_eq!(control_url(&agent).await, json!(first.url));
+
+    // The second knows the key it has accepted, and is told of a logout.
+    let (reply, _answer) = oneshot::channel();
+    agent.asks.send(Ask::Logout { reply }).await.unwrap();
+    assert_eq!(
+        expect_register(&mut second).await.body["NodeKey"],
+        elsewhere
+    );
+    assert_eq!(expect_register(&mut first).await.body["NodeKey"], known);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_login_elsewhere_that_the_agents_end_interrupts_goes_back_with_the_first_servers_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
+    let (agent, _stream) = running(&dir, &mut first).await;
+    let known = own_key(&agent).await;
+    let _steps = agent.up(forced(&second.url)).await;
+    let register = expect_register(&mut second).await;
+    register.json(json!({"MachineAuthorized": true}));
+    let _unanswered = second.expect("/machine/map").await;
+    agent.end().await;
+    let agent = Agent::start(&dir);
+    let back = expect_register(&mut first).await;
+    assert_eq!(back.body["NodeKey"], known);
+    back.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut first).await;
+    until_running(&agent).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_stopped_during_a_login_elsewhere_is_the_first_servers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
+    let (agent, _stream) = running(&dir, &mut first).await;
+    let known = own_key(&agent).await;
+    let _steps = agent.up(forced(&second.url)).await;
+    let register = expect_register(&mut second).await;
+    register.json(json!({"MachineAuthorized": true}));
+    let _unanswered = second.expect("/machine/map").await;
+    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+    assert_eq!(control_url(&agent).await, json!(first.url));
+    let change = Change {
+        want_running: Some(true),
+        ..Change::default()
+    };
+    agent.ask(|reply| Ask::Set { change, reply }).await.unwrap();
+    assert_eq!(expect_register(&mut first).await.body["NodeKey"], known);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_first_login_that_is_interrupted_goes_on_with_its_key() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let register = expect_register(&mut server).await;
+    let key = register.body["NodeKey"].clone();
+    drop(steps);
+    until(|| agent.kernel().is_torn_down()).await;
+    assert_eq!(agent.status().await.backend_state, BackendState::NeedsLogin);
+    let steps = agent.up(request(&server.url)).await;
+    let again = expect_register(&mut server).await;
+    assert_eq!(again.body["NodeKey"], key);
+    again.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_forced_login_of_an_expired_node_by_key_ends_with_another_node_key() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, stream) = logged_in(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    let (_, mut bus) = watched(&agent, 0).await;
+    let expired = json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": known, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true, "KeyExpiry": "2020-01-01T00:00:00Z"});
+    stream.send(json!({"Node": expired})).await.unwrap();
+    told_state(&mut bus, BackendState::NeedsLogin).await;
+    start(&agent, &server, Some("renewal")).await.unwrap();
+    login(&agent).await.unwrap();
+    let register = expect_register(&mut server).await;
+    assert_eq!(register.body["Auth"]["AuthKey"], "renewal");
+    assert_eq!(register.body["OldNodeKey"], known);
+    let key = register.body["NodeKey"].clone();
+    register.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    while told(&mut bus, "SelfChange").await["Key"] != key {}
+    told_state(&mut bus, BackendState::Running).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn what_is_set_while_an_up_waits_stays_when_it_fails() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = running(&dir, &mut server).await;
+    let steps = agent.up(forced(&server.url)).await;
+    let register = expect_register(&mut server).await;
+    let change = Change {
+        route_all: Some(true),
+        ..Change::default()
+    };
+    agent.ask(|reply| Ask::Set { change, reply }).await.unwrap();
+    register.answer(Reply::Status(
+        hyper::StatusCode::UNAUTHORIZED,
+        "no such authkey",
+    ));
+    assert!(matches!(last(steps).await, Progress::Failed(_)));
+    let prefs = agent.ask(|reply| Ask::Prefs { reply }).await;
+    assert_eq!(prefs["RouteAll"], true);
+    agent.end().await;
+    let agent = Agent::start(&dir);
+    let prefs = agent.ask(|reply| Ask::Prefs { reply }).await;
+    assert_eq!(prefs["RouteAll"], true);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn what_an_up_changes_is_not_saved_by_a_set_while_it_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
+    let (agent, _stream) = running(&dir, &mut first).await;
+    let _steps = agent.up(forced(&second.url)).await;
+    let _unanswered = expect_register(&mut second).await;
+    let change = Change {
+        shields_up: Some(true),
+        ..Change::default()
+    };
+    agent.ask(|reply| Ask::Set { change, reply }).await.unwrap();
+    agent.end().await;
+    let agent = Agent::start(&dir);
+    assert_eq!(control_url(&agent).await, json!(first.url));
+    agent.end().await;
+}
