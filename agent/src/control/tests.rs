@@ -198,14 +198,19 @@ async fn an_expired_key_is_replaced_once_and_the_old_one_named() {
 async fn a_key_that_is_not_kept_is_not_sent() {
     let mut server = TestServer::start(7).await;
     let (_control, mut events) = Control::start(options(&server.url), Facts::default());
+    let mut next = async || {
+        timeout(Duration::from_secs(20), events.recv())
+            .await
+            .expect("it tells or ends")
+    };
     let kept = loop {
-        match events.recv().await.expect("the client runs") {
-            ControlEvent::NodeKey { kept, .. } => break kept,
-            _ => {}
+        let event = next().await.expect("the client runs");
+        if let ControlEvent::NodeKey { kept, .. } = event {
+            break kept;
         }
     };
     drop(kept);
-    assert!(events.recv().await.is_none(), "the client ends");
+    assert!(next().await.is_none(), "the client ends");
     assert!(server.asked().is_none());
 }
 
@@ -243,6 +248,40 @@ async fn a_server_that_does_not_know_the_key_is_asked_about_those_that_were_left
         };
         assert_eq!(client.until(found).await, key(6));
         assert_eq!(poll(&mut server).await.body["NodeKey"], first_key(&key(6)));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_say_whether_it_knows_a_left_key_still_has_its_page_shown() {
+    for status in [
+        StatusCode::TOO_MANY_REQUESTS,
+        StatusCode::INTERNAL_SERVER_ERROR,
+    ] {
+        let mut server = TestServer::start(7).await;
+        let mut client = Client::start(ControlOptions {
+            node: Some(NodePrivate::from_random([3; 32])),
+            left: vec![
+                NodePrivate::from_random([4; 32]),
+                NodePrivate::from_random([5; 32]),
+            ],
+            auth_key: None,
+            ..options(&server.url)
+        });
+        let first = server.expect("/machine/register").await;
+        let key = first.body["NodeKey"].clone();
+        first.json(json!({"AuthURL": "http://page/1"}));
+        let left = server.expect("/machine/register").await;
+        left.answer(Reply::Status(status, "busy"));
+        let url = client
+            .until(|event| match event {
+                ControlEvent::Visit(url) => Some(url),
+                ControlEvent::Lost { why, .. } => panic!("{why}"),
+                _ => None,
+            })
+            .await;
+        assert_eq!(url, "http://page/1");
+        let followup = server.expect("/machine/register").await;
+        assert_eq!(followup.body["NodeKey"], key);
     }
 }
 

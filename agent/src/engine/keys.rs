@@ -21,6 +21,8 @@ impl Engine {
         old: Option<NodePrivate>,
         kept: oneshot::Sender<()>,
     ) {
+        // The server has something against the key that it is of.
+        self.cache.forget().await;
         let before = self.state.clone();
         self.state
             .begin_key(node.clone(), old, &self.prefs.control_url);
@@ -28,7 +30,6 @@ impl Engine {
             self.state = before;
             return self.cannot_keep_key(&why.to_string()).await;
         }
-        self.cache.forget().await;
         let _ = kept.send(());
         let Some(mut session) = self.session.take() else {
             return;
@@ -43,14 +44,16 @@ impl Engine {
 
     /// The control client has ended by it: a new one is tried later.
     async fn cannot_keep_key(&mut self, why: &str) {
-        let why = format!("a new node key cannot be kept: {why}");
+        let why = format!(
+            "a node key that cannot be saved is not sent to the login server ({why}); it is tried again"
+        );
         let goes_back = self.fails_back_to_a_session();
         self.fail_ups(&why).await;
         if let Some(session) = self.session.as_mut().filter(|_| !goes_back) {
             session.control = None;
             session.trouble = Some(Trouble {
                 message: why,
-                ends_up: true,
+                ends_up: false,
             });
             self.restart_at = Some(Instant::now() + RETRY_INTERVAL);
         }
@@ -89,18 +92,19 @@ impl Engine {
     pub(super) async fn on_logout(&mut self, reply: oneshot::Sender<Result<(), String>>) {
         self.take_back_up();
         self.leave_login();
-        let in_use = self.state.registered_at.is_some();
-        let keys = self.state.forget_keys();
-        let others = keys.len() - usize::from(in_use);
         let mut logouts = Vec::new();
-        for (n, key) in keys.into_iter().enumerate() {
-            let is_reported = key.accepted && (n == others || !in_use);
+        for key in self.state.forget_keys() {
+            let is_reported = key.accepted;
             logouts.push(logout(self.logout_options(key), is_reported));
         }
         self.prefs.logged_out = true;
         let down = self.stop().await;
         tokio::spawn(async move {
-            let told: Result<(), String> = join_all(logouts).await.into_iter().collect();
+            let mut logouts = logouts.into_iter();
+            // First the one in use, which is the one that matters.
+            let mut told: Vec<_> = join_all(logouts.next()).await;
+            told.extend(join_all(logouts).await);
+            let told: Result<(), String> = told.into_iter().collect();
             // Whoever asked may have gone.
             let _ = reply.send(down.and(told));
         });
@@ -109,14 +113,17 @@ impl Engine {
 
 /// A key that no server is known to have accepted may be known to nobody: that it can't be logged out is no failure.
 async fn logout(options: ControlOptions, is_reported: bool) -> Result<(), String> {
+    let server = options.url.clone();
     let why = match timeout(LOGOUT_TIMEOUT, crate::control::logout(&options)).await {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(why)) => format!("was not told: {why}"),
         Err(_) => "did not answer".to_owned(),
     };
     if !is_reported {
-        info!(server = options.url, why, "cannot log out an earlier key");
+        info!(server, why, "cannot log out an earlier key");
         return Ok(());
     }
-    Err(format!("logged out here, but the login server {why}"))
+    Err(format!(
+        "logged out here, but the login server {server} {why}"
+    ))
 }

@@ -41,9 +41,8 @@ enum Listener {
 #[derive(Debug)]
 pub struct BegunLogin {
     at: Instant,
-    /// It is under way already.
+    /// It is under way already, with the key if there is one.
     goes_on: bool,
-    /// Of no use yet.
     auth_key: Option<AuthKey>,
 }
 
@@ -190,6 +189,10 @@ impl Engine {
 
     /// A node key is registered with one server; another one is a new login.
     pub(super) fn check_server(&self, prefs: &Prefs) -> Result<(), String> {
+        if prefs.control_url == self.prefs.control_url {
+            // Also while a login elsewhere is under way.
+            return Ok(());
+        }
         let registered = self
             .state
             .node_key
@@ -316,27 +319,26 @@ impl Engine {
         auth_key: Option<AuthKey>,
         mut change: Change,
     ) -> Result<(), String> {
+        change.want_running = Some(true);
         change.validate().map_err(|error| error.to_string())?;
         let mut prefs = self.prefs.clone();
         change.apply(&mut prefs);
+        prefs.logged_out = false;
         self.check_server(&prefs)?;
         let restart = self.needs_session(&prefs, auth_key.as_ref());
         // The stock client waits for another key then, as its own daemon makes one.
         let force_reauth =
             auth_key.is_some() && self.session.as_ref().is_some_and(Session::is_expired);
-        self.keep_if_up_fails(&change);
+        self.state.prefs.logged_out = false;
+        self.keep(&change)?;
         self.prefs = prefs;
-        self.prefs.want_running = true;
-        self.prefs.logged_out = false;
-        self.state.prefs = self.prefs.clone();
-        self.save().map_err(|error| error.to_string())?;
         self.apply_preferences();
         self.bus.tell_again();
         let goes_on = restart && (auth_key.is_some() || self.state.registered_at.is_none());
         self.begun = Some(BegunLogin {
             at: Instant::now(),
             goes_on,
-            auth_key: auth_key.clone().filter(|_| !goes_on),
+            auth_key: auth_key.clone(),
         });
         if !restart {
             return Ok(());
@@ -361,7 +363,11 @@ impl Engine {
         let begun = begun.filter(|begun| begun.at.elapsed() <= GOES_ON_WITHIN);
         let session = self.session.as_ref();
         let shows_page = session.is_some_and(|session| !session.auth_url.is_empty());
+        let state = &self.state;
+        let keeps_key = state.registered_at.is_some() && state.old_node_key.is_none();
         let auth_key = match begun {
+            // The stock client goes on like that only where it waits for another node key.
+            Some(begun) if begun.goes_on && begun.auth_key.is_some() && keeps_key => begun.auth_key,
             Some(begun) if begun.goes_on => {
                 let failure = self.failure.clone().filter(|_| session.is_none());
                 return failure.map_or(Ok(()), Err);
@@ -395,23 +401,32 @@ impl Engine {
         self.stop().await
     }
 
-    /// Of an `up` that nobody finishes neither preferences nor keys stay.
+    /// Of a login elsewhere that nobody finishes neither preferences nor keys stay.
     pub(super) fn take_back_up(&mut self) {
-        if let Some(up) = self.ups.first() {
-            self.prefs = up.before.prefs.clone();
+        let before = self.ups.first().map(|up| &up.before.prefs);
+        if let Some(before) = before.filter(|before| self.state.is_of(&before.control_url)) {
+            self.prefs = before.clone();
             self.go_back_to_key();
         }
     }
 
-    /// What is set while an `up` waits stays also if that fails.
-    pub(super) fn keep_if_up_fails(&mut self, change: &Change) {
-        let change = Change {
-            want_running: None,
-            ..change.clone()
-        };
+    /// What is to be saved of this change, and stays should an `up` fail that waits: nothing of what that changes, which may be the server.
+    pub(super) fn keep(&mut self, change: &Change) -> Result<(), String> {
+        let mut change = change.clone();
+        let before = self.state.prefs.clone();
+        if !self.ups.is_empty() {
+            change.control_url = None;
+        }
+        change.apply(&mut self.state.prefs);
+        if let Err(error) = self.save() {
+            self.state.prefs = before;
+            return Err(error.to_string());
+        }
+        change.want_running = None;
         for up in &mut self.ups {
             change.apply(&mut up.before.prefs);
         }
+        Ok(())
     }
 
     pub(super) async fn stop(&mut self) -> Result<(), String> {

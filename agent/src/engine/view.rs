@@ -81,7 +81,7 @@ impl Engine {
         match change.want_running {
             Some(true) => self.start_without_waiting(None, change).await?,
             Some(false) => {
-                self.keep_if_up_fails(&change);
+                self.keep(&change)?;
                 self.prefs = prefs;
                 self.on_down().await?;
             }
@@ -100,18 +100,6 @@ impl Engine {
             }
         }
         Ok(self.prefs.to_stock_json())
-    }
-
-    /// Saves what is set, and nothing of an `up` that may still fail.
-    fn keep(&mut self, change: &Change) -> Result<(), String> {
-        let before = self.state.prefs.clone();
-        change.apply(&mut self.state.prefs);
-        if let Err(error) = self.save() {
-            self.state.prefs = before;
-            return Err(error.to_string());
-        }
-        self.keep_if_up_fails(change);
-        Ok(())
     }
 
     fn node(&self) -> Option<&super::node::Node> {

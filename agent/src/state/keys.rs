@@ -5,7 +5,7 @@ use lowroad_wire::key::NodePrivate;
 
 use super::State;
 
-/// So many left keys are kept; the oldest goes first.
+/// So many left keys are kept; the oldest goes first, and one that a server is known to have accepted last.
 pub const MAX_LEFT: usize = 4;
 
 /// A node key that isn't in use. Its `Debug` shows no key, because the key type's doesn't.
@@ -19,9 +19,10 @@ pub struct LeftKey {
 }
 
 impl State {
-    /// `node` is to be registered with a server, in place of `old`.
+    /// `node` is to be registered with a server, in place of `old`. That is something to go back to only if a server has accepted it.
     pub fn begin_key(&mut self, node: NodePrivate, old: Option<NodePrivate>, server: &str) {
         let registered_at = self.registered_at.clone();
+        let old = old.filter(|_| registered_at.is_some());
         self.left_node_keys.retain(|left| left.key != node);
         for left in self.take_keys() {
             if left.key != node && Some(&left.key) != old.as_ref() {
@@ -122,6 +123,12 @@ impl State {
         true
     }
 
+    /// Whether this node is known to be this server's, by the key in use or by another.
+    pub fn is_of(&self, server: &str) -> bool {
+        let of_left = |left: &LeftKey| left.accepted && left.server == server;
+        self.registered_at.as_deref() == Some(server) || self.left_node_keys.iter().any(of_left)
+    }
+
     /// Keys that this server may know although they aren't in use, the newest first.
     pub fn left_keys_of(&self, server: &str) -> Vec<NodePrivate> {
         let of_server = self.left_node_keys.iter().rev();
@@ -131,11 +138,11 @@ impl State {
             .collect()
     }
 
-    /// Ends all that this node is anywhere: whom to tell so, the one in use last.
+    /// Ends all that this node is anywhere: whom to tell so, the one in use first.
     pub fn forget_keys(&mut self) -> Vec<LeftKey> {
         self.leave_pending_key();
-        let mut keys = std::mem::take(&mut self.left_node_keys);
-        keys.extend(self.take_keys());
+        let mut keys = self.take_keys();
+        keys.extend(std::mem::take(&mut self.left_node_keys).into_iter().rev());
         keys
     }
 
@@ -180,8 +187,10 @@ impl State {
     }
 
     pub(super) fn keep_newest_left(&mut self) {
-        let too_many = self.left_node_keys.len().saturating_sub(MAX_LEFT);
-        self.left_node_keys.drain(..too_many);
+        while self.left_node_keys.len() > MAX_LEFT {
+            let unaccepted = self.left_node_keys.iter().position(|left| !left.accepted);
+            self.left_node_keys.remove(unaccepted.unwrap_or(0));
+        }
     }
 }
 

@@ -12,6 +12,13 @@ fn forced(url: &str) -> UpRequest {
     }
 }
 
+/// Nothing can be saved any more until that is gone.
+fn block_saving(dir: &TempDir) -> std::path::PathBuf {
+    let blocked = dir.path().join("state.json.new");
+    std::fs::create_dir(&blocked).unwrap();
+    blocked
+}
+
 async fn own_key(agent: &Agent) -> String {
     agent.status().await.self_node.unwrap().public_key
 }
@@ -160,16 +167,15 @@ async fn a_new_key_that_cannot_be_kept_is_sent_to_nobody() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     let (agent, _stream) = running(&dir, &mut server).await;
     let known = own_key(&agent).await;
-    let elsewhere = dir.path().with_extension("moved");
-    std::fs::rename(dir.path(), &elsewhere).unwrap();
+    let blocked = block_saving(&dir);
     let steps = agent.up(forced(&server.url)).await;
     let outcome = last(steps).await;
-    std::fs::rename(&elsewhere, dir.path()).unwrap();
+    std::fs::remove_dir(&blocked).unwrap();
     let Progress::Failed(why) = outcome else {
         panic!("{outcome:?}")
     };
     assert!(
-        why.contains("cannot be kept") && why.contains("state.json"),
+        why.contains("cannot be saved") && why.contains("state.json"),
         "{why}"
     );
     let register = expect_register(&mut server).await;
@@ -185,8 +191,9 @@ async fn a_rotation_that_cannot_be_kept_is_tried_again() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     let (agent, stream) = running(&dir, &mut server).await;
     let known = own_key(&agent).await;
-    let elsewhere = dir.path().with_extension("moved");
-    std::fs::rename(dir.path(), &elsewhere).unwrap();
+    let netmap = dir.path().join("netmap.cache");
+    until(|| netmap.exists()).await;
+    let blocked = block_saving(&dir);
     drop(stream);
     loop {
         let call = server.call().await;
@@ -196,13 +203,14 @@ async fn a_rotation_that_cannot_be_kept_is_tried_again() {
         }
     }
     let told = async {
-        let of_it = |line: &String| line.contains("cannot be kept");
+        let of_it = |line: &String| line.contains("cannot be saved");
         while !agent.status().await.health.iter().any(of_it) {
             tokio::task::yield_now().await;
         }
     };
     timeout(PATIENCE, told).await.expect("health tells it");
-    std::fs::rename(&elsewhere, dir.path()).unwrap();
+    assert!(!netmap.exists(), "it is of a key that has expired");
+    std::fs::remove_dir(&blocked).unwrap();
     let again = expect_register(&mut server).await;
     assert_eq!(again.body["NodeKey"], known);
     again.json(json!({"NodeKeyExpired": true}));
@@ -277,7 +285,12 @@ async fn a_node_that_is_stopped_during_a_login_elsewhere_is_the_first_servers() 
     let register = expect_register(&mut second).await;
     register.json(json!({"MachineAuthorized": true}));
     let _unanswered = second.expect("/machine/map").await;
-    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+    // As the stock client does it.
+    let change = Change {
+        want_running: Some(false),
+        ..Change::default()
+    };
+    agent.ask(|reply| Ask::Set { change, reply }).await.unwrap();
     assert_eq!(control_url(&agent).await, json!(first.url));
     let change = Change {
         want_running: Some(true),
@@ -326,6 +339,50 @@ async fn a_forced_login_of_an_expired_node_by_key_ends_with_another_node_key() {
     let _stream = admit(&mut server).await;
     while told(&mut bus, "SelfChange").await["Key"] != key {}
     told_state(&mut bus, BackendState::Running).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_forced_login_by_key_of_a_node_that_is_stopped_ends_with_another_node_key() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = logged_in(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+    let (_, mut bus) = watched(&agent, 0).await;
+    start(&agent, &server, Some("again")).await.unwrap();
+    login(&agent).await.unwrap();
+    // The first may have been sent before the second request came.
+    let register = loop {
+        let register = expect_register(&mut server).await;
+        if register.body["NodeKey"] != known {
+            break register;
+        }
+    };
+    assert_eq!(register.body["Auth"]["AuthKey"], "again");
+    assert_eq!(register.body["OldNodeKey"], known);
+    let key = register.body["NodeKey"].clone();
+    register.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    while told(&mut bus, "SelfChange").await["Key"] != key {}
+    told_state(&mut bus, BackendState::Running).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_first_key_that_cannot_be_saved_fails_the_login_and_is_sent_to_nobody() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let blocked = block_saving(&dir);
+    let outcome = last(agent.up(request(&server.url)).await).await;
+    assert!(
+        matches!(&outcome, Progress::Failed(why) if why.contains("cannot be saved")),
+        "{outcome:?}"
+    );
+    assert!(agent.kernel().is_torn_down() && server.asked().is_none());
+    std::fs::remove_dir(&blocked).unwrap();
+    let steps = agent.up(request(&server.url)).await;
+    let _stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
     agent.end().await;
 }
 

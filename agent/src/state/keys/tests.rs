@@ -117,12 +117,44 @@ fn four_keys_are_left_at_most_and_the_newest_is_the_first_to_be_tried() {
 }
 
 #[test]
-fn all_keys_are_forgotten_by_a_logout_which_tells_the_one_in_use_last() {
+fn a_key_that_a_server_has_accepted_outlives_logins_that_come_to_nothing() {
+    let mut state = registered();
+    state.begin_key(key(2), Some(key(1)), B);
+    state.accept_key(B);
+    for n in 3..9 {
+        state.begin_key(key(n), Some(key(2)), B);
+        state.leave_pending_key();
+    }
+    assert_eq!(state.left_node_keys.len(), MAX_LEFT);
+    assert!(state.is_of(A) && state.is_of(B));
+    assert!(state.use_accepted_key_of(A));
+    assert_eq!(in_use(&state), (Some(key(1)), Some(A)));
+}
+
+#[test]
+fn a_first_login_that_gives_way_to_one_elsewhere_leaves_its_key_for_its_own_server() {
+    for server in [A, B] {
+        for accepted in [false, true] {
+            let mut state = state();
+            state.begin_key(key(1), None, A);
+            state.begin_key(key(2), Some(key(1)), server);
+            assert!(state.old_node_key.is_none());
+            if accepted {
+                state.accept_key(server);
+            }
+            assert_eq!(state.node_key, Some(key(2)));
+            assert_eq!(left(&state), [(A, key(1), false)]);
+        }
+    }
+}
+
+#[test]
+fn all_keys_are_forgotten_by_a_logout_which_tells_the_one_in_use_first() {
     let mut state = registered();
     state.begin_key(key(2), Some(key(1)), B);
     let keys = state.forget_keys();
     let keys: Vec<_> = keys.iter().map(|left| (&*left.server, &left.key)).collect();
-    assert_eq!(keys, [(B, &key(2)), (A, &key(1))]);
+    assert_eq!(keys, [(A, &key(1)), (B, &key(2))]);
     assert_eq!(in_use(&state), (None, None));
     assert!(state.old_node_key.is_none() && left(&state).is_empty());
 }

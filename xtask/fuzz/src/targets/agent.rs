@@ -89,7 +89,7 @@ pub fn state_file(input: &[u8]) {
 pub fn state_file_seeds() -> Vec<Vec<u8>> {
     let key = "5a".repeat(32);
     let whole = format!(
-        r#"{{"version":1,"id":"0123456789abcdef","machine_key":"privkey:{key}","node_key":"privkey:{key}","old_node_key":null,"registered_at":"https://hs.example","server_keys":{{"https://hs.example":"mkey:{key}"}},"prefs":{{"ControlURL":"https://hs.example","WantRunning":true}}}}"#
+        r#"{{"version":1,"id":"0123456789abcdef","machine_key":"privkey:{key}","node_key":"privkey:{key}","old_node_key":null,"registered_at":"https://hs.example","made_for":"https://hs.example","left_node_keys":[{{"server":"https://other.example","key":"privkey:{key}","accepted":true}}],"server_keys":{{"https://hs.example":"mkey:{key}"}},"prefs":{{"ControlURL":"https://hs.example","WantRunning":true}}}}"#
     );
     vec![
         whole.clone().into_bytes(),
