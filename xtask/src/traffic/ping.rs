@@ -20,8 +20,10 @@ use crate::{topology::Namespace, wait};
 
 static IDENTIFIERS: AtomicU16 = AtomicU16::new(1);
 
-/// How long an answer may be under way when the ping is stopped.
+/// How long an answer may be under way when the ping is stopped, or after the last one that came.
 const STRAGGLERS: Duration = Duration::from_secs(2);
+/// All of them together: where a machine had no time, they come in a row.
+const ALL_STRAGGLERS: Duration = Duration::from_secs(10);
 
 /// Elsewhere an answer takes some ms, on an emulated CPU some tens.
 const QUEUED: Duration = Duration::from_millis(250);
@@ -209,11 +211,15 @@ impl Pinger {
         .map(|(time, _)| time)
     }
 
-    /// Stops sending, waits for stragglers, and reports.
+    /// Stops sending, waits for stragglers as long as some come, and reports.
     pub fn stop(self) -> Report {
         self.shared.stop_sending.store(true, Ordering::Relaxed);
-        let _ = wait::wait_for("stragglers", STRAGGLERS, || {
-            Ok((self.report().lost() == 0).then_some(()))
+        let mut stragglers = Stragglers::new(Instant::now(), self.answered());
+        // Its limit is only reached with a poll that took long.
+        let _ = wait::wait_for("stragglers", ALL_STRAGGLERS, || {
+            let report = self.report();
+            let over = report.lost() == 0 || stragglers.are_over(Instant::now(), report.answered);
+            Ok(over.then_some(()))
         });
         self.report()
     }
@@ -226,6 +232,30 @@ impl Drop for Pinger {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+/// The answers after a ping's end.
+struct Stragglers {
+    end: Instant,
+    /// So many had come then, the last of them.
+    last: (Instant, usize),
+}
+
+impl Stragglers {
+    fn new(end: Instant, answered: usize) -> Self {
+        Self {
+            end,
+            last: (end, answered),
+        }
+    }
+
+    /// Whether no more are waited for.
+    fn are_over(&mut self, now: Instant, answered: usize) -> bool {
+        if answered > self.last.1 {
+            self.last = (now, answered);
+        }
+        now - self.last.0 >= STRAGGLERS || now - self.end >= ALL_STRAGGLERS
     }
 }
 

@@ -44,3 +44,21 @@ fn an_answer_belongs_to_the_newest_packet_of_its_sequence_number() {
     few.seen.insert(3, (Instant::now(), None));
     assert_eq!(few.newest(4), None);
 }
+
+#[test]
+fn each_straggler_prolongs_the_wait_by_two_seconds_up_to_ten() {
+    let end = Instant::now();
+    let after = |ms| end + Duration::from_millis(ms);
+    let mut none = Stragglers::new(end, 5);
+    assert!(!none.are_over(after(1999), 5));
+    assert!(none.are_over(after(2000), 5));
+    let mut one = Stragglers::new(end, 5);
+    assert!(!one.are_over(after(1900), 6));
+    assert!(!one.are_over(after(3899), 6));
+    assert!(one.are_over(after(3900), 6));
+    let mut many = Stragglers::new(end, 5);
+    for second in 1..10 {
+        assert!(!many.are_over(after(second * 1000), 5 + second as usize));
+    }
+    assert!(many.are_over(after(10_000), 15));
+}
