@@ -51,7 +51,7 @@ pub fn of_stock_nodes(lab: &Lab, table: &mut Table, kind: server::Kind) -> Resul
     let to = SocketAddr::new(inside, 80);
     let get = |bytes| traffic::get(lowroad.namespace(), to, bytes, TRY);
     table.try_it("not approved: closed", || {
-        announced(&server, "gateway")?;
+        server.wait_for_offer("gateway", SUBNET, LIMIT)?;
         lowroad.cli(&["set", "--accept-routes"])?;
         lowroad.wait_for_peer("gateway", LIMIT)?;
         stays_closed(get)?;
@@ -90,7 +90,7 @@ pub fn of_stock_nodes(lab: &Lab, table: &mut Table, kind: server::Kind) -> Resul
     });
     let second = self::gateway(lab, "second", 25, &key)?;
     table.try_it("a second gateway takes over", || {
-        announced(&server, "second")?;
+        server.wait_for_offer("second", SUBNET, LIMIT)?;
         server.approve_routes("second", SUBNET)?;
         lowroad.wait_for_peer("second", LIMIT)?;
         ensure!(get(100).is_ok(), "closed before anything happened");
@@ -138,15 +138,4 @@ fn gateway(lab: &Lab, name: &str, last: u8, key: &str) -> Result<Gateway> {
         _web: traffic::Server::start(&inside, 80)?,
         inside,
     })
-}
-
-/// Waits until the server knows what the node offers.
-fn announced(server: &Server, name: &str) -> Result<()> {
-    wait::wait_for("the announcement", LIMIT, || {
-        let node = server.node(name)?;
-        Ok(node
-            .is_some_and(|node| node.to_string().contains(SUBNET))
-            .then_some(()))
-    })
-    .map(drop)
 }

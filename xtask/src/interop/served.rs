@@ -196,10 +196,7 @@ fn preferences(table: &mut Table, server: &Server, one: &Member, two: &Member) -
     });
     table.try_it("set --advertise-routes, approved", || {
         two.cli(&["set", "--advertise-routes=10.77.0.0/24"])?;
-        wait::wait_for("the announcement", LIMIT, || {
-            let node = server.node("two")?.context("no such node")?;
-            Ok(node.to_string().contains("10.77.0.0/24").then_some(()))
-        })?;
+        server.wait_for_offer("two", "10.77.0.0/24", LIMIT)?;
         server.approve_routes("two", "10.77.0.0/24")?;
         let (_, time) = wait::wait_for("the route at the peer", LIMIT, || {
             let peer = one.peer("two")?.context("no such peer")?;
@@ -231,10 +228,7 @@ fn exit_node(table: &mut Table, server: &Server, one: &Member, two: &Member) -> 
         let _web = traffic::Server::start(&server.namespace, 8000)?;
         two.namespace().sysctl("net/ipv4/ip_forward", "1")?;
         two.cli(&["set", "--advertise-exit-node"])?;
-        wait::wait_for("the offer", LIMIT, || {
-            let node = server.node("two")?.context("no such node")?;
-            Ok(node.to_string().contains("0.0.0.0/0").then_some(()))
-        })?;
+        server.wait_for_offer("two", "0.0.0.0/0", LIMIT)?;
         server.approve_routes("two", "0.0.0.0/0,::/0,10.77.0.0/24")?;
         wait::wait_for("the option at the peer", LIMIT, || {
             let peer = one.peer("two")?.context("no such peer")?;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{
@@ -23,7 +23,11 @@ use crate::{
 };
 
 pub const URL: &str = "https://hs.lab";
+/// Behind the names of nodes.
+const BASE_DOMAIN: &str = "tail.lab";
 const PORT: u16 = 443;
+/// Headscale's.
+const CONFIG: &str = "headscale.yaml";
 const START_LIMIT: Duration = Duration::from_secs(30);
 const CLI_LIMIT: Duration = Duration::from_secs(30);
 
@@ -74,7 +78,7 @@ impl Server {
         let namespace = hosts::with_etc(&namespace, &folder)?;
         fs::write(folder.join("policy.hujson"), policy)?;
         fs::write(
-            folder.join("headscale.yaml"),
+            folder.join(CONFIG),
             headscale_config(&folder.display().to_string(), second_relay),
         )?;
         if second_relay {
@@ -101,7 +105,7 @@ impl Server {
         let mut command = match self.kind {
             Kind::Headscale => {
                 let mut command = self.namespace.command(self.programs.join("headscale"));
-                command.arg("-c").arg(self.folder.join("headscale.yaml"));
+                command.arg("-c").arg(self.folder.join(CONFIG));
                 command.arg("serve");
                 command
             }
@@ -130,7 +134,7 @@ impl Server {
         let program = binaries().join("lowroad-coordinator");
         let mut command = self.namespace.command(program);
         command
-            .args(["serve", "--url", URL, "--base-domain", "tail.lab"])
+            .args(["serve", "--url", URL, "--base-domain", BASE_DOMAIN])
             .args(["--listen", "[::]:443", "--stun", "[::]:3478"])
             .arg("--state-dir")
             .arg(self.folder.join("coordinator"))
@@ -156,7 +160,7 @@ impl Server {
         let mut command = match self.kind {
             Kind::Headscale => {
                 let mut command = self.namespace.command(self.programs.join("headscale"));
-                command.arg("-c").arg(self.folder.join("headscale.yaml"));
+                command.arg("-c").arg(self.folder.join(CONFIG));
                 command.args(["-o", "json"]);
                 command
             }
@@ -261,6 +265,57 @@ impl Server {
         .map(drop)
     }
 
+    /// Gives a node these tags, and takes it from its user.
+    pub fn tag(&self, name: &str, tags: &str) -> Result<()> {
+        self.only_headscale("tags a node: its key does, or what it asks for")?;
+        let id = self.id(name)?;
+        self.cli(&["nodes", "tag", "-i", &id, "-t", tags]).map(drop)
+    }
+
+    /// Sets when a node's key ends: at a time as RFC 3339 writes it, or never.
+    pub fn set_expiry(&self, name: &str, time: Option<&str>) -> Result<()> {
+        self.only_headscale("sets when a key ends")?;
+        let id = self.id(name)?;
+        let mut arguments = vec!["nodes", "expire", "-i", &id];
+        match time {
+            Some(time) => arguments.extend(["-e", time]),
+            None => arguments.push("--disable"),
+        }
+        self.cli(&arguments).map(drop)
+    }
+
+    /// Starts it again with another name behind those of all nodes.
+    pub fn change_base_domain(&mut self, domain: &str) -> Result<()> {
+        self.only_headscale("changes the base domain")?;
+        let file = self.folder.join(CONFIG);
+        let config = fs::read_to_string(&file)?;
+        let line = |domain: &str| format!("base_domain: {domain}\n");
+        let changed = config.replace(&line(BASE_DOMAIN), &line(domain));
+        ensure!(changed != config, "{CONFIG} names no {BASE_DOMAIN}");
+        fs::write(&file, changed)?;
+        self.start_again()
+    }
+
+    /// An error for our coordinator, which has no command that does this.
+    fn only_headscale(&self, does: &str) -> Result<()> {
+        ensure!(
+            self.kind == Kind::Headscale,
+            "{} has no command that {does}",
+            self.kind.name()
+        );
+        Ok(())
+    }
+
+    /// Waits until it knows that a node offers this route.
+    pub fn wait_for_offer(&self, name: &str, route: &str, limit: Duration) -> Result<()> {
+        let what = format!("{name}'s offer of {route}");
+        wait::wait_for(&what, limit, || {
+            let node = self.node(name)?.context("no such node")?;
+            Ok(node.to_string().contains(route).then_some(()))
+        })
+        .map(drop)
+    }
+
     pub fn approve_routes(&self, name: &str, routes: &str) -> Result<()> {
         let id = self.id(name)?;
         match self.kind {
@@ -340,7 +395,7 @@ log: {{ level: info, format: text }}
 policy: {{ mode: database }}
 dns:
   magic_dns: true
-  base_domain: tail.lab
+  base_domain: {BASE_DOMAIN}
   override_local_dns: false
   nameservers: {{ global: [] }}
 unix_socket: {folder}/headscale.sock
