@@ -272,6 +272,12 @@ pub fn idle(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
         from.wait_for_direct(to.name(), LIMIT)?;
     }
     wait::pass(IDLE)?;
+    for node in ways.iter().flat_map(|(from, to)| [from, to]) {
+        table.try_it(
+            &format!("{}: no health warning after it", node.name()),
+            || super::healthy(node).map(|()| String::new()),
+        );
+    }
     let again = |from: &Member, to: &Member| -> Result<String> {
         let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
         let first = ping.first_answer(LIMIT)?;

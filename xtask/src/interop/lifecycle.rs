@@ -73,7 +73,7 @@ fn logins(
     peer: &Member,
 ) -> Result<()> {
     table.try_it("up by web sign-in", || {
-        let login = Login::begin(lab, node)?;
+        let login = Login::begin(lab, node, &[])?;
         ensure!(login.page.starts_with(server::URL), "{}", login.page);
         server.approve_login(&login.page, "ann")?;
         let time = state(node, "Running")?;

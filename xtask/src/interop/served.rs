@@ -309,7 +309,7 @@ fn logins(lab: &Lab, table: &mut Table, server: &Server, one: &Member, two: &Mem
 fn by_page(lab: &Lab, table: &mut Table, server: &Server, node: &Member) -> Result<()> {
     table.try_it("up by login page", || {
         node.cli(&["logout"])?;
-        let login = Login::begin(lab, node)?;
+        let login = Login::begin(lab, node, &[])?;
         ensure!(login.page.starts_with(server::URL), "{}", login.page);
         server.approve_login(&login.page, "eve")?;
         node.wait_until_running(LIMIT)?;
