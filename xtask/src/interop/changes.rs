@@ -194,12 +194,7 @@ impl Two {
             Who::Second => (&mut self.second, 32),
         };
         match change {
-            Change::Move(old, new) => member.namespace().ip(&format!(
-                "addr del 203.0.113.{old}/24 dev wan0\n\
-                 addr del 2001:db8::{old}/64 dev wan0\n\
-                 addr add 203.0.113.{new}/24 dev wan0\n\
-                 addr add 2001:db8::{new}/64 dev wan0 nodad"
-            ))?,
+            Change::Move(old, new) => member.move_on_segment(old, new)?,
             Change::Restart => member.restart()?,
             Change::Crash(seconds) => member.crash(secs(seconds))?,
             Change::Mute(seconds) => return self.mute(who, secs(seconds)),

@@ -26,6 +26,18 @@ impl Kind {
     }
 }
 
+/// What decides whether and how packets go to a peer, in a status.
+const KNOWN: [&str; 8] = [
+    "CurAddr",
+    "Relay",
+    "LastHandshake",
+    "InNetworkMap",
+    "InEngine",
+    "Online",
+    "RxBytes",
+    "TxBytes",
+];
+
 #[derive(Debug)]
 pub enum Member {
     Lowroad(Box<Node>),
@@ -93,6 +105,28 @@ impl Member {
             Self::Lowroad(node) => node.start_agent(),
             Self::Stock(stock) => stock.start_daemon(),
         }
+    }
+
+    /// From 203.0.113.`old` and 2001:db8::`old` to those of `new`.
+    pub fn move_on_segment(&self, old: u8, new: u8) -> Result<()> {
+        self.namespace().ip(&format!(
+            "addr del 203.0.113.{old}/24 dev wan0\n\
+             addr del 2001:db8::{old}/64 dev wan0\n\
+             addr add 203.0.113.{new}/24 dev wan0\n\
+             addr add 2001:db8::{new}/64 dev wan0 nodad"
+        ))
+    }
+
+    /// What its status knows of a peer, for a person who looks for what went wrong between them.
+    pub fn knows_of(&self, name: &str) -> String {
+        let known = match self.peer(name) {
+            Ok(Some(peer)) => KNOWN
+                .map(|field| format!("{field} {}", peer[field]))
+                .join(", "),
+            Ok(None) => "no such peer".to_owned(),
+            Err(error) => format!("no status: {error:#}"),
+        };
+        format!("{} of {name}: {known}", self.name())
     }
 
     pub fn pid(&self) -> Result<u32> {

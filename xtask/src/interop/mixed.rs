@@ -1,6 +1,7 @@
 //! Eight nodes, four of each kind, while nodes restart, addresses change and policies come and go.
 
 use std::{
+    net::IpAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -113,6 +114,23 @@ fn join(lab: &Lab, kind: server::Kind) -> Result<Eight> {
     })
 }
 
+/// Whether pings are answered, as is wanted of these two.
+fn pair(from: &Member, to: &Member, address: IpAddr, wanted: bool) -> Result<()> {
+    let what = || format!("{} to {}", from.name(), to.name());
+    let ping = Pinger::start(from.namespace(), address, PACE)?;
+    if wanted {
+        return ping.first_answer(SETTLE).map(drop).with_context(what);
+    }
+    wait::pass(SILENCE)?;
+    let report = ping.report();
+    ensure!(
+        report.answered == 0,
+        "{} is refused, and answered: {report}",
+        what()
+    );
+    Ok(())
+}
+
 impl Eight {
     /// What happens in this minute, in turns.
     fn change(&mut self, lab: &Lab, minute: u64) -> Result<String> {
@@ -171,25 +189,11 @@ impl Eight {
             .collect::<Result<_>>()?;
         let one = |from: usize, to: usize| -> Result<bool> {
             let wanted = (self.policy.allows)(self.users[from], self.users[to]);
-            let what = || {
-                format!(
-                    "{} to {}",
-                    self.members[from].name(),
-                    self.members[to].name()
-                )
-            };
-            let ping = Pinger::start(self.members[from].namespace(), addresses[to], PACE)?;
-            if wanted {
-                ping.first_answer(SETTLE).with_context(what)?;
-            } else {
-                wait::pass(SILENCE)?;
-                let report = ping.report();
-                ensure!(
-                    report.answered == 0,
-                    "{} is refused, and answered: {report}",
-                    what()
-                );
-            }
+            let (from, to, address) = (&self.members[from], &self.members[to], addresses[to]);
+            pair(from, to, address, wanted).map_err(|error| {
+                let (from, to) = (from.knows_of(to.name()), to.knows_of(from.name()));
+                anyhow!("{error:#} ({from}; {to})")
+            })?;
             Ok(wanted)
         };
         let all = (0..self.members.len())
