@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{
@@ -31,6 +31,8 @@ const ONLY_80: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*
     "tagOwners": {"tag:web": ["ann@"]}}"#;
 const WITH_TAGS: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
     "tagOwners": {"tag:web": ["ann@"]}}"#;
+/// Of our coordinator's words for it.
+const REFUSED_TAG: &str = "requested tag";
 /// What only the exit node can reach.
 const INTERNET: &str = "198.51.100.2";
 
@@ -75,6 +77,7 @@ pub fn stock_nodes(lab: &Lab, table: &mut Table, which: &str) -> Result<()> {
     policy(table, &server, &one, &two)?;
     preferences(table, &server, &one, &two)?;
     logins(lab, table, &server, &one, &two)?;
+    foreign_tag(lab, table, &server)?;
     healthy(table, &one, "at the end")
 }
 
@@ -121,19 +124,22 @@ fn derp(table: &mut Table, node: &Member) {
 }
 
 fn names(table: &mut Table, one: &Member, two: &Member) -> Result<()> {
-    let getent = |name: &str| -> Result<String> {
+    let getent = |database: &str, name: &str| -> Result<String> {
         let mut command = one.namespace().command("getent");
-        let found = process::run(command.args(["ahostsv4", name]), "", secs(10))?;
+        let found = process::run(command.args([database, name]), "", secs(10))?;
         Ok(found.ok("getent")?.stdout)
     };
-    let address = two.ip(4)?.to_string();
-    for name in ["two.tail.lab", "two"] {
-        table.try_it(&format!("MagicDNS: {name}"), || {
-            let (text, _) = wait::wait_for("the name", secs(10), || {
-                Ok(getent(name).ok().filter(|text| text.contains(&address)))
-            })?;
-            Ok(text.lines().next().unwrap_or_default().to_owned())
-        });
+    for (family, database, of_family) in [(4, "ahostsv4", ""), (6, "ahostsv6", ", IPv6")] {
+        let address = two.ip(family)?.to_string();
+        for name in ["two.tail.lab", "two"] {
+            table.try_it(&format!("MagicDNS: {name}{of_family}"), || {
+                let (text, _) = wait::wait_for("the name", secs(10), || {
+                    let found = getent(database, name).ok();
+                    Ok(found.filter(|text| text.contains(&address)))
+                })?;
+                Ok(text.lines().next().unwrap_or_default().to_owned())
+            });
+        }
     }
     Ok(())
 }
@@ -314,6 +320,38 @@ fn by_page(lab: &Lab, table: &mut Table, server: &Server, node: &Member) -> Resu
         server.approve_login(&login.page, "eve")?;
         node.wait_until_running(LIMIT)?;
         Ok(format!("at https://{}/…", hosts::SERVER))
+    });
+    Ok(())
+}
+
+/// Asked for with the key of a user whom the policy does not name among the tag's owners.
+fn foreign_tag(lab: &Lab, table: &mut Table, server: &Server) -> Result<()> {
+    let node = Member::public(lab, Kind::Stock, "greedy", 40)?;
+    let key = server.auth_key("bob", KeyOptions::default())?;
+    table.try_it("up --advertise-tags, of another owner's tag: refused", || {
+        let flags = ["--advertise-tags=tag:web", "--timeout=15s"];
+        let Err(error) = node.up_with(&key, &flags) else {
+            bail!("it was let in: {}", node.status()?["Self"]["Tags"]);
+        };
+        // Where the client shows what a server answers depends on how it is answered.
+        let shown = [
+            ("up", format!("{error:#}")),
+            ("status", node.status()?["Health"].to_string()),
+        ];
+        let readable = shown
+            .iter()
+            .find_map(|(place, text)| Some((place, text.find(REFUSED_TAG)?, text)));
+        let (place, at, text) = readable.with_context(|| format!("nobody says why: {shown:?}"))?;
+        ensure!(
+            server.node("greedy")?.is_none(),
+            "the server has a node of it"
+        );
+        let said: String = text[at..].chars().take(120).collect();
+        Ok(format!("{place} says: {said}"))
+    });
+    table.try_it("and up without it", || {
+        let time = node.up_with(&key, &["--reset"])?;
+        Ok(format!("{:.2} s", time.as_secs_f64()))
     });
     Ok(())
 }
