@@ -13,6 +13,7 @@ mod relay;
 mod routes;
 mod served;
 mod server;
+mod shape;
 mod ssh;
 mod stock;
 mod table;
@@ -95,6 +96,14 @@ const PARTS: &[(&str, Part)] = &[
     ("ssh-ours", Part::SshOnOurs),
     ("old-stock-on-ours", Part::OldStockOnOurs),
     ("headscale-upgraded", Part::HeadscaleUpgraded),
+    (
+        "peers-headscale-one-network",
+        Part::Pair(Headscale, peers::ONE_NETWORK),
+    ),
+    (
+        "peers-ours-one-network",
+        Part::Pair(Ours, peers::ONE_NETWORK),
+    ),
     ("peers-headscale-easy", Part::Pair(Headscale, peers::EASY)),
     ("peers-ours-easy", Part::Pair(Ours, peers::EASY)),
     ("peers-headscale-hard", Part::Pair(Headscale, peers::HARD)),

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,13 +14,14 @@ use super::{
     member::{Kind, Member},
     relay,
     server::{self, KeyOptions, Server},
+    shape,
     table::Table,
 };
 use crate::{
     lab::{ALLOW_ALL, secs},
     tailnet::{COORDINATOR, Client, PathKind},
     topology::{Namespace, Nat},
-    traffic::{self, Flood, Pinger, fits},
+    traffic::{self, Flood, Pinger, Report, fits},
     wait,
 };
 
@@ -39,8 +40,16 @@ enum Behind {
     V4(Nat),
     /// No IPv4 anywhere, and only answers let in.
     V6,
+    /// None: on the public segment itself.
+    Nothing,
 }
 
+pub const ONE_NETWORK: Places = Places {
+    name: "direct on one network",
+    lowroad: Behind::Nothing,
+    stock: Behind::Nothing,
+    direct: true,
+};
 pub const EASY: Places = Places {
     name: "two easy NATs",
     lowroad: Behind::V4(Nat::Easy),
@@ -84,6 +93,7 @@ pub fn pair(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) ->
     let key = server.auth_key("ann", KeyOptions::default())?;
     let node = |kind: Kind, last, place| match place {
         Behind::V4(nat) => Member::behind(lab, kind, kind.name(), last, nat),
+        Behind::Nothing => Member::public(lab, kind, kind.name(), last),
         Behind::V6 => {
             let router = lab.net.router_v6(&format!("{}-nat", kind.name()), last)?;
             let host = lab.net.behind_v6(kind.name(), &router, 2)?;
@@ -108,7 +118,30 @@ pub fn pair(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) ->
     for (from, to) in [(&lowroad, &stock), (&stock, &lowroad)] {
         traffic_between(table, from, to)?;
     }
-    seen_by_stock(table, &stock, &lowroad)
+    seen_by_stock(table, &stock, &lowroad)?;
+    looks_like_stock(lab, table, &stock, &lowroad, &key)
+}
+
+/// In what programs read of a stock client.
+fn looks_like_stock(
+    lab: &Lab,
+    table: &mut Table,
+    stock: &Member,
+    lowroad: &Member,
+    key: &str,
+) -> Result<()> {
+    let other = Member::public(lab, Kind::Stock, "other", 23)?;
+    other.up(key)?;
+    table.try_it("stock: status --json and whois --json, as of a stock peer", || {
+        // What a node tells of itself comes to the others by and by.
+        wait::wait_for("the same fields of both", UPGRADE, || {
+            let found = shape::differences(stock, lowroad, &other)?;
+            ensure!(found.is_empty(), "{}", found.join("; "));
+            Ok(Some(()))
+        })?;
+        Ok("the same fields, of the same types".to_owned())
+    });
+    Ok(())
 }
 
 /// Two nodes behind hard NATs that have different home relays: each reaches the other over the other's.
@@ -147,6 +180,7 @@ pub fn two_relays(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()
         table.try_it(&format!("{} to {}", from.name(), to.name()), || {
             from.wait_for_peer(to.name(), FIRST)?;
             let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
+            let begin = Instant::now();
             let first = ping.first_answer(FIRST)?;
             wait::pass(secs(2))?;
             let path = from.path_to(to.name())?;
@@ -155,20 +189,32 @@ pub fn two_relays(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()
                 PathKind::Direct(_) | PathKind::None => false,
             };
             ensure!(wanted, "by {path:?}");
+            let report = ping.stop();
+            let lost = lost_since_the_first_answer(&report, begin)?;
             Ok(format!(
-                "{path:?}, first after {:.2} s, {}",
+                "{path:?}, first after {:.2} s, {lost} of {} lost since",
                 first.as_secs_f64(),
-                ping.stop()
+                report.sent
             ))
         });
+        traffic_between(table, from, to)?;
     }
     Ok(())
+}
+
+/// Of pings that began then; one of a hundred may be.
+fn lost_since_the_first_answer(report: &Report, begin: Instant) -> Result<usize> {
+    let first = begin + report.first_answer.context("no answer")?;
+    let lost = report.unanswered.iter().filter(|one| one.sent > first);
+    let lost = lost.count();
+    ensure!(lost <= report.sent / 100, "{lost} lost: {report}");
+    Ok(lost)
 }
 
 /// From the first packet on; what is sent while the path changes is not lost.
 fn first_contact(table: &mut Table, from: &Member, to: &Member, places: Places) -> Result<()> {
     let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     table.try_it("first ping", || {
         let time = ping.first_answer(FIRST)?;
         Ok(format!("answered after {:.2} s", time.as_secs_f64()))
@@ -188,10 +234,7 @@ fn first_contact(table: &mut Table, from: &Member, to: &Member, places: Places) 
     wait::pass(secs(3))?;
     let report = ping.stop();
     table.try_it("pings from the first answer on", || {
-        let first = begin + report.first_answer.context("no answer")?;
-        let lost = report.unanswered.iter().filter(|one| one.sent > first);
-        let lost = lost.count();
-        ensure!(lost <= report.sent / 100, "{lost} lost: {report}");
+        let lost = lost_since_the_first_answer(&report, begin)?;
         Ok(format!(
             "{lost} lost of {}, before it {}",
             report.sent,
