@@ -1,6 +1,7 @@
 //! `cargo xtask interop`: lowroad beside the stock programs, tried case by case. Not part of the tests: those programs are none of ours.
 
 mod changes;
+mod deltas;
 mod hosts;
 mod lifecycle;
 mod local_api;
@@ -73,6 +74,7 @@ pub struct Lab<'a> {
 #[derive(Debug, Clone, Copy)]
 enum Part {
     Lifecycle(member::Kind),
+    Deltas,
     Policies,
     LocalApi,
     StockOnOurs,
@@ -90,6 +92,7 @@ enum Part {
 const PARTS: &[(&str, Part)] = &[
     ("lifecycle-lowroad", Part::Lifecycle(member::Kind::Lowroad)),
     ("lifecycle-stock", Part::Lifecycle(member::Kind::Stock)),
+    ("deltas", Part::Deltas),
     ("policies", Part::Policies),
     ("local-api", Part::LocalApi),
     ("stock-on-ours", Part::StockOnOurs),
@@ -138,6 +141,7 @@ impl Part {
     fn run(self, lab: &Lab, table: &mut Table) -> Result<()> {
         match self {
             Self::Lifecycle(kind) => lifecycle::on_headscale(lab, table, kind),
+            Self::Deltas => deltas::on_headscale(lab, table),
             Self::Policies => policies::on_headscale(lab, table),
             Self::LocalApi => local_api::stock_command_line(lab, table),
             Self::StockOnOurs => served::stock_nodes(lab, table, ""),

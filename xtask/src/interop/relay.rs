@@ -17,7 +17,7 @@ use super::{
 use crate::{lab::secs, process::Daemon, wait};
 
 pub const REGION: u16 = 900;
-const CODE: &str = "two";
+pub const CODE: &str = "two";
 /// Files with the map's second region.
 pub const OUR_MAP: &str = "relays.json";
 pub const HEADSCALES_MAP: &str = "relays.yaml";

@@ -1,0 +1,465 @@
+//! What Headscale's administration and a peer itself change of that peer, as two others see it: lowroad's status has to become what a stock node's is, field by field.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Lab,
+    member::{Kind, Member},
+    relay,
+    server::{self, KeyOptions, Server},
+    table::Table,
+};
+use crate::{lab::secs, tailnet::Client, wait};
+
+const LIMIT: Duration = secs(90);
+const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
+    "tagOwners": {"tag:web": ["ann@"]}}"#;
+/// The two that look.
+const WATCHERS: [&str; 2] = ["lowroad", "stock"];
+/// Headscale's own relay, as the matrix configures it.
+const EMBEDDED: (u16, &str) = (999, "lab");
+const SUBNET: &str = "10.77.0.0/24";
+/// As Go writes it, to whole seconds.
+const END: &str = "2099-01-01T00:00:00Z";
+
+/// What the netmap says of a peer, in a status. Left out is what each node finds out for itself: the path, WireGuard's session, traffic.
+const FIELDS: &[&str] = &[
+    "ID",
+    "NodeID",
+    "PublicKey",
+    "HostName",
+    "DNSName",
+    "OS",
+    "UserID",
+    OWNER,
+    "TailscaleIPs",
+    "AllowedIPs",
+    "Tags",
+    "PrimaryRoutes",
+    "Relay",
+    "Created",
+    "Online",
+    "ExitNodeOption",
+    "InNetworkMap",
+    "Expired",
+    "KeyExpiry",
+];
+/// The login of its user, which a status has elsewhere.
+const OWNER: &str = "User.LoginName";
+
+/// What a node's status shows of the tailnet.
+#[derive(Debug)]
+struct Seen {
+    tailnet: Value,
+    /// [`FIELDS`], by ID. Without the watchers, each of which sees the other alone.
+    peers: BTreeMap<String, Value>,
+}
+
+impl Seen {
+    fn by(watcher: &Member) -> Result<Self> {
+        let status = watcher.status()?;
+        let peers = status["Peer"].as_object().into_iter().flatten();
+        let others = peers.filter(|(_, peer)| {
+            let name = peer["HostName"].as_str().unwrap_or_default();
+            !WATCHERS.contains(&name)
+        });
+        Ok(Self {
+            tailnet: json!({
+                "MagicDNSSuffix": status["MagicDNSSuffix"],
+                "CurrentTailnet": status["CurrentTailnet"],
+            }),
+            peers: others
+                .map(|(_, peer)| (peer["ID"].to_string(), facts(peer, &status["User"])))
+                .collect(),
+        })
+    }
+
+    /// The one that is changed, and null while there is none.
+    fn peer(&self) -> &Value {
+        self.peers.values().next().unwrap_or(&Value::Null)
+    }
+
+    /// Fields in which a lowroad node sees something else than a stock one.
+    fn differences(&self, lowroad: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut compare = |what: &str, theirs: &Value, ours: &Value| {
+            if theirs != ours {
+                found.push(format!("{what}: stock {theirs}, lowroad {ours}"));
+            }
+        };
+        compare("tailnet", &self.tailnet, &lowroad.tailnet);
+        let both = self.peers.keys().chain(lowroad.peers.keys());
+        for id in both.collect::<BTreeSet<_>>() {
+            let theirs = self.peers.get(id).unwrap_or(&Value::Null);
+            let ours = lowroad.peers.get(id).unwrap_or(&Value::Null);
+            for field in FIELDS {
+                compare(&format!("{field} of {id}"), &theirs[*field], &ours[*field]);
+            }
+        }
+        found
+    }
+}
+
+fn facts(peer: &Value, users: &Value) -> Value {
+    let mut facts = Map::new();
+    for field in FIELDS {
+        facts.insert((*field).to_owned(), in_order(&peer[*field]));
+    }
+    let user = peer["UserID"].to_string();
+    facts.insert(OWNER.to_owned(), users[user.as_str()]["LoginName"].clone());
+    if peer["Expired"] == true {
+        // Stock spoils the key of a peer that it finds expired, where the server has not.
+        facts.insert("PublicKey".to_owned(), Value::Null);
+    }
+    facts.into()
+}
+
+/// Lists stand for sets.
+fn in_order(value: &Value) -> Value {
+    let Some(list) = value.as_array() else {
+        return value.clone();
+    };
+    let mut list = list.clone();
+    list.sort_by_cached_key(Value::to_string);
+    list.into()
+}
+
+struct Watchers<'a> {
+    lowroad: &'a Member,
+    stock: &'a Member,
+}
+
+impl Watchers<'_> {
+    fn both(&self) -> [&Member; 2] {
+        [self.lowroad, self.stock]
+    }
+
+    /// A change that either watcher has to see, as it has not before; and then the same in all fields.
+    fn row(
+        &self,
+        table: &mut Table,
+        what: &str,
+        change: impl FnOnce() -> Result<()>,
+        shown: impl Fn(&Seen) -> bool,
+    ) -> bool {
+        table.try_it(what, || {
+            for watcher in self.both() {
+                let early = shown(&Seen::by(watcher)?);
+                ensure!(!early, "{} shows it before the change", watcher.name());
+            }
+            change()?;
+            self.see(Instant::now(), shown)
+        })
+    }
+
+    /// Says when each first saw it, to a status command or two.
+    fn see(&self, start: Instant, shown: impl Fn(&Seen) -> bool) -> Result<String> {
+        let mut times: [Option<Duration>; 2] = [None; 2];
+        let seen = wait::wait_for("the change at both", LIMIT, || {
+            for (watcher, time) in self.both().into_iter().zip(&mut times) {
+                if time.is_none() && shown(&Seen::by(watcher)?) {
+                    *time = Some(start.elapsed());
+                }
+            }
+            Ok(times[0].zip(times[1]))
+        });
+        let ((lowroad, stock), _) = seen.with_context(|| {
+            let [lowroad, stock] = times.map(|time| time.is_some());
+            format!("seen by lowroad: {lowroad}, by stock: {stock}")
+        })?;
+        wait::wait_for("the same in all fields", LIMIT, || {
+            let differences = Seen::by(self.stock)?.differences(&Seen::by(self.lowroad)?);
+            ensure!(differences.is_empty(), "{}", differences.join("; "));
+            Ok(Some(()))
+        })?;
+        Ok(format!(
+            "lowroad after {:.2} s, stock after {:.2} s, all fields the same after {:.2} s",
+            lowroad.as_secs_f64(),
+            stock.as_secs_f64(),
+            start.elapsed().as_secs_f64()
+        ))
+    }
+}
+
+/// The peer's field is this; null for one that is not there.
+fn is(field: &'static str, value: impl Into<Value>) -> impl Fn(&Seen) -> bool {
+    let value = value.into();
+    move |seen: &Seen| {
+        let peer = seen.peer();
+        !peer.is_null() && peer[field] == value
+    }
+}
+
+/// The peer's list has this entry.
+fn has(field: &'static str, entry: &'static str) -> impl Fn(&Seen) -> bool {
+    move |seen: &Seen| {
+        let list = seen.peer()[field].as_array();
+        list.is_some_and(|list| list.iter().any(|one| one == entry))
+    }
+}
+
+pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
+    table.area("a peer that changes on Headscale, as lowroad and stock see it");
+    let _relay = relay::start(lab)?;
+    let mut server = Server::with_second_relay(lab, server::Kind::Headscale, POLICY)?;
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    let lowroad = Member::public(lab, Kind::Lowroad, WATCHERS[0], 30)?;
+    let stock = Member::public(lab, Kind::Stock, WATCHERS[1], 31)?;
+    for node in [&lowroad, &stock] {
+        node.up(&key)?;
+    }
+    lowroad.wait_for_peer(stock.name(), LIMIT)?;
+    stock.wait_for_peer(lowroad.name(), LIMIT)?;
+    let watchers = Watchers {
+        lowroad: &lowroad,
+        stock: &stock,
+    };
+    let mut peer = Member::public(lab, Kind::Stock, "peer", 32)?;
+    let join = || peer.up(&key).map(drop);
+    let joined = watchers.row(table, "joins", join, is("Online", true));
+    ensure!(joined, "without this there is nothing more to try");
+    names(table, &watchers, &server, &peer);
+    routes(table, &watchers, &server, &peer);
+    places(table, &watchers, &peer);
+    sight(table, &watchers, &server, &mut peer)?;
+    keys(table, &watchers, &server, &peer, &key);
+    base_domain(table, &watchers, &mut server);
+    owners(table, &watchers, &server, &peer)
+}
+
+fn names(table: &mut Table, watchers: &Watchers, server: &Server, peer: &Member) {
+    watchers.row(
+        table,
+        "renamed by the administrator",
+        || server.rename("peer", "other"),
+        is("DNSName", "other.tail.lab."),
+    );
+    watchers.row(
+        table,
+        "set --hostname",
+        || peer.cli(&["set", "--hostname=peer-by-itself"]).map(drop),
+        is("HostName", "peer-by-itself"),
+    );
+    watchers.row(
+        table,
+        "set --hostname, as before",
+        || peer.cli(&["set", "--hostname=peer"]).map(drop),
+        is("HostName", "peer"),
+    );
+}
+
+fn routes(table: &mut Table, watchers: &Watchers, server: &Server, peer: &Member) {
+    let offer = |flag: &str, route: &str| -> Result<()> {
+        peer.cli(&["set", flag])?;
+        server.wait_for_offer("peer", route, LIMIT)
+    };
+    let subnet = format!("--advertise-routes={SUBNET}");
+    watchers.row(
+        table,
+        "a route, offered and approved",
+        || {
+            offer(&subnet, SUBNET)?;
+            server.approve_routes("peer", SUBNET)
+        },
+        has("PrimaryRoutes", SUBNET),
+    );
+    watchers.row(
+        table,
+        "the approval withdrawn",
+        || server.approve_routes("peer", ""),
+        is("PrimaryRoutes", Value::Null),
+    );
+    watchers.row(
+        table,
+        "approved again",
+        || server.approve_routes("peer", SUBNET),
+        has("AllowedIPs", SUBNET),
+    );
+    watchers.row(
+        table,
+        "the offer withdrawn",
+        || peer.cli(&["set", "--advertise-routes="]).map(drop),
+        is("PrimaryRoutes", Value::Null),
+    );
+    watchers.row(
+        table,
+        "an exit node, offered and approved",
+        || {
+            offer("--advertise-exit-node", "0.0.0.0/0")?;
+            server.approve_routes("peer", "0.0.0.0/0,::/0")
+        },
+        is("ExitNodeOption", true),
+    );
+    watchers.row(
+        table,
+        "and no more",
+        || {
+            let flag = "--advertise-exit-node=false";
+            peer.cli(&["set", flag]).map(drop)
+        },
+        is("ExitNodeOption", false),
+    );
+}
+
+/// Where it is reached: addresses, of which a status shows none, and its relay.
+fn places(table: &mut Table, watchers: &Watchers, peer: &Member) {
+    table.try_it("another address", || {
+        let address = peer.ip(4)?.to_string();
+        let endpoints = |watcher: &Member| -> Result<Value> {
+            let text = watcher.cli(&["whois", "--json", &address])?;
+            let who: Value = serde_json::from_str(&text)?;
+            Ok(in_order(&who["Node"]["Endpoints"]))
+        };
+        let known = |endpoints: &Value| endpoints.to_string().contains("203.0.113.132:");
+        for watcher in watchers.both() {
+            ensure!(!known(&endpoints(watcher)?), "known before it moves");
+        }
+        peer.move_on_segment(32, 132)?;
+        let (all, time) = wait::wait_for("the same endpoints", LIMIT, || {
+            let [lowroad, stock] = watchers.both().map(endpoints);
+            let (lowroad, stock) = (lowroad?, stock?);
+            ensure!(lowroad == stock, "stock {stock}, lowroad {lowroad}");
+            Ok(known(&stock).then_some(stock))
+        })?;
+        Ok(format!("{all} after {:.2} s", time.as_secs_f64()))
+    });
+    // Whichever it has chosen.
+    let two = (relay::REGION, relay::CODE);
+    let at_home = |code: &'static str| is("Relay", code);
+    let to = match Seen::by(watchers.stock) {
+        Ok(seen) if at_home(two.1)(&seen) => EMBEDDED,
+        _ => two,
+    };
+    watchers.row(
+        table,
+        "another home relay",
+        || {
+            let region = to.0.to_string();
+            peer.cli(&["debug", "force-prefer-derp", &region])?;
+            peer.cli(&["debug", "restun"]).map(drop)
+        },
+        at_home(to.1),
+    );
+}
+
+/// Hidden, away and back.
+fn sight(
+    table: &mut Table,
+    watchers: &Watchers,
+    server: &Server,
+    peer: &mut Member,
+) -> Result<()> {
+    let [one, other] = [watchers.lowroad.ip(4)?, watchers.stock.ip(4)?];
+    let without = format!(
+        r#"{{"acls": [{{"action": "accept", "src": ["{one}", "{other}"], "dst": ["{one}:*", "{other}:*"]}}],
+            "tagOwners": {{"tag:web": ["ann@"]}}}}"#
+    );
+    watchers.row(
+        table,
+        "hidden by a policy that does not connect them",
+        || server.set_policy(&without),
+        |seen| seen.peers.is_empty(),
+    );
+    watchers.row(
+        table,
+        "and shown by the next",
+        || server.set_policy(POLICY),
+        is("InNetworkMap", true),
+    );
+    watchers.row(
+        table,
+        "its daemon ends",
+        || {
+            peer.stop();
+            Ok(())
+        },
+        is("Online", false),
+    );
+    watchers.row(
+        table,
+        "and starts again",
+        || peer.restart(),
+        is("Online", true),
+    );
+    Ok(())
+}
+
+fn keys(table: &mut Table, watchers: &Watchers, server: &Server, peer: &Member, key: &str) {
+    watchers.row(
+        table,
+        "its key gets an end",
+        || server.set_expiry("peer", Some(END)),
+        is("KeyExpiry", END),
+    );
+    watchers.row(
+        table,
+        "and has none",
+        || server.set_expiry("peer", None),
+        is("KeyExpiry", Value::Null),
+    );
+    watchers.row(
+        table,
+        "expired by the administrator",
+        || server.to_node("expire", "peer"),
+        is("Expired", true),
+    );
+    watchers.row(
+        table,
+        "logged in anew",
+        || peer.up_with(key, &["--force-reauth"]).map(drop),
+        |seen| is("Expired", Value::Null)(seen) && is("Online", true)(seen),
+    );
+}
+
+/// Headscale reads it when it starts.
+fn base_domain(table: &mut Table, watchers: &Watchers, server: &mut Server) {
+    watchers.row(
+        table,
+        "Headscale started with another base domain",
+        || server.change_base_domain("other.lab"),
+        |seen| {
+            let name = seen.peer()["DNSName"].as_str().unwrap_or_default();
+            seen.tailnet["MagicDNSSuffix"] == "other.lab" && name.ends_with(".other.lab.")
+        },
+    );
+}
+
+/// Other owners, and none.
+fn owners(table: &mut Table, watchers: &Watchers, server: &Server, peer: &Member) -> Result<()> {
+    let bobs = server.auth_key("bob", KeyOptions::default())?;
+    watchers.row(
+        table,
+        "another user's, by a login: this Headscale has no command for it",
+        || {
+            peer.up_with(&bobs, &["--force-reauth"])?;
+            // The other user's node is another one.
+            server.leave_only("peer", &peer.status()?["Self"]["PublicKey"])
+        },
+        |seen| seen.peers.len() == 1 && is(OWNER, "bob")(seen) && is("Online", true)(seen),
+    );
+    watchers.row(
+        table,
+        "tagged by the administrator",
+        || server.tag("peer", "tag:web"),
+        has("Tags", "tag:web"),
+    );
+    watchers.row(
+        table,
+        "logs out",
+        || peer.cli(&["logout"]).map(drop),
+        |seen| is("Expired", true)(seen) || is("Online", false)(seen) || seen.peers.is_empty(),
+    );
+    watchers.row(
+        table,
+        "deleted by the administrator",
+        || server.to_node("delete", "peer"),
+        |seen| seen.peers.is_empty(),
+    );
+    Ok(())
+}
