@@ -1,8 +1,12 @@
 //! A node on Headscale, from the first login to the administrator's last word: lowroad's, and a stock one's to compare with.
 
-use std::time::Duration;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use super::{
     Lab, Login,
@@ -13,7 +17,9 @@ use super::{
 };
 use crate::{
     lab::{ALLOW_ALL, secs},
+    process,
     tailnet::Client,
+    topology::Namespace,
     traffic::Pinger,
     wait,
 };
@@ -24,6 +30,16 @@ const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:
     "tagOwners": {"tag:web": ["ann@"]}}"#;
 /// Headscale looks for ephemeral nodes that have gone after 70 s, as the matrix configures it.
 const FORGOTTEN: Duration = secs(150);
+/// Longer than a stock client waits for a word of its server, 120 s.
+const BLACK_HOLE: Duration = secs(150);
+/// From there: for what is tried again once in a while.
+const BACK: Duration = secs(120);
+/// As a firewall that says nothing: nothing is refused, nothing gets through.
+const HOLE: &str = "table inet hole {
+    chain in { type filter hook input priority 0; iifname wan0 counter drop; }
+    chain out { type filter hook output priority 0; oifname wan0 drop; }
+}";
+const NO_HOLE: &str = "delete table inet hole";
 
 pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     table.area(&format!("a {} node on Headscale", kind.name()));
@@ -34,8 +50,11 @@ pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     peer.up(&key)?;
     logins(lab, table, &server, &mut node, &peer)?;
     administered(table, &server, &mut node, &peer)?;
+    ends_by_itself(table, &server, &node, &peer)?;
+    asks_for_tags(lab, table, &server, &peer, kind)?;
     ephemeral(lab, table, &server, &peer, kind)?;
-    outage(table, &mut server, &node, &peer)
+    outage(table, &mut server, &node, &peer)?;
+    black_hole(table, &server, &node, &peer)
 }
 
 fn state(node: &Member, state: &str) -> Result<Duration> {
@@ -195,6 +214,69 @@ fn administered(
     Ok(())
 }
 
+/// Nobody does anything at the time.
+fn ends_by_itself(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> Result<()> {
+    const SECONDS: u64 = 15;
+    let key = server.auth_key("ann", KeyOptions::default())?;
+    table.try_it(&format!("a key that ends in {SECONDS} s"), || {
+        let start = Instant::now();
+        let mut date = Command::new("date");
+        date.args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])
+            .arg(format!("--date={SECONDS} seconds"));
+        let end = process::run(&mut date, "", LIMIT)?.ok("date")?.stdout;
+        server.set_expiry("subject", Some(end.trim()))?;
+        state(node, "NeedsLogin")?;
+        let time = start.elapsed();
+        // The end has whole seconds.
+        ensure!(time >= secs(SECONDS - 2), "already after {time:.1?}");
+        Ok(format!("needs a login after {:.1} s", time.as_secs_f64()))
+    });
+    table.try_it("and is renewed", || {
+        node.up_with(&key, &["--force-reauth"])?;
+        answers(peer, node).map(|_| String::new())
+    });
+    Ok(())
+}
+
+/// Headscale lets a login at the page ask for tags, and one with a key not.
+fn asks_for_tags(
+    lab: &Lab,
+    table: &mut Table,
+    server: &Server,
+    peer: &Member,
+    kind: Kind,
+) -> Result<()> {
+    let flags = ["--advertise-tags=tag:web"];
+    let asking = Member::public(lab, kind, "asking", 33)?;
+    table.try_it("up --advertise-tags, by web sign-in of the tag's owner", || {
+        let login = Login::begin(lab, &asking, &flags)?;
+        server.approve_login(&login.page, "ann")?;
+        state(&asking, "Running")?;
+        let tags = asking.status()?["Self"]["Tags"].to_string();
+        ensure!(tags.contains("tag:web"), "{tags}");
+        wait::wait_for("the tag at the peer", LIMIT, || {
+            let seen = peer.peer("asking")?.context("no such peer")?;
+            Ok(seen["Tags"].to_string().contains("tag:web").then_some(()))
+        })?;
+        answers(peer, &asking)?;
+        Ok(tags)
+    });
+    let greedy = Member::public(lab, kind, "greedy", 34)?;
+    table.try_it("and of another user: refused", || {
+        let login = Login::begin(lab, &greedy, &flags)?;
+        let Err(error) = server.approve_login(&login.page, "bob") else {
+            bail!("it was let in: {}", greedy.status()?["Self"]["Tags"]);
+        };
+        let said = format!("{error:#}");
+        ensure!(said.contains("not permitted"), "{said}");
+        let state = greedy.status()?["BackendState"].clone();
+        ensure!(state != "Running", "{state}");
+        ensure!(server.node("greedy")?.is_none(), "Headscale knows it");
+        Ok(said)
+    });
+    Ok(())
+}
+
 fn ephemeral(
     lab: &Lab,
     table: &mut Table,
@@ -234,13 +316,19 @@ fn ephemeral(
     Ok(())
 }
 
-fn outage(table: &mut Table, server: &mut Server, node: &Member, peer: &Member) -> Result<()> {
-    let warm = Pinger::start(node.namespace(), peer.ip(4)?, PACE)?;
-    node.wait_for_direct("peer", LIMIT)?;
-    peer.wait_for_direct("subject", LIMIT)?;
+/// Pings that begin there.
+fn on_the_direct_path(from: &Member, to: &Member) -> Result<Pinger> {
+    let warm = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
+    from.wait_for_direct(to.name(), LIMIT)?;
+    to.wait_for_direct(from.name(), LIMIT)?;
     drop(warm);
-    let ping = Pinger::start(node.namespace(), peer.ip(4)?, PACE)?;
+    let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
     ping.first_answer(LIMIT)?;
+    Ok(ping)
+}
+
+fn outage(table: &mut Table, server: &mut Server, node: &Member, peer: &Member) -> Result<()> {
+    let ping = on_the_direct_path(node, peer)?;
     table.try_it("Headscale unreachable for 20 s, and back", || {
         server.stop();
         wait::pass(secs(20))?;
@@ -277,4 +365,60 @@ fn outage(table: &mut Table, server: &mut Server, node: &Member, peer: &Member) 
         ))
     });
     Ok(())
+}
+
+fn black_hole(table: &mut Table, server: &Server, node: &Member, peer: &Member) -> Result<()> {
+    let pings = [
+        on_the_direct_path(node, peer)?,
+        on_the_direct_path(peer, node)?,
+    ];
+    let new_name = || -> Result<bool> {
+        let at_node = node.peer("peer")?.context("no such peer")?;
+        let names = [&at_node["DNSName"], &peer.status()?["Self"]["DNSName"]].map(Value::to_string);
+        Ok(names.iter().all(|name| name.contains("meanwhile.tail.lab")))
+    };
+    table.try_it("Headscale behind a black hole for 150 s, and back", || {
+        let meanwhile = || -> Result<()> {
+            wait::pass(BLACK_HOLE / 2)?;
+            server.rename("peer", "meanwhile")?;
+            wait::pass(BLACK_HOLE / 2)?;
+            ensure!(!new_name()?, "the change got through the hole");
+            Ok(())
+        };
+        let dropped = in_a_hole(&server.namespace, meanwhile)?;
+        ensure!(dropped > 0, "nobody tried to get through");
+        let told = || Ok(new_name()?.then_some(()));
+        let (_, time) = wait::wait_for("a change made meanwhile", BACK, told)?;
+        Ok(format!(
+            "both see a change made meanwhile {:.1} s after its end, by themselves",
+            time.as_secs_f64()
+        ))
+    });
+    table.try_it("pings both ways by the direct path all the while", || {
+        let reports = pings.map(Pinger::stop);
+        for report in &reports {
+            ensure!(report.lost() == 0, "{report}");
+        }
+        Ok(reports.map(|report| report.to_string()).join("; "))
+    });
+    for member in [node, peer] {
+        let what = format!("{}: no health warning after it", member.name());
+        table.try_it(&what, || {
+            let well = || super::healthy(member).map(Some);
+            let (_, time) = wait::wait_for("health", BACK, well)?;
+            Ok(format!("{:.1} s later", time.as_secs_f64()))
+        });
+    }
+    Ok(())
+}
+
+/// What happens while nothing gets to this host or from it. Says how many packets did not get to it.
+fn in_a_hole(host: &Namespace, meanwhile: impl FnOnce() -> Result<()>) -> Result<u64> {
+    host.nft(HOLE)?;
+    let result = meanwhile();
+    let dropped = host.nft_counter("hole");
+    // Also where it failed: the other cases want the server.
+    host.nft(NO_HOLE)?;
+    result?;
+    dropped
 }
