@@ -35,7 +35,7 @@ use serde_json::{Value, json};
 use self::{
     member::Member,
     options::{Options, USAGE},
-    peers::Places,
+    peers::{Homes, Places},
     server::Kind::{Headscale, Ours},
     table::Table,
 };
@@ -81,7 +81,7 @@ enum Part {
     OldStockOnOurs,
     HeadscaleUpgraded,
     Pair(server::Kind, Places),
-    TwoRelays(server::Kind),
+    ByRelays(server::Kind, Homes),
     Routes(server::Kind),
     Changes(server::Kind, member::Kind),
     Idle(server::Kind),
@@ -107,6 +107,11 @@ const PARTS: &[(&str, Part)] = &[
         "peers-ours-one-network",
         Part::Pair(Ours, peers::ONE_NETWORK),
     ),
+    (
+        "peers-headscale-one-lan",
+        Part::Pair(Headscale, peers::ONE_LAN),
+    ),
+    ("peers-ours-one-lan", Part::Pair(Ours, peers::ONE_LAN)),
     ("peers-headscale-easy", Part::Pair(Headscale, peers::EASY)),
     ("peers-ours-easy", Part::Pair(Ours, peers::EASY)),
     ("peers-headscale-hard", Part::Pair(Headscale, peers::HARD)),
@@ -118,8 +123,19 @@ const PARTS: &[(&str, Part)] = &[
     ("peers-ours-relayed", Part::Pair(Ours, peers::RELAYED)),
     ("peers-headscale-v6", Part::Pair(Headscale, peers::V6)),
     ("peers-ours-v6", Part::Pair(Ours, peers::V6)),
-    ("peers-headscale-two-relays", Part::TwoRelays(Headscale)),
-    ("peers-ours-two-relays", Part::TwoRelays(Ours)),
+    (
+        "peers-headscale-two-relays",
+        Part::ByRelays(Headscale, peers::OWN),
+    ),
+    ("peers-ours-two-relays", Part::ByRelays(Ours, peers::OWN)),
+    (
+        "peers-headscale-stock-relay",
+        Part::ByRelays(Headscale, peers::STOCK_RELAY),
+    ),
+    (
+        "peers-ours-stock-relay",
+        Part::ByRelays(Ours, peers::STOCK_RELAY),
+    ),
     ("routes-headscale", Part::Routes(Headscale)),
     ("routes-ours", Part::Routes(Ours)),
     (
@@ -149,7 +165,7 @@ impl Part {
             Self::OldStockOnOurs => old_stock_on_ours(lab, table),
             Self::HeadscaleUpgraded => upgrade::of_headscale(lab, table),
             Self::Pair(server, places) => peers::pair(lab, table, server, places),
-            Self::TwoRelays(server) => peers::two_relays(lab, table, server),
+            Self::ByRelays(server, homes) => peers::by_relays(lab, table, server, homes),
             Self::Routes(server) => routes::of_stock_nodes(lab, table, server),
             Self::Changes(server, first) => changes::under_traffic(lab, table, server, first),
             Self::Idle(server) => changes::idle(lab, table, server),

@@ -42,12 +42,20 @@ enum Behind {
     V6,
     /// None: on the public segment itself.
     Nothing,
+    /// The same one for both.
+    OneRouter,
 }
 
 pub const ONE_NETWORK: Places = Places {
     name: "direct on one network",
     lowroad: Behind::Nothing,
     stock: Behind::Nothing,
+    direct: true,
+};
+pub const ONE_LAN: Places = Places {
+    name: "on one LAN behind a NAT",
+    lowroad: Behind::OneRouter,
+    stock: Behind::OneRouter,
     direct: true,
 };
 pub const EASY: Places = Places {
@@ -91,17 +99,7 @@ pub fn pair(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) ->
     ));
     let server = Server::start(lab, kind, ALLOW_ALL)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
-    let node = |kind: Kind, last, place| match place {
-        Behind::V4(nat) => Member::behind(lab, kind, kind.name(), last, nat),
-        Behind::Nothing => Member::public(lab, kind, kind.name(), last),
-        Behind::V6 => {
-            let router = lab.net.router_v6(&format!("{}-nat", kind.name()), last)?;
-            let host = lab.net.behind_v6(kind.name(), &router, 2)?;
-            Member::start(lab, kind, kind.name(), &host)
-        }
-    };
-    let lowroad = node(Kind::Lowroad, 21, places.lowroad)?;
-    let stock = node(Kind::Stock, 22, places.stock)?;
+    let [lowroad, stock] = both(lab, places)?;
     if matches!(places.lowroad, Behind::V6) {
         lab.net.route_to_v6_lans(&server.namespace)?;
     }
@@ -120,6 +118,34 @@ pub fn pair(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) ->
     }
     seen_by_stock(table, &stock, &lowroad)?;
     looks_like_stock(lab, table, &stock, &lowroad, &key)
+}
+
+/// The lowroad and the stock node at their places; they join nothing yet.
+fn both(lab: &Lab, places: Places) -> Result<[Member; 2]> {
+    let shared = match places.lowroad {
+        Behind::OneRouter => Some(lab.net.router("nat", 20, Nat::Easy)?),
+        Behind::V4(_) | Behind::V6 | Behind::Nothing => None,
+    };
+    let node = |kind: Kind, last, place| -> Result<Member> {
+        let name = kind.name();
+        match place {
+            Behind::V4(nat) => Member::behind(lab, kind, name, last, nat),
+            Behind::Nothing => Member::public(lab, kind, name, last),
+            Behind::OneRouter => {
+                let router = shared.as_ref().context("no router for both")?;
+                Member::start(lab, kind, name, &lab.net.behind(name, router, last)?)
+            }
+            Behind::V6 => {
+                let router = lab.net.router_v6(&format!("{name}-nat"), last)?;
+                let host = lab.net.behind_v6(name, &router, 2)?;
+                Member::start(lab, kind, name, &host)
+            }
+        }
+    };
+    Ok([
+        node(Kind::Lowroad, 21, places.lowroad)?,
+        node(Kind::Stock, 22, places.stock)?,
+    ])
 }
 
 /// In what programs read of a stock client.
@@ -144,39 +170,82 @@ fn looks_like_stock(
     Ok(())
 }
 
-/// Two nodes behind hard NATs that have different home relays: each reaches the other over the other's.
-pub fn two_relays(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
+/// Which home relays two nodes have that reach each other by relays only: the server's own, or the stock relay.
+#[derive(Debug, Clone, Copy)]
+pub struct Homes {
+    name: &'static str,
+    lowroad: Home,
+    stock: Home,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Home {
+    Servers,
+    StockRelay,
+}
+
+pub const OWN: Homes = Homes {
+    name: "each with a home relay of its own",
+    lowroad: Home::Servers,
+    stock: Home::StockRelay,
+};
+pub const STOCK_RELAY: Homes = Homes {
+    name: "both at home on the stock relay",
+    lowroad: Home::StockRelay,
+    stock: Home::StockRelay,
+};
+
+impl Home {
+    /// Host of the relay whose STUN server does not answer: that one is no home.
+    fn deaf_to(self) -> u8 {
+        match self {
+            Self::Servers => RELAY_HOST,
+            Self::StockRelay => COORDINATOR,
+        }
+    }
+
+    /// Whether that is the relay with this code.
+    fn is(self, code: &str) -> bool {
+        !code.is_empty() && (code == relay::CODE) == (self == Self::StockRelay)
+    }
+}
+
+/// Two nodes behind hard NATs: each reaches the other over the other's home relay.
+pub fn by_relays(lab: &Lab, table: &mut Table, kind: server::Kind, homes: Homes) -> Result<()> {
     table.area(&format!(
-        "lowroad and stock on {}, each with a home relay of its own",
-        kind.name()
+        "lowroad and stock on {}, {}",
+        kind.name(),
+        homes.name
     ));
     let _relay = relay::start(lab)?;
     let server = Server::with_second_relay(lab, kind, ALLOW_ALL)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
-    // Whose STUN server doesn't answer is no home.
-    let behind = |member, name, last, deaf_to: u8| -> Result<Member> {
+    let behind = |member, name, last, home: Home| -> Result<Member> {
         let router = lab.net.router(&format!("{name}-nat"), last, Nat::Hard)?;
         router.namespace.nft(&format!(
             "table inet deaf {{ chain out {{ type filter hook forward priority 0; \
-             ip daddr 203.0.113.{deaf_to} udp dport 3478 drop; }}; }}"
+             ip daddr 203.0.113.{} udp dport 3478 drop; }}; }}",
+            home.deaf_to()
         ))?;
         Member::start(lab, member, name, &lab.net.behind(name, &router, 2)?)
     };
-    let lowroad = behind(Kind::Lowroad, "lowroad", 21, RELAY_HOST)?;
-    let stock = behind(Kind::Stock, "stock", 22, COORDINATOR)?;
-    for (node, on_two) in [(&lowroad, false), (&stock, true)] {
+    let lowroad = behind(Kind::Lowroad, "lowroad", 21, homes.lowroad)?;
+    let stock = behind(Kind::Stock, "stock", 22, homes.stock)?;
+    for (node, wanted) in [(&lowroad, homes.lowroad), (&stock, homes.stock)] {
         node.up(&key)?;
         // A host that is short of time may hear no STUN server in time, and choose by HTTPS, until it measures again.
         let home = || {
             let home = node.status()?["Self"]["Relay"].clone();
-            let home = home.as_str().unwrap_or_default();
-            let right = !home.is_empty() && (home == "two") == on_two;
-            Ok(right.then_some(()))
+            let code = home.as_str().unwrap_or_default();
+            Ok(wanted.is(code).then_some(()))
         };
-        wait::wait_for("a home relay of its own", MEASURED_AGAIN, home)
+        wait::wait_for("the home relay that it has to have", MEASURED_AGAIN, home)
             .with_context(|| node.name().to_owned())?;
     }
-    for (from, to, home) in [(&lowroad, &stock, "two"), (&stock, &lowroad, "")] {
+    for (from, to, home) in [
+        (&lowroad, &stock, homes.stock),
+        (&stock, &lowroad, homes.lowroad),
+    ] {
         table.try_it(&format!("{} to {}", from.name(), to.name()), || {
             from.wait_for_peer(to.name(), FIRST)?;
             let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
@@ -185,7 +254,7 @@ pub fn two_relays(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()
             wait::pass(secs(2))?;
             let path = from.path_to(to.name())?;
             let wanted = match &path {
-                PathKind::Relay(code) => home.is_empty() != (code == "two"),
+                PathKind::Relay(code) => home.is(code),
                 PathKind::Direct(_) | PathKind::None => false,
             };
             ensure!(wanted, "by {path:?}");
