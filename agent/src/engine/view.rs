@@ -433,7 +433,7 @@ fn facts(node: &Node) -> PeerStatus {
             .iter()
             .any(|prefix| prefix.prefix_len() == 0),
         in_network_map: true,
-        key_expiry: node.key_expiry.map(rfc3339),
+        key_expiry: node.key_expiry.map(|end| rfc3339(whole_seconds(end))),
         ..PeerStatus::default()
     }
 }
@@ -452,10 +452,36 @@ fn suffix(name: &str) -> String {
         .unwrap_or_default()
 }
 
+/// The nearest one, as the stock client shows the end of a key; servers tell it to the nanosecond.
+fn whole_seconds(end: OffsetDateTime) -> OffsetDateTime {
+    let nearest = end.checked_add(time::Duration::milliseconds(500));
+    let nearest = nearest.unwrap_or(end);
+    nearest.replace_nanosecond(0).unwrap_or(nearest)
+}
+
 pub(super) fn rfc3339(time: OffsetDateTime) -> String {
     time.format(&Rfc3339).unwrap_or_else(|_| NEVER.to_owned())
 }
 
 fn since_epoch(time: Duration) -> String {
     rfc3339(OffsetDateTime::UNIX_EPOCH + time)
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_key_is_shown_to_the_nearest_second() {
+        for (end, shown) in [
+            (datetime!(2026-01-01 0:00:01.499999999 UTC), "2026-01-01T00:00:01Z"),
+            (datetime!(2026-01-01 0:00:59.5 UTC), "2026-01-01T00:01:00Z"),
+            (datetime!(9999-12-31 23:59:59.9 UTC), "9999-12-31T23:59:59Z"),
+            (datetime!(2026-01-01 0:00:01 UTC), "2026-01-01T00:00:01Z"),
+        ] {
+            assert_eq!(rfc3339(whole_seconds(end)), shown);
+        }
+    }
 }
