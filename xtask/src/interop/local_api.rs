@@ -94,6 +94,7 @@ pub fn stock_command_line(lab: &Lab, table: &mut Table) -> Result<()> {
     tells(table, &peer, &member, &ok)?;
     watches(table, &spawn, &ok);
     exit_nodes(table, || run(&["exit-node", "list"]));
+    offered_exit_node(table, &server, &peer, &ok);
     for arguments in NO_SETTING {
         table.try_it(&arguments.join(" "), || {
             let before = ok(&["debug", "prefs"])?;
@@ -313,6 +314,21 @@ fn exit_nodes(table: &mut Table, run: impl FnOnce() -> Result<Finished>) {
             finished.stderr
         );
         Ok("no exit nodes found".to_owned())
+    });
+}
+
+fn offered_exit_node(table: &mut Table, server: &Server, peer: &Member, ok: Run) {
+    table.try_it("exit-node list, with one offered", || {
+        peer.cli(&["set", "--advertise-exit-node"])?;
+        server.wait_for_offer("stock", "0.0.0.0/0", LIMIT)?;
+        server.approve_routes("stock", "0.0.0.0/0,::/0")?;
+        let (list, _) = wait::wait_for("it in the list", LIMIT, || {
+            let list = ok(&["exit-node", "list"])?;
+            Ok(list.contains("stock.tail.lab").then_some(list))
+        })?;
+        peer.cli(&["set", "--advertise-exit-node=false"])?;
+        let line = list.lines().find(|line| line.contains("stock"));
+        Ok(line.unwrap_or_default().trim().to_owned())
     });
 }
 

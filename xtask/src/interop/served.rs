@@ -38,7 +38,7 @@ const INTERNET: &str = "198.51.100.2";
 
 pub fn stock_nodes(lab: &Lab, table: &mut Table, which: &str) -> Result<()> {
     table.area(&format!("stock nodes on our coordinator{which}"));
-    let server = Server::start(lab, server::Kind::Ours, WITH_TAGS)?;
+    let mut server = Server::start(lab, server::Kind::Ours, WITH_TAGS)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
     let one = Member::behind(lab, Kind::Stock, "one", 21, Nat::Easy)?;
     let router = lab.net.router("two-nat", 22, Nat::Hard)?;
@@ -76,6 +76,7 @@ pub fn stock_nodes(lab: &Lab, table: &mut Table, which: &str) -> Result<()> {
     names(table, &one, &two)?;
     policy(table, &server, &one, &two)?;
     preferences(table, &server, &one, &two)?;
+    restarted(table, &mut server, &one, &two)?;
     logins(lab, table, &server, &one, &two)?;
     foreign_tag(lab, table, &server)?;
     healthy(table, &one, "at the end")
@@ -249,6 +250,31 @@ fn exit_node(table: &mut Table, server: &Server, one: &Member, two: &Member) -> 
         ensure!(get().is_err(), "it is reached without one again");
         two.cli(&["set", "--advertise-exit-node=false", "--advertise-routes="])?;
         Ok(format!("after {:.2} s", time.as_secs_f64()))
+    });
+    Ok(())
+}
+
+fn restarted(table: &mut Table, server: &mut Server, one: &Member, two: &Member) -> Result<()> {
+    table.try_it("our coordinator restarted: both are back", || {
+        server.start_again()?;
+        two.cli(&["set", "--hostname=restarted"])?;
+        let time = one.wait_for_peer("restarted", secs(90))?;
+        two.cli(&["set", "--hostname=two"])?;
+        one.wait_for_peer("two", LIMIT)?;
+        // By the relay, which was restarted, too.
+        let ping = Pinger::start(one.namespace(), two.ip(4)?, PACE)?;
+        ping.first_answer(LIMIT)?;
+        Ok(format!(
+            "one sees what the other changes {:.1} s later",
+            time.as_secs_f64()
+        ))
+    });
+    table.try_it("and have no health warning", || {
+        for node in [one, two] {
+            let well = || super::healthy(node).map(Some);
+            wait::wait_for("health", LIMIT, well).with_context(|| node.name().to_owned())?;
+        }
+        Ok(String::new())
     });
     Ok(())
 }
