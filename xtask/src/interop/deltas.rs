@@ -1,13 +1,13 @@
 //! What Headscale's administration and a peer itself change of that peer, as two others see it: lowroad's status has to become what a stock node's is, field by field.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
-};
+mod seen;
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
+use self::seen::{OWNER, Seen, WATCHERS, has, in_order, is};
 use super::{
     Lab,
     member::{Kind, Member},
@@ -20,115 +20,11 @@ use crate::{lab::secs, tailnet::Client, wait};
 const LIMIT: Duration = secs(90);
 const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
     "tagOwners": {"tag:web": ["ann@"]}}"#;
-/// The two that look.
-const WATCHERS: [&str; 2] = ["lowroad", "stock"];
 /// Headscale's own relay, as the matrix configures it.
 const EMBEDDED: (u16, &str) = (999, "lab");
 const SUBNET: &str = "10.77.0.0/24";
 /// As Go writes it, to whole seconds.
 const END: &str = "2099-01-01T00:00:00Z";
-
-/// What the netmap says of a peer, in a status. Left out is what each node finds out for itself: the path, WireGuard's session, traffic.
-const FIELDS: &[&str] = &[
-    "ID",
-    "NodeID",
-    "PublicKey",
-    "HostName",
-    "DNSName",
-    "OS",
-    "UserID",
-    OWNER,
-    "TailscaleIPs",
-    "AllowedIPs",
-    "Tags",
-    "PrimaryRoutes",
-    "Relay",
-    "Created",
-    "Online",
-    "ExitNodeOption",
-    "InNetworkMap",
-    "Expired",
-    "KeyExpiry",
-];
-/// The login of its user, which a status has elsewhere.
-const OWNER: &str = "User.LoginName";
-
-/// What a node's status shows of the tailnet.
-#[derive(Debug)]
-struct Seen {
-    tailnet: Value,
-    /// [`FIELDS`], by ID. Without the watchers, each of which sees the other alone.
-    peers: BTreeMap<String, Value>,
-}
-
-impl Seen {
-    fn by(watcher: &Member) -> Result<Self> {
-        let status = watcher.status()?;
-        let peers = status["Peer"].as_object().into_iter().flatten();
-        let others = peers.filter(|(_, peer)| {
-            let name = peer["HostName"].as_str().unwrap_or_default();
-            !WATCHERS.contains(&name)
-        });
-        Ok(Self {
-            tailnet: json!({
-                "MagicDNSSuffix": status["MagicDNSSuffix"],
-                "CurrentTailnet": status["CurrentTailnet"],
-            }),
-            peers: others
-                .map(|(_, peer)| (peer["ID"].to_string(), facts(peer, &status["User"])))
-                .collect(),
-        })
-    }
-
-    /// The one that is changed, and null while there is none.
-    fn peer(&self) -> &Value {
-        self.peers.values().next().unwrap_or(&Value::Null)
-    }
-
-    /// Fields in which a lowroad node sees something else than a stock one.
-    fn differences(&self, lowroad: &Self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut compare = |what: &str, theirs: &Value, ours: &Value| {
-            if theirs != ours {
-                found.push(format!("{what}: stock {theirs}, lowroad {ours}"));
-            }
-        };
-        compare("tailnet", &self.tailnet, &lowroad.tailnet);
-        let both = self.peers.keys().chain(lowroad.peers.keys());
-        for id in both.collect::<BTreeSet<_>>() {
-            let theirs = self.peers.get(id).unwrap_or(&Value::Null);
-            let ours = lowroad.peers.get(id).unwrap_or(&Value::Null);
-            for field in FIELDS {
-                compare(&format!("{field} of {id}"), &theirs[*field], &ours[*field]);
-            }
-        }
-        found
-    }
-}
-
-fn facts(peer: &Value, users: &Value) -> Value {
-    let mut facts = Map::new();
-    for field in FIELDS {
-        facts.insert((*field).to_owned(), in_order(&peer[*field]));
-    }
-    let user = peer["UserID"].to_string();
-    facts.insert(OWNER.to_owned(), users[user.as_str()]["LoginName"].clone());
-    if peer["Expired"] == true {
-        // Stock spoils the key of a peer that it finds expired, where the server has not.
-        facts.insert("PublicKey".to_owned(), Value::Null);
-    }
-    facts.into()
-}
-
-/// Lists stand for sets.
-fn in_order(value: &Value) -> Value {
-    let Some(list) = value.as_array() else {
-        return value.clone();
-    };
-    let mut list = list.clone();
-    list.sort_by_cached_key(Value::to_string);
-    list.into()
-}
 
 struct Watchers<'a> {
     lowroad: &'a Member,
@@ -184,23 +80,6 @@ impl Watchers<'_> {
             stock.as_secs_f64(),
             start.elapsed().as_secs_f64()
         ))
-    }
-}
-
-/// The peer's field is this; null for one that is not there.
-fn is(field: &'static str, value: impl Into<Value>) -> impl Fn(&Seen) -> bool {
-    let value = value.into();
-    move |seen: &Seen| {
-        let peer = seen.peer();
-        !peer.is_null() && peer[field] == value
-    }
-}
-
-/// The peer's list has this entry.
-fn has(field: &'static str, entry: &'static str) -> impl Fn(&Seen) -> bool {
-    move |seen: &Seen| {
-        let list = seen.peer()[field].as_array();
-        list.is_some_and(|list| list.iter().any(|one| one == entry))
     }
 }
 
