@@ -84,6 +84,7 @@ enum Part {
     ByRelays(server::Kind, Homes),
     Routes(server::Kind),
     Changes(server::Kind, member::Kind),
+    ChangesBehindNats(server::Kind, member::Kind),
     Idle(server::Kind),
     Mixed(server::Kind),
     SshOnOurs,
@@ -147,6 +148,18 @@ const PARTS: &[(&str, Part)] = &[
         "changes-stock",
         Part::Changes(Headscale, member::Kind::Stock),
     ),
+    (
+        "changes-nat-headscale",
+        Part::ChangesBehindNats(Headscale, member::Kind::Lowroad),
+    ),
+    (
+        "changes-nat-ours",
+        Part::ChangesBehindNats(Ours, member::Kind::Lowroad),
+    ),
+    (
+        "changes-nat-stock",
+        Part::ChangesBehindNats(Headscale, member::Kind::Stock),
+    ),
     ("idle-headscale", Part::Idle(Headscale)),
     ("idle-ours", Part::Idle(Ours)),
     ("mixed-headscale", Part::Mixed(Headscale)),
@@ -168,6 +181,9 @@ impl Part {
             Self::ByRelays(server, homes) => peers::by_relays(lab, table, server, homes),
             Self::Routes(server) => routes::of_stock_nodes(lab, table, server),
             Self::Changes(server, first) => changes::under_traffic(lab, table, server, first),
+            Self::ChangesBehindNats(server, first) => {
+                changes::behind_nats(lab, table, server, first)
+            }
             Self::Idle(server) => changes::idle(lab, table, server),
             Self::Mixed(server) => mixed::churn(lab, table, server),
         }

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     lab::{ALLOW_ALL, secs},
-    tailnet::Client,
-    topology::Nat,
+    tailnet::{Client, PathKind},
+    topology::{Namespace, Nat},
     traffic::Pinger,
     wait,
 };
@@ -28,10 +28,11 @@ const ANSWERS: usize = 25;
 /// A session of WireGuard is forgotten after 9 minutes (`REJECT_AFTER_TIME * 3`), a path by disco much sooner.
 const IDLE: Duration = secs(600);
 
-/// Two nodes on the public segment, the second a stock one.
+/// Two nodes, the second a stock one: on the public segment, or each behind a router.
 struct Two {
     first: Member,
     second: Member,
+    routers: Vec<Namespace>,
 }
 
 /// One of them.
@@ -45,6 +46,8 @@ enum Who {
 enum Change {
     /// To 203.0.113.x and 2001:db8::x, from the address before.
     Move(u8, u8),
+    /// Its router, so that nothing changes at the host itself.
+    MoveRouter(u8, u8),
     Restart,
     /// Killed, and started again after this many seconds.
     Crash(u64),
@@ -85,6 +88,22 @@ const CHANGES: &[(Who, &str, Change, u64)] = &[
     (Who::Second, "moves back", Change::Move(132, 32), 8),
 ];
 
+/// A host behind a router hears of nothing: it is found by the calls that a path is kept alive with, or when its relay is missed. A stock peer trusts the old path for 6.5 s as well.
+const BEHIND_NATS: &[(Who, &str, Change, u64)] = &[
+    (
+        Who::First,
+        "gets another address by its NAT",
+        Change::MoveRouter(31, 131),
+        30,
+    ),
+    (
+        Who::Second,
+        "gets another address by its NAT",
+        Change::MoveRouter(32, 132),
+        30,
+    ),
+];
+
 /// `first` is lowroad, or stock for comparison.
 pub fn under_traffic(lab: &Lab, table: &mut Table, kind: server::Kind, first: Kind) -> Result<()> {
     table.area(&format!(
@@ -93,31 +112,74 @@ pub fn under_traffic(lab: &Lab, table: &mut Table, kind: server::Kind, first: Ki
         kind.name()
     ));
     let server = Server::start(lab, kind, ALLOW_ALL)?;
-    let key = server.auth_key("ann", KeyOptions::default())?;
-    let name = match first {
+    let two = Two {
+        first: Member::public(lab, first, first_name(first), 31)?,
+        second: Member::public(lab, Kind::Stock, "stock", 32)?,
+        routers: Vec::new(),
+    };
+    two.survive_all(lab, table, &server, CHANGES)
+}
+
+/// The same behind a router each.
+pub fn behind_nats(lab: &Lab, table: &mut Table, kind: server::Kind, first: Kind) -> Result<()> {
+    table.area(&format!(
+        "routers get other addresses under traffic, {} and stock on {}",
+        first.name(),
+        kind.name()
+    ));
+    let server = Server::start(lab, kind, ALLOW_ALL)?;
+    let mut routers = Vec::new();
+    let mut node = |kind, name: &str, last| -> Result<Member> {
+        let router = lab.net.router(&format!("{name}-nat"), last, Nat::Easy)?;
+        let host = lab.net.behind(name, &router, 2)?;
+        routers.push(router.namespace);
+        Member::start(lab, kind, name, &host)
+    };
+    let (first, second) = (
+        node(first, first_name(first), 31)?,
+        node(Kind::Stock, "stock", 32)?,
+    );
+    let two = Two {
+        first,
+        second,
+        routers,
+    };
+    two.survive_all(lab, table, &server, BEHIND_NATS)
+}
+
+/// The second one is called stock.
+fn first_name(kind: Kind) -> &'static str {
+    match kind {
         Kind::Lowroad => "lowroad",
         Kind::Stock => "other",
-    };
-    let mut two = Two {
-        first: Member::public(lab, first, name, 31)?,
-        second: Member::public(lab, Kind::Stock, "stock", 32)?,
-    };
-    two.first.up(&key)?;
-    two.second.up(&key)?;
-    two.first.wait_for_peer("stock", LIMIT)?;
-    two.second.wait_for_peer(name, LIMIT)?;
-    for (who, what, change, seconds) in CHANGES {
-        let case = format!("{} {what}", two.pair(*who).0.name());
-        let longest = match first {
-            Kind::Lowroad => secs(*seconds),
-            Kind::Stock => LIMIT,
-        };
-        table.try_it(&case, || two.survives(lab, *who, *change, longest));
     }
-    Ok(())
 }
 
 impl Two {
+    /// One change after another, once both have joined.
+    fn survive_all(
+        mut self,
+        lab: &Lab,
+        table: &mut Table,
+        server: &Server,
+        changes: &[(Who, &str, Change, u64)],
+    ) -> Result<()> {
+        let key = server.auth_key("ann", KeyOptions::default())?;
+        self.first.up(&key)?;
+        self.second.up(&key)?;
+        self.first.wait_for_peer(self.second.name(), LIMIT)?;
+        self.second.wait_for_peer(self.first.name(), LIMIT)?;
+        for (who, what, change, seconds) in changes {
+            let case = format!("{} {what}", self.pair(*who).0.name());
+            let longest = match self.first.kind() {
+                Kind::Lowroad => secs(*seconds),
+                Kind::Stock => LIMIT,
+            };
+            table.try_it(&case, || self.survives(lab, *who, *change, longest));
+        }
+        Ok(())
+    }
+
     /// This one, and the other.
     fn pair(&self, who: Who) -> (&Member, &Member) {
         match who {
@@ -195,6 +257,7 @@ impl Two {
         };
         match change {
             Change::Move(old, new) => member.move_on_segment(old, new)?,
+            Change::MoveRouter(old, new) => return self.move_router(who, old, new),
             Change::Restart => member.restart()?,
             Change::Crash(seconds) => member.crash(secs(seconds))?,
             Change::Mute(seconds) => return self.mute(who, secs(seconds)),
@@ -205,6 +268,29 @@ impl Two {
             }
         }
         Ok(String::new())
+    }
+
+    /// The mappings of the old address go with it.
+    fn move_router(&self, who: Who, old: u8, new: u8) -> Result<String> {
+        let (member, other) = self.pair(who);
+        let router = match who {
+            Who::First => self.routers.first(),
+            Who::Second => self.routers.get(1),
+        };
+        router.context("a node without a router")?.ip(&format!(
+            "addr del 203.0.113.{old}/24 dev wan0\n\
+             addr add 203.0.113.{new}/24 dev wan0"
+        ))?;
+        let new = format!("203.0.113.{new}:");
+        let (_, time) = wait::wait_for("a direct path by the new address", LIMIT, || {
+            let path = other.path_to(member.name())?;
+            let is_new = matches!(path, PathKind::Direct(address) if address.starts_with(&new));
+            Ok(is_new.then_some(()))
+        })?;
+        Ok(format!(
+            "by the new address {:.1} s after it, ",
+            time.as_secs_f64()
+        ))
     }
 
     /// Pings go on over the relay.
