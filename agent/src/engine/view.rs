@@ -476,7 +476,10 @@ mod tests {
     #[test]
     fn the_end_of_a_key_is_shown_to_the_nearest_second() {
         for (end, shown) in [
-            (datetime!(2026-01-01 0:00:01.499999999 UTC), "2026-01-01T00:00:01Z"),
+            (
+                datetime!(2026-01-01 0:00:01.499999999 UTC),
+                "2026-01-01T00:00:01Z",
+            ),
             (datetime!(2026-01-01 0:00:59.5 UTC), "2026-01-01T00:01:00Z"),
             (datetime!(9999-12-31 23:59:59.9 UTC), "9999-12-31T23:59:59Z"),
             (datetime!(2026-01-01 0:00:01 UTC), "2026-01-01T00:00:01Z"),

@@ -228,12 +228,7 @@ fn places(table: &mut Table, watchers: &Watchers, peer: &Member) {
 }
 
 /// Hidden, away and back.
-fn sight(
-    table: &mut Table,
-    watchers: &Watchers,
-    server: &Server,
-    peer: &mut Member,
-) -> Result<()> {
+fn sight(table: &mut Table, watchers: &Watchers, server: &Server, peer: &mut Member) -> Result<()> {
     let [one, other] = [watchers.lowroad.ip(4)?, watchers.stock.ip(4)?];
     let without = format!(
         r#"{{"acls": [{{"action": "accept", "src": ["{one}", "{other}"], "dst": ["{one}:*", "{other}:*"]}}],

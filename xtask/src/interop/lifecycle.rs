@@ -248,19 +248,22 @@ fn asks_for_tags(
 ) -> Result<()> {
     let flags = ["--advertise-tags=tag:web"];
     let asking = Member::public(lab, kind, "asking", 33)?;
-    table.try_it("up --advertise-tags, by web sign-in of the tag's owner", || {
-        let login = Login::begin(lab, &asking, &flags)?;
-        server.approve_login(&login.page, "ann")?;
-        state(&asking, "Running")?;
-        let tags = asking.status()?["Self"]["Tags"].to_string();
-        ensure!(tags.contains("tag:web"), "{tags}");
-        wait::wait_for("the tag at the peer", LIMIT, || {
-            let seen = peer.peer("asking")?.context("no such peer")?;
-            Ok(seen["Tags"].to_string().contains("tag:web").then_some(()))
-        })?;
-        answers(peer, &asking)?;
-        Ok(tags)
-    });
+    table.try_it(
+        "up --advertise-tags, by web sign-in of the tag's owner",
+        || {
+            let login = Login::begin(lab, &asking, &flags)?;
+            server.approve_login(&login.page, "ann")?;
+            state(&asking, "Running")?;
+            let tags = asking.status()?["Self"]["Tags"].to_string();
+            ensure!(tags.contains("tag:web"), "{tags}");
+            wait::wait_for("the tag at the peer", LIMIT, || {
+                let seen = peer.peer("asking")?.context("no such peer")?;
+                Ok(seen["Tags"].to_string().contains("tag:web").then_some(()))
+            })?;
+            answers(peer, &asking)?;
+            Ok(tags)
+        },
+    );
     let greedy = Member::public(lab, kind, "greedy", 34)?;
     table.try_it("and of another user: refused", || {
         let login = Login::begin(lab, &greedy, &flags)?;

@@ -158,15 +158,18 @@ fn looks_like_stock(
 ) -> Result<()> {
     let other = Member::public(lab, Kind::Stock, "other", 23)?;
     other.up(key)?;
-    table.try_it("stock: status --json and whois --json, as of a stock peer", || {
-        // What a node tells of itself comes to the others by and by.
-        wait::wait_for("the same fields of both", UPGRADE, || {
-            let found = shape::differences(stock, lowroad, &other)?;
-            ensure!(found.is_empty(), "{}", found.join("; "));
-            Ok(Some(()))
-        })?;
-        Ok("the same fields, of the same types".to_owned())
-    });
+    table.try_it(
+        "stock: status --json and whois --json, as of a stock peer",
+        || {
+            // What a node tells of itself comes to the others by and by.
+            wait::wait_for("the same fields of both", UPGRADE, || {
+                let found = shape::differences(stock, lowroad, &other)?;
+                ensure!(found.is_empty(), "{}", found.join("; "));
+                Ok(Some(()))
+            })?;
+            Ok("the same fields, of the same types".to_owned())
+        },
+    );
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Headscale's policies on a lowroad node and on a stock one, by the same packets: both must let through the same.
 
+mod timed;
+
 use std::{
     net::SocketAddr,
     sync::{Mutex, PoisonError},
@@ -232,6 +234,9 @@ pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
                 .join("; "))
         });
     }
+    table.try_it("a change is in force as soon as with a stock node", || {
+        timed::in_force(&server, &bob, both)
+    });
     Ok(())
 }
 

@@ -354,27 +354,31 @@ fn by_page(lab: &Lab, table: &mut Table, server: &Server, node: &Member) -> Resu
 fn foreign_tag(lab: &Lab, table: &mut Table, server: &Server) -> Result<()> {
     let node = Member::public(lab, Kind::Stock, "greedy", 40)?;
     let key = server.auth_key("bob", KeyOptions::default())?;
-    table.try_it("up --advertise-tags, of another owner's tag: refused", || {
-        let flags = ["--advertise-tags=tag:web", "--timeout=15s"];
-        let Err(error) = node.up_with(&key, &flags) else {
-            bail!("it was let in: {}", node.status()?["Self"]["Tags"]);
-        };
-        // Where the client shows what a server answers depends on how it is answered.
-        let shown = [
-            ("up", format!("{error:#}")),
-            ("status", node.status()?["Health"].to_string()),
-        ];
-        let readable = shown
-            .iter()
-            .find_map(|(place, text)| Some((place, text.find(REFUSED_TAG)?, text)));
-        let (place, at, text) = readable.with_context(|| format!("nobody says why: {shown:?}"))?;
-        ensure!(
-            server.node("greedy")?.is_none(),
-            "the server has a node of it"
-        );
-        let said: String = text[at..].chars().take(120).collect();
-        Ok(format!("{place} says: {said}"))
-    });
+    table.try_it(
+        "up --advertise-tags, of another owner's tag: refused",
+        || {
+            let flags = ["--advertise-tags=tag:web", "--timeout=15s"];
+            let Err(error) = node.up_with(&key, &flags) else {
+                bail!("it was let in: {}", node.status()?["Self"]["Tags"]);
+            };
+            // Where the client shows what a server answers depends on how it is answered.
+            let shown = [
+                ("up", format!("{error:#}")),
+                ("status", node.status()?["Health"].to_string()),
+            ];
+            let readable = shown
+                .iter()
+                .find_map(|(place, text)| Some((place, text.find(REFUSED_TAG)?, text)));
+            let (place, at, text) =
+                readable.with_context(|| format!("nobody says why: {shown:?}"))?;
+            ensure!(
+                server.node("greedy")?.is_none(),
+                "the server has a node of it"
+            );
+            let said: String = text[at..].chars().take(120).collect();
+            Ok(format!("{place} says: {said}"))
+        },
+    );
     table.try_it("and up without it", || {
         let time = node.up_with(&key, &["--reset"])?;
         Ok(format!("{:.2} s", time.as_secs_f64()))

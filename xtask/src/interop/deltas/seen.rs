@@ -147,8 +147,12 @@ mod tests {
     #[test]
     fn what_each_node_finds_out_for_itself_and_the_order_of_lists_are_no_differences() {
         let seen = |peer: Value| Seen::of(&status(&peer));
-        let stock = seen(json!({"ID": "2", "HostName": "peer", "UserID": 7, "Tags": ["tag:a", "tag:b"], "CurAddr": "x"}));
-        let same = seen(json!({"ID": "2", "HostName": "peer", "UserID": 7, "Tags": ["tag:b", "tag:a"], "CurAddr": "y"}));
+        let stock = seen(
+            json!({"ID": "2", "HostName": "peer", "UserID": 7, "Tags": ["tag:a", "tag:b"], "CurAddr": "x"}),
+        );
+        let same = seen(
+            json!({"ID": "2", "HostName": "peer", "UserID": 7, "Tags": ["tag:b", "tag:a"], "CurAddr": "y"}),
+        );
         assert!(stock.differences(&same).is_empty());
         assert!(is(OWNER, "ann")(&stock) && has("Tags", "tag:a")(&stock));
         assert!(is("Expired", Value::Null)(&stock) && !is("Expired", true)(&stock));
