@@ -93,6 +93,10 @@ impl Error {
         Self::refused(StatusCode::BAD_REQUEST, message)
     }
 
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::refused(StatusCode::FORBIDDEN, message)
+    }
+
     pub fn unauthorized(message: impl Into<String>) -> Self {
         Self::refused(StatusCode::UNAUTHORIZED, message)
     }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use hyper::StatusCode;
 use lowroad_wire::control::{self as wire, RegisterRequest, RegisterResponse};
 
 use super::machine::Peer;
@@ -16,7 +17,16 @@ pub async fn register(peer: &Peer, request: RegisterRequest) -> Result<RegisterR
     wait_for_decision(peer, &request).await?;
     let hub = &peer.site.hub;
     let (result, receipt) = decide(peer, request);
-    let (registered, owner) = result?;
+    let (registered, owner) = match result {
+        // The stock client shows its user this field, and goes on trying after an HTTP error (control/controlclient).
+        Err(Error::Refused { status, message }) if needs_the_user(status) => {
+            return Ok(RegisterResponse {
+                error: message,
+                ..RegisterResponse::default()
+            });
+        }
+        decided => decided?,
+    };
     let (user, login) = owner.unwrap_or_default();
     let response = RegisterResponse {
         user,
@@ -43,6 +53,11 @@ pub async fn register(peer: &Peer, request: RegisterRequest) -> Result<RegisterR
             ..response
         }),
     }
+}
+
+/// A key or a tag is refused, also when it is tried again.
+fn needs_the_user(status: StatusCode) -> bool {
+    status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN
 }
 
 type Decision = (Registered, Option<(wire::User, wire::Login)>);

@@ -161,7 +161,7 @@ impl State {
         {
             Owner::Tags(key.tags.clone())
         } else {
-            return Err(Error::bad_request(format!(
+            return Err(Error::forbidden(format!(
                 "requested tags {} are not those of the auth key, {}; leave out --advertise-tags",
                 join.hostinfo.request_tags.join(","),
                 key.tags.join(","),
@@ -436,7 +436,7 @@ fn requested_owner(
         .find(|tag| text::parse_tag(tag).as_ref() != Ok(tag) || !may_tag(user, tag))
     {
         None => Ok(Owner::Tags(tags)),
-        Some(tag) => Err(Error::bad_request(format!(
+        Some(tag) => Err(Error::forbidden(format!(
             "requested tag {tag:?} is not permitted; the policy's tagOwners say who may use which, or use an auth key with tags"
         ))),
     }
