@@ -95,6 +95,10 @@ pub fn control_client(input: &[u8]) {
                             break told + why.to_string().len();
                         }
                         ControlEvent::Visit(url) => url.len(),
+                        ControlEvent::NodeKey { kept, .. } => {
+                            kept.send(()).expect("the client waits for it");
+                            0
+                        }
                         _ => 0,
                     }
                 }
@@ -133,6 +137,7 @@ fn options(port: u16, tls: &TlsConfig) -> ControlOptions {
         machine: MachinePrivate::from_random([1; 32]),
         node: Some(NodePrivate::from_random([2; 32])),
         old_node: None,
+        left: vec![NodePrivate::from_random([4; 32])],
         disco: DiscoPrivate::from_random([3; 32]).public(),
         auth_key: None,
         force_reauth: false,

@@ -35,7 +35,7 @@ pub fn in_force(server: &Server, from: &Member, nodes: [&Member; 2]) -> Result<S
         ping.first_answer(LIMIT)?;
     }
     let mut said = Vec::new();
-    let mut times = [[const { Vec::new() }; 2]; 2];
+    let mut times: [[Vec<Duration>; 2]; 2] = Default::default();
     for _ in 0..ROUNDS {
         for (opens, times) in [false, true].into_iter().zip(&mut times) {
             let policy = if opens { ALLOW_ALL } else { CLOSED };
