@@ -27,10 +27,13 @@ const LIMIT: Duration = secs(30);
 const PACE: Duration = Duration::from_millis(50);
 /// To fetch a little.
 const ATTEMPT: Duration = Duration::from_millis(200);
+/// Without the attribute, stock nodes tell no IPv6 address of one that has an IPv4 address (ipn/ipnlocal).
 const ONLY_80: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}],
-    "tagOwners": {"tag:web": ["ann@"]}}"#;
+    "tagOwners": {"tag:web": ["ann@"]},
+    "nodeAttrs": [{"target": ["*"], "attr": ["magicdns-aaaa"]}]}"#;
 const WITH_TAGS: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
-    "tagOwners": {"tag:web": ["ann@"]}}"#;
+    "tagOwners": {"tag:web": ["ann@"]},
+    "nodeAttrs": [{"target": ["*"], "attr": ["magicdns-aaaa"]}]}"#;
 /// What only the exit node can reach.
 const INTERNET: &str = "198.51.100.2";
 
@@ -364,7 +367,7 @@ fn refusals(lab: &Lab, table: &mut Table, server: &Server) -> Result<()> {
         ("up with another owner's tag", key.as_str(), tag, "requested tag"),
     ] {
         table.try_it(&format!("{what}: refused, and told why"), || {
-            let Err(error) = node.up_with(key, &[flag, "--timeout=15s"]) else {
+            let Err(error) = node.up_with(key, &[flag]) else {
                 bail!("it was let in: {}", node.status()?["Self"]["Tags"]);
             };
             let said = format!("{error:#}");
