@@ -10,6 +10,8 @@ use crate::tailnet::Client;
 const BY_NATURE: &[&str] = &[
     // A lowroad node has no PeerAPI.
     "status.PeerAPIURL",
+    // A home relay that is found after the node was told goes by a patch, which has no place for the rest of it.
+    "whois.Node.Hostinfo.NetInfo",
 ];
 
 /// What a client tells of its host. Of a lowroad node there may be less (nothing of Go, desktops or services), but nothing else.
