@@ -364,7 +364,12 @@ fn refusals(lab: &Lab, table: &mut Table, server: &Server) -> Result<()> {
             "--reset",
             "not known",
         ),
-        ("up with another owner's tag", key.as_str(), tag, "requested tag"),
+        (
+            "up with another owner's tag",
+            key.as_str(),
+            tag,
+            "requested tag",
+        ),
     ] {
         table.try_it(&format!("{what}: refused, and told why"), || {
             let Err(error) = node.up_with(key, &[flag]) else {

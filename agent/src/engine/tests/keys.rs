@@ -302,6 +302,24 @@ async fn a_node_that_is_stopped_during_a_login_elsewhere_is_the_first_servers() 
 }
 
 #[tokio::test]
+async fn a_stopped_node_whose_login_elsewhere_the_agents_end_interrupts_is_the_first_servers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
+    let (agent, _stream) = running(&dir, &mut first).await;
+    let known = own_key(&agent).await;
+    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+    let _steps = agent.up(forced(&second.url)).await;
+    let register = expect_register(&mut second).await;
+    register.json(json!({"MachineAuthorized": true}));
+    let _unanswered = second.expect("/machine/map").await;
+    agent.end().await;
+    let agent = Agent::start(&dir);
+    assert_eq!(own_key(&agent).await, known);
+    assert_eq!(agent.status().await.backend_state, BackendState::Stopped);
+    agent.end().await;
+}
+
+#[tokio::test]
 async fn a_first_login_that_is_interrupted_goes_on_with_its_key() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     let agent = Agent::start(&dir);
@@ -330,11 +348,12 @@ async fn a_forced_login_of_an_expired_node_by_key_ends_with_another_node_key() {
     stream.send(json!({"Node": expired})).await.unwrap();
     told_state(&mut bus, BackendState::NeedsLogin).await;
     start(&agent, &server, Some("renewal")).await.unwrap();
-    login(&agent).await.unwrap();
+    // One that may be used once goes with the new key already.
     let register = expect_register(&mut server).await;
     assert_eq!(register.body["Auth"]["AuthKey"], "renewal");
     assert_eq!(register.body["OldNodeKey"], known);
     let key = register.body["NodeKey"].clone();
+    login(&agent).await.unwrap();
     register.json(json!({"MachineAuthorized": true}));
     let _stream = admit(&mut server).await;
     while told(&mut bus, "SelfChange").await["Key"] != key {}
