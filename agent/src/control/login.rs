@@ -108,7 +108,7 @@ impl Client {
             return Ok(Ok(None));
         }
         let hostinfo = self.facts.borrow().hostinfo.clone();
-        for node in self.options.left.clone() {
+        for (n, node) in self.options.left.clone().into_iter().enumerate() {
             let attempt = Attempt {
                 node: &node,
                 old: None,
@@ -133,7 +133,11 @@ impl Client {
                     info!(error = %why, "cannot ask the server about the keys of earlier logins");
                     break;
                 }
-                Err(why) => return Err(why),
+                Err(why) => {
+                    // The next connection goes further.
+                    self.options.left.remove(n);
+                    return Err(why);
+                }
             }
         }
         Ok(Ok(None))

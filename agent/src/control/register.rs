@@ -104,9 +104,12 @@ pub async fn logout(channel: &Channel, node: &NodePrivate) -> Result<(), Control
         expiry: OffsetDateTime::from_unix_timestamp(LOGOUT_TIME).ok(),
         ..RegisterRequest::default()
     };
-    post(channel, &request, node.public(), None, ANSWER_TIMEOUT)
-        .await
-        .map(drop)
+    let response = post(channel, &request, node.public(), None, ANSWER_TIMEOUT).await?;
+    if response.error.is_empty() {
+        Ok(())
+    } else {
+        Err(ControlError::Refused(response.error))
+    }
 }
 
 async fn post(

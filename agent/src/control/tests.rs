@@ -285,6 +285,31 @@ async fn a_server_that_does_not_say_whether_it_knows_a_left_key_still_has_its_pa
     }
 }
 
+#[tokio::test]
+async fn a_connection_that_a_left_key_breaks_goes_on_to_the_next_and_then_to_the_page() {
+    let key = |n| NodePrivate::from_random([n; 32]);
+    let mut server = TestServer::start(7).await;
+    let mut client = Client::start(ControlOptions {
+        node: Some(key(3)),
+        left: vec![key(4), key(5)],
+        auth_key: None,
+        ..options(&server.url)
+    });
+    for left in [4, 5] {
+        let first = server.expect("/machine/register").await;
+        assert_eq!(first.body["NodeKey"], first_key(&key(3)));
+        first.json(json!({"AuthURL": "http://page/1"}));
+        let tried = server.expect("/machine/register").await;
+        assert_eq!(tried.body["NodeKey"], first_key(&key(left)));
+        tried.answer(Reply::Broken);
+        client.lost().await;
+    }
+    let first = server.expect("/machine/register").await;
+    first.json(json!({"AuthURL": "http://page/1"}));
+    let shown = |event| matches!(event, ControlEvent::Visit(_)).then_some(());
+    client.until(shown).await;
+}
+
 fn first_key(key: &NodePrivate) -> Value {
     json!(key.public().to_string())
 }

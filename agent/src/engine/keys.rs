@@ -91,7 +91,6 @@ impl Engine {
     /// Logs out here at once; the servers are told meanwhile, for as long as that takes them, and then comes the answer.
     pub(super) async fn on_logout(&mut self, reply: oneshot::Sender<Result<(), String>>) {
         self.take_back_up();
-        self.leave_login();
         let mut logouts = Vec::new();
         for key in self.state.forget_keys() {
             let is_reported = key.accepted;

@@ -251,6 +251,8 @@ impl Engine {
         self.cache.forget().await;
         let goes_back = self.fails_back_to_a_session();
         self.fail_ups(why).await;
+        // That of a login for which nobody waits, too.
+        self.leave_login();
         if !goes_back
             && self.session.is_some()
             && let Err(error) = self.stop_session().await

@@ -23,6 +23,7 @@ use crate::{
 mod bus;
 mod cached;
 mod fair;
+mod forced;
 mod keys;
 mod logins;
 mod policy;

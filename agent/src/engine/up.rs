@@ -43,6 +43,8 @@ pub struct BegunLogin {
     at: Instant,
     /// It is under way already, with the key if there is one.
     goes_on: bool,
+    /// With the node key that a server has accepted before.
+    keeps_key: bool,
     auth_key: Option<AuthKey>,
 }
 
@@ -165,12 +167,20 @@ impl Engine {
                 resume: false,
             };
             before.restarted = before.running;
+            self.note_restart();
             if let Err(why) = self.start_session(login).await {
                 self.go_back(&before).await;
                 return Err(whole(&why));
             }
         }
         Ok(before)
+    }
+
+    /// Those that wait already go back to another session than there is then.
+    fn note_restart(&mut self) {
+        for up in &mut self.ups {
+            up.before.restarted |= up.before.running;
+        }
     }
 
     /// Whether the session that there is can't do what these preferences and this key ask for.
@@ -335,14 +345,18 @@ impl Engine {
         self.apply_preferences();
         self.bus.tell_again();
         let goes_on = restart && (auth_key.is_some() || self.state.registered_at.is_none());
+        let is_known = self.state.registered_at.is_some() && self.state.old_node_key.is_none();
+        let keeps_key = is_known && !force_reauth;
         self.begun = Some(BegunLogin {
             at: Instant::now(),
             goes_on,
+            keeps_key,
             auth_key: auth_key.clone(),
         });
         if !restart {
             return Ok(());
         }
+        self.note_restart();
         if force_reauth {
             self.leave_login();
         }
@@ -363,11 +377,11 @@ impl Engine {
         let begun = begun.filter(|begun| begun.at.elapsed() <= GOES_ON_WITHIN);
         let session = self.session.as_ref();
         let shows_page = session.is_some_and(|session| !session.auth_url.is_empty());
-        let state = &self.state;
-        let keeps_key = state.registered_at.is_some() && state.old_node_key.is_none();
         let auth_key = match begun {
-            // The stock client goes on like that only where it waits for another node key.
-            Some(begun) if begun.goes_on && begun.auth_key.is_some() && keeps_key => begun.auth_key,
+            // Of a node that has a key the stock client comes to this only if it waits for another.
+            Some(begun) if begun.goes_on && begun.keeps_key && begun.auth_key.is_some() => {
+                begun.auth_key
+            }
             Some(begun) if begun.goes_on => {
                 let failure = self.failure.clone().filter(|_| session.is_none());
                 return failure.map_or(Ok(()), Err);
@@ -401,7 +415,7 @@ impl Engine {
         self.stop().await
     }
 
-    /// Of a login elsewhere that nobody finishes neither preferences nor keys stay.
+    /// Of a login that nobody finishes neither preferences nor keys stay, if the node is another server's. One that is no server's yet goes on from there.
     pub(super) fn take_back_up(&mut self) {
         let before = self.ups.first().map(|up| &up.before.prefs);
         if let Some(before) = before.filter(|before| self.state.is_of(&before.control_url)) {
@@ -410,7 +424,7 @@ impl Engine {
         }
     }
 
-    /// What is to be saved of this change, and stays should an `up` fail that waits: nothing of what that changes, which may be the server.
+    /// Saves this change alone, and not what an `up` changes that waits; it stays should that fail. The server is that `up`'s.
     pub(super) fn keep(&mut self, change: &Change) -> Result<(), String> {
         let mut change = change.clone();
         let before = self.state.prefs.clone();

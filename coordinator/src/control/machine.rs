@@ -59,6 +59,9 @@ impl Peer {
         let request: RegisterRequest = self.read(request).await?;
         check_version(request.version)?;
         let response = register::register(self, request).await?;
+        if !response.error.is_empty() {
+            tracing::debug!(machine = %self.machine.short(), remote = %self.remote, error = response.error, "refused to register");
+        }
         Ok(json(StatusCode::OK, &response))
     }
 

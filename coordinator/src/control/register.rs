@@ -18,7 +18,7 @@ pub async fn register(peer: &Peer, request: RegisterRequest) -> Result<RegisterR
     let hub = &peer.site.hub;
     let (result, receipt) = decide(peer, request);
     let (registered, owner) = match result {
-        // The stock client shows its user this field, and goes on trying after an HTTP error (control/controlclient).
+        // The stock client shows its user this field, and ends its `up`; of an HTTP error it says nothing (control/controlclient).
         Err(Error::Refused { status, message }) if needs_the_user(status) => {
             return Ok(RegisterResponse {
                 error: message,

@@ -12,7 +12,7 @@ use crate::{
     lab::Lab,
 };
 
-/// As the stock client shows it to its user; it goes on trying after any other status.
+/// As the stock client shows it to its user; of another status it says nothing.
 fn refused(result: Result<RegisterResponse, (StatusCode, String)>) -> String {
     let response = result.expect("it is refused by the answer's field");
     let text = response.error;

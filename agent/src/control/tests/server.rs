@@ -33,6 +33,8 @@ pub enum Reply {
     Json(Value),
     Status(StatusCode, &'static str),
     Stream(mpsc::Receiver<Value>),
+    /// Ends before it should.
+    Broken,
 }
 
 impl Call {
@@ -178,6 +180,10 @@ async fn inner(
                 Some((Ok(Frame::data(message)), messages))
             });
             *response.body_mut() = StreamBody::new(stream).boxed();
+        }
+        Ok(Reply::Broken) => {
+            let length = hyper::header::CONTENT_LENGTH;
+            response.headers_mut().insert(length, 10.into());
         }
         Err(_) => *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
     }

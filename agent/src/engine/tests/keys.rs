@@ -1,9 +1,6 @@
 //! Node keys that a server may have accepted without this node hearing of it, and logins with another server.
 
-use super::{
-    bus::{logged_in, login, start, told, told_state, watched},
-    *,
-};
+use super::*;
 
 fn forced(url: &str) -> UpRequest {
     UpRequest {
@@ -19,7 +16,7 @@ fn block_saving(dir: &TempDir) -> std::path::PathBuf {
     blocked
 }
 
-async fn own_key(agent: &Agent) -> String {
+pub(super) async fn own_key(agent: &Agent) -> String {
     agent.status().await.self_node.unwrap().public_key
 }
 
@@ -245,13 +242,19 @@ async fn a_login_elsewhere_that_is_interrupted_after_it_was_accepted_goes_back_w
     assert_eq!(control_url(&agent).await, json!(first.url));
 
     // The second knows the key it has accepted, and is told of a logout.
-    let (reply, _answer) = oneshot::channel();
+    let (reply, answer) = oneshot::channel();
     agent.asks.send(Ask::Logout { reply }).await.unwrap();
-    assert_eq!(
-        expect_register(&mut second).await.body["NodeKey"],
-        elsewhere
+    let logout = expect_register(&mut first).await;
+    assert_eq!(logout.body["NodeKey"], known);
+    logout.json(json!({}));
+    let logout = expect_register(&mut second).await;
+    assert_eq!(logout.body["NodeKey"], elsewhere);
+    logout.json(json!({"Error": "not by you"}));
+    let why = answer.await.unwrap().unwrap_err();
+    assert!(
+        why.contains(&second.url) && why.contains("not by you"),
+        "{why}"
     );
-    assert_eq!(expect_register(&mut first).await.body["NodeKey"], known);
     agent.end().await;
 }
 
@@ -339,55 +342,6 @@ async fn a_first_login_that_is_interrupted_goes_on_with_its_key() {
 }
 
 #[tokio::test]
-async fn a_forced_login_of_an_expired_node_by_key_ends_with_another_node_key() {
-    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, stream) = logged_in(&dir, &mut server).await;
-    let known = own_key(&agent).await;
-    let (_, mut bus) = watched(&agent, 0).await;
-    let expired = json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": known, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true, "KeyExpiry": "2020-01-01T00:00:00Z"});
-    stream.send(json!({"Node": expired})).await.unwrap();
-    told_state(&mut bus, BackendState::NeedsLogin).await;
-    start(&agent, &server, Some("renewal")).await.unwrap();
-    // One that may be used once goes with the new key already.
-    let register = expect_register(&mut server).await;
-    assert_eq!(register.body["Auth"]["AuthKey"], "renewal");
-    assert_eq!(register.body["OldNodeKey"], known);
-    let key = register.body["NodeKey"].clone();
-    login(&agent).await.unwrap();
-    register.json(json!({"MachineAuthorized": true}));
-    let _stream = admit(&mut server).await;
-    while told(&mut bus, "SelfChange").await["Key"] != key {}
-    told_state(&mut bus, BackendState::Running).await;
-    agent.end().await;
-}
-
-#[tokio::test]
-async fn a_forced_login_by_key_of_a_node_that_is_stopped_ends_with_another_node_key() {
-    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, _stream) = logged_in(&dir, &mut server).await;
-    let known = own_key(&agent).await;
-    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
-    let (_, mut bus) = watched(&agent, 0).await;
-    start(&agent, &server, Some("again")).await.unwrap();
-    login(&agent).await.unwrap();
-    // The first may have been sent before the second request came.
-    let register = loop {
-        let register = expect_register(&mut server).await;
-        if register.body["NodeKey"] != known {
-            break register;
-        }
-    };
-    assert_eq!(register.body["Auth"]["AuthKey"], "again");
-    assert_eq!(register.body["OldNodeKey"], known);
-    let key = register.body["NodeKey"].clone();
-    register.json(json!({"MachineAuthorized": true}));
-    let _stream = admit(&mut server).await;
-    while told(&mut bus, "SelfChange").await["Key"] != key {}
-    told_state(&mut bus, BackendState::Running).await;
-    agent.end().await;
-}
-
-#[tokio::test]
 async fn a_first_key_that_cannot_be_saved_fails_the_login_and_is_sent_to_nobody() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     let agent = Agent::start(&dir);
@@ -444,6 +398,35 @@ async fn what_an_up_changes_is_not_saved_by_a_set_while_it_waits() {
     agent.ask(|reply| Ask::Set { change, reply }).await.unwrap();
     agent.end().await;
     let agent = Agent::start(&dir);
+    assert_eq!(control_url(&agent).await, json!(first.url));
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn an_up_that_waits_already_goes_back_to_the_first_server_with_a_login_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
+    let (agent, stream) = running(&dir, &mut first).await;
+    let known = own_key(&agent).await;
+    drop(stream);
+    loop {
+        let call = first.call().await;
+        match call.path.as_str() {
+            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
+            _ => break call.json(json!({"AuthURL": "http://page/1"})),
+        }
+    }
+    let _followup = expect_register(&mut first).await;
+    let at_the_page = UpRequest {
+        auth_key: None,
+        ..request(&first.url)
+    };
+    let waits = agent.up(at_the_page).await;
+    let elsewhere = agent.up(forced(&second.url)).await;
+    let _unanswered = expect_register(&mut second).await;
+    drop((waits, elsewhere));
+    let back = expect_register(&mut first).await;
+    assert_eq!(back.body["NodeKey"], known);
     assert_eq!(control_url(&agent).await, json!(first.url));
     agent.end().await;
 }

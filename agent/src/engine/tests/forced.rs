@@ -1,0 +1,93 @@
+//! Logins by an auth key as the stock client makes them, of nodes that have a key and of those that have none.
+
+use super::{
+    bus::{logged_in, login, start, told, told_state, watched},
+    keys::own_key,
+    *,
+};
+
+#[tokio::test]
+async fn a_forced_login_of_an_expired_node_by_key_ends_with_another_node_key() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, stream) = logged_in(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    let (_, mut bus) = watched(&agent, 0).await;
+    stream.send(json!({"Node": expired(&known)})).await.unwrap();
+    told_state(&mut bus, BackendState::NeedsLogin).await;
+    start(&agent, &server, Some("renewal")).await.unwrap();
+    // One that may be used once goes with the new key already.
+    let register = expect_register(&mut server).await;
+    assert_eq!(register.body["Auth"]["AuthKey"], "renewal");
+    assert_eq!(register.body["OldNodeKey"], known);
+    let key = register.body["NodeKey"].clone();
+    login(&agent).await.unwrap();
+    register.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    while told(&mut bus, "SelfChange").await["Key"] != key {}
+    told_state(&mut bus, BackendState::Running).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_forced_login_by_key_of_a_node_that_is_stopped_ends_with_another_node_key() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = logged_in(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+    let (_, mut bus) = watched(&agent, 0).await;
+    start(&agent, &server, Some("again")).await.unwrap();
+    login(&agent).await.unwrap();
+    // The first may have been sent before the second request came.
+    let register = loop {
+        let register = expect_register(&mut server).await;
+        if register.body["NodeKey"] != known {
+            break register;
+        }
+    };
+    assert_eq!(register.body["Auth"]["AuthKey"], "again");
+    assert_eq!(register.body["OldNodeKey"], known);
+    let key = register.body["NodeKey"].clone();
+    register.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    while told(&mut bus, "SelfChange").await["Key"] != key {}
+    told_state(&mut bus, BackendState::Running).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_login_by_key_that_has_succeeded_already_is_not_made_again() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    start(&agent, &server, Some("once")).await.unwrap();
+    let _stream = admit(&mut server).await;
+    until_running(&agent).await;
+    let known = own_key(&agent).await;
+    // The stock client says so of every first login; here it comes late.
+    login(&agent).await.unwrap();
+    assert_eq!(agent.status().await.backend_state, BackendState::Running);
+    assert_eq!(own_key(&agent).await, known);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_refused_and_for_which_nobody_waits_is_left() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, stream) = logged_in(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    let (_, mut bus) = watched(&agent, 0).await;
+    stream.send(json!({"Node": expired(&known)})).await.unwrap();
+    told_state(&mut bus, BackendState::NeedsLogin).await;
+    start(&agent, &server, Some("wrong")).await.unwrap();
+    let register = expect_register(&mut server).await;
+    assert_ne!(register.body["NodeKey"], known);
+    register.json(json!({"Error": "no such authkey"}));
+    told(&mut bus, "ErrMessage").await;
+    start(&agent, &server, Some("right")).await.unwrap();
+    let register = expect_register(&mut server).await;
+    assert_eq!(register.body["NodeKey"], known);
+    agent.end().await;
+}
+
+fn expired(key: &str) -> serde_json::Value {
+    json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": key, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true, "KeyExpiry": "2020-01-01T00:00:00Z"})
+}
