@@ -349,13 +349,9 @@ async fn a_node_that_the_server_wants_to_log_in_again_loses_its_peers() {
     let stream = admit(&mut server).await;
     assert_eq!(last(steps).await, Progress::Done);
     drop(stream);
-    loop {
-        let call = server.call().await;
-        match call.path.as_str() {
-            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
-            _ => break call.json(json!({"AuthURL": "http://page/1"})),
-        }
-    }
+    expect_register_anew(&mut server)
+        .await
+        .json(json!({"AuthURL": "http://page/1"}));
     let kernel = agent.kernel();
     until(|| {
         kernel
@@ -433,13 +429,9 @@ async fn a_new_node_key_that_the_kernel_does_not_take_is_tried_again() {
     assert_eq!(last(steps).await, Progress::Done);
     agent.kernel().fail_observe(true);
     drop(stream);
-    loop {
-        let call = server.call().await;
-        match call.path.as_str() {
-            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
-            _ => break call.json(json!({"NodeKeyExpired": true})),
-        }
-    }
+    expect_register_anew(&mut server)
+        .await
+        .json(json!({"NodeKeyExpired": true}));
     // The session that failed is admitted, and so is the one after it.
     let mut streams = Vec::new();
     let admitting = async {
@@ -475,6 +467,17 @@ async fn expect_register(server: &mut TestServer) -> Call {
             return call;
         }
         call.json(json!({}));
+    }
+}
+
+/// Refuses polls until the node registers, as a server that has forgotten it.
+async fn expect_register_anew(server: &mut TestServer) -> Call {
+    loop {
+        let call = server.call().await;
+        if call.path == "/machine/register" {
+            return call;
+        }
+        call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone"));
     }
 }
 

@@ -5,15 +5,12 @@ use super::{
     keys::own_key,
     *,
 };
+use crate::localapi::watch::Watcher;
 
 #[tokio::test]
 async fn a_forced_login_of_an_expired_node_by_key_ends_with_another_node_key() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, stream) = logged_in(&dir, &mut server).await;
-    let known = own_key(&agent).await;
-    let (_, mut bus) = watched(&agent, 0).await;
-    stream.send(json!({"Node": expired(&known)})).await.unwrap();
-    told_state(&mut bus, BackendState::NeedsLogin).await;
+    let (agent, known, mut bus, _stream) = expired(&dir, &mut server).await;
     start(&agent, &server, Some("renewal")).await.unwrap();
     // One that may be used once goes with the new key already.
     let register = expect_register(&mut server).await;
@@ -72,11 +69,7 @@ async fn a_login_by_key_that_has_succeeded_already_is_not_made_again() {
 #[tokio::test]
 async fn a_key_that_is_refused_and_for_which_nobody_waits_is_left() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, stream) = logged_in(&dir, &mut server).await;
-    let known = own_key(&agent).await;
-    let (_, mut bus) = watched(&agent, 0).await;
-    stream.send(json!({"Node": expired(&known)})).await.unwrap();
-    told_state(&mut bus, BackendState::NeedsLogin).await;
+    let (agent, known, mut bus, _stream) = expired(&dir, &mut server).await;
     start(&agent, &server, Some("wrong")).await.unwrap();
     let register = expect_register(&mut server).await;
     assert_ne!(register.body["NodeKey"], known);
@@ -88,6 +81,16 @@ async fn a_key_that_is_refused_and_for_which_nobody_waits_is_left() {
     agent.end().await;
 }
 
-fn expired(key: &str) -> serde_json::Value {
-    json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": key, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true, "KeyExpiry": "2020-01-01T00:00:00Z"})
+/// A node whose key has expired, the key, what its watchers are told from there, and its map stream.
+async fn expired(
+    dir: &TempDir,
+    server: &mut TestServer,
+) -> (Agent, String, Watcher, mpsc::Sender<serde_json::Value>) {
+    let (agent, stream) = logged_in(dir, server).await;
+    let known = own_key(&agent).await;
+    let (_, mut bus) = watched(&agent, 0).await;
+    let node = json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": known, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true, "KeyExpiry": "2020-01-01T00:00:00Z"});
+    stream.send(json!({"Node": node})).await.unwrap();
+    told_state(&mut bus, BackendState::NeedsLogin).await;
+    (agent, known, bus, stream)
 }

@@ -61,6 +61,39 @@ async fn at_page(agent: &Agent, server: &mut TestServer) -> AtPage {
     }
 }
 
+/// A login that another server has accepted, and which waits for the netmap.
+struct Elsewhere {
+    key: serde_json::Value,
+    steps: mpsc::Receiver<Progress>,
+    _unanswered: Call,
+}
+
+async fn accepted_elsewhere(agent: &Agent, server: &mut TestServer) -> Elsewhere {
+    let steps = agent.up(forced(&server.url)).await;
+    let register = expect_register(server).await;
+    let key = register.body["NodeKey"].clone();
+    register.json(json!({"MachineAuthorized": true}));
+    Elsewhere {
+        key,
+        steps,
+        _unanswered: server.expect("/machine/map").await,
+    }
+}
+
+/// Lets the node in by this key, which it has to register, until it runs.
+async fn runs_again(
+    agent: &Agent,
+    server: &mut TestServer,
+    key: &str,
+) -> mpsc::Sender<serde_json::Value> {
+    let register = expect_register(server).await;
+    assert_eq!(register.body["NodeKey"], key);
+    register.json(json!({"MachineAuthorized": true}));
+    let stream = admit(server).await;
+    until_running(agent).await;
+    stream
+}
+
 /// Answers registrations until one is accepted; the others are to visit a page.
 async fn accept_only(server: &mut TestServer, key: &serde_json::Value) {
     loop {
@@ -110,19 +143,11 @@ async fn a_login_that_somebody_finishes_after_it_was_interrupted_is_found_when_t
     let known = own_key(&agent).await;
     let AtPage { key, steps, .. } = at_page(&agent, &mut server).await;
     drop(steps);
-    let back = expect_register(&mut server).await;
-    assert_eq!(back.body["NodeKey"], known);
-    back.json(json!({"MachineAuthorized": true}));
-    let stream = admit(&mut server).await;
-    until_running(&agent).await;
+    let stream = runs_again(&agent, &mut server, &known).await;
     drop(stream);
-    loop {
-        let call = server.call().await;
-        match call.path.as_str() {
-            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
-            _ => break call.json(json!({"AuthURL": "http://page/2"})),
-        }
-    }
+    expect_register_anew(&mut server)
+        .await
+        .json(json!({"AuthURL": "http://page/2"}));
     accept_only(&mut server, &key).await;
     let _stream = admit(&mut server).await;
     until_running(&agent).await;
@@ -175,11 +200,7 @@ async fn a_new_key_that_cannot_be_kept_is_sent_to_nobody() {
         why.contains("cannot be saved") && why.contains("state.json"),
         "{why}"
     );
-    let register = expect_register(&mut server).await;
-    assert_eq!(register.body["NodeKey"], known);
-    register.json(json!({"MachineAuthorized": true}));
-    let _stream = admit(&mut server).await;
-    until_running(&agent).await;
+    let _stream = runs_again(&agent, &mut server, &known).await;
     agent.end().await;
 }
 
@@ -192,13 +213,9 @@ async fn a_rotation_that_cannot_be_kept_is_tried_again() {
     until(|| netmap.exists()).await;
     let blocked = block_saving(&dir);
     drop(stream);
-    loop {
-        let call = server.call().await;
-        match call.path.as_str() {
-            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
-            _ => break call.json(json!({"NodeKeyExpired": true})),
-        }
-    }
+    expect_register_anew(&mut server)
+        .await
+        .json(json!({"NodeKeyExpired": true}));
     let told = async {
         let of_it = |line: &String| line.contains("cannot be saved");
         while !agent.status().await.health.iter().any(of_it) {
@@ -228,17 +245,9 @@ async fn a_login_elsewhere_that_is_interrupted_after_it_was_accepted_goes_back_w
     let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
     let (agent, _stream) = running(&dir, &mut first).await;
     let known = own_key(&agent).await;
-    let steps = agent.up(forced(&second.url)).await;
-    let register = expect_register(&mut second).await;
-    let elsewhere = register.body["NodeKey"].clone();
-    register.json(json!({"MachineAuthorized": true}));
-    let _unanswered = second.expect("/machine/map").await;
-    drop(steps);
-    let back = expect_register(&mut first).await;
-    assert_eq!(back.body["NodeKey"], known);
-    back.json(json!({"MachineAuthorized": true}));
-    let _stream = admit(&mut first).await;
-    until_running(&agent).await;
+    let login = accepted_elsewhere(&agent, &mut second).await;
+    drop(login.steps);
+    let _stream = runs_again(&agent, &mut first, &known).await;
     assert_eq!(control_url(&agent).await, json!(first.url));
 
     // The second knows the key it has accepted, and is told of a logout.
@@ -248,7 +257,7 @@ async fn a_login_elsewhere_that_is_interrupted_after_it_was_accepted_goes_back_w
     assert_eq!(logout.body["NodeKey"], known);
     logout.json(json!({}));
     let logout = expect_register(&mut second).await;
-    assert_eq!(logout.body["NodeKey"], elsewhere);
+    assert_eq!(logout.body["NodeKey"], login.key);
     logout.json(json!({"Error": "not by you"}));
     let why = answer.await.unwrap().unwrap_err();
     assert!(
@@ -264,17 +273,10 @@ async fn a_login_elsewhere_that_the_agents_end_interrupts_goes_back_with_the_fir
     let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
     let (agent, _stream) = running(&dir, &mut first).await;
     let known = own_key(&agent).await;
-    let _steps = agent.up(forced(&second.url)).await;
-    let register = expect_register(&mut second).await;
-    register.json(json!({"MachineAuthorized": true}));
-    let _unanswered = second.expect("/machine/map").await;
+    let _login = accepted_elsewhere(&agent, &mut second).await;
     agent.end().await;
     let agent = Agent::start(&dir);
-    let back = expect_register(&mut first).await;
-    assert_eq!(back.body["NodeKey"], known);
-    back.json(json!({"MachineAuthorized": true}));
-    let _stream = admit(&mut first).await;
-    until_running(&agent).await;
+    let _stream = runs_again(&agent, &mut first, &known).await;
     agent.end().await;
 }
 
@@ -284,10 +286,7 @@ async fn a_node_that_is_stopped_during_a_login_elsewhere_is_the_first_servers() 
     let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
     let (agent, _stream) = running(&dir, &mut first).await;
     let known = own_key(&agent).await;
-    let _steps = agent.up(forced(&second.url)).await;
-    let register = expect_register(&mut second).await;
-    register.json(json!({"MachineAuthorized": true}));
-    let _unanswered = second.expect("/machine/map").await;
+    let _login = accepted_elsewhere(&agent, &mut second).await;
     // As the stock client does it.
     let change = Change {
         want_running: Some(false),
@@ -311,10 +310,7 @@ async fn a_stopped_node_whose_login_elsewhere_the_agents_end_interrupts_is_the_f
     let (agent, _stream) = running(&dir, &mut first).await;
     let known = own_key(&agent).await;
     agent.ask(|reply| Ask::Down { reply }).await.unwrap();
-    let _steps = agent.up(forced(&second.url)).await;
-    let register = expect_register(&mut second).await;
-    register.json(json!({"MachineAuthorized": true}));
-    let _unanswered = second.expect("/machine/map").await;
+    let _login = accepted_elsewhere(&agent, &mut second).await;
     agent.end().await;
     let agent = Agent::start(&dir);
     assert_eq!(own_key(&agent).await, known);
@@ -409,13 +405,9 @@ async fn an_up_that_waits_already_goes_back_to_the_first_server_with_a_login_els
     let (agent, stream) = running(&dir, &mut first).await;
     let known = own_key(&agent).await;
     drop(stream);
-    loop {
-        let call = first.call().await;
-        match call.path.as_str() {
-            "/machine/map" => call.answer(Reply::Status(hyper::StatusCode::NOT_FOUND, "gone")),
-            _ => break call.json(json!({"AuthURL": "http://page/1"})),
-        }
-    }
+    expect_register_anew(&mut first)
+        .await
+        .json(json!({"AuthURL": "http://page/1"}));
     let _followup = expect_register(&mut first).await;
     let at_the_page = UpRequest {
         auth_key: None,
