@@ -6,9 +6,9 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use anyhow::{Context, Result};
 
-/// In bytes.
+/// In bytes. [`give_memory_back`] leaves alone what is free at the end of a thread's share of the heap: each may keep this much there.
 #[cfg(target_env = "gnu")]
-const LARGE: libc::c_int = 4 << 20;
+const LARGE: libc::c_int = 1 << 20;
 
 /// The user that we run as.
 pub fn own_user() -> u32 {
@@ -63,14 +63,5 @@ fn done(status: libc::c_int) -> Result<()> {
     match status {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()).context("cannot switch core dumps off"),
-    }
-}
-
-/// Returns to the system what was freed: glibc keeps it, and a netmap of ten thousand peers leaves more behind than it takes.
-pub fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no pointers; it locks the allocator as every allocation does.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }

@@ -26,7 +26,7 @@ pub use crate::desired::PeerStats;
 
 use deadlines::Deadlines;
 use outbox::Outbox;
-use peer::Peer;
+use peer::{Asleep, Peer};
 use timing::{
     MANY_PEERS, MAX_LOCAL_ENDPOINTS, MAX_USER_PINGS, PING_TIMEOUT, STATS, STATS_MANY, STATS_PARKED,
 };
@@ -121,8 +121,10 @@ pub enum Command {
 
 /// The paths to all peers.
 pub struct Paths {
-    /// Boxed: the tree's nodes are half empty.
+    /// Those that are awake. Boxed: the tree's nodes are half empty.
     peers: BTreeMap<NodePublic, Box<Peer>>,
+    /// The others, until something passes to or from them.
+    asleep: BTreeMap<NodePublic, Box<Asleep>>,
     /// Several nodes may share one disco key.
     by_disco: BTreeSet<(DiscoPublic, NodePublic)>,
     deadlines: Deadlines,
@@ -139,6 +141,7 @@ impl Paths {
     pub fn new(config: Config) -> Self {
         Self {
             peers: BTreeMap::new(),
+            asleep: BTreeMap::new(),
             by_disco: BTreeSet::new(),
             deadlines: Deadlines::default(),
             relay_port: config.relay_port,
@@ -158,6 +161,7 @@ impl Paths {
         let gone: Vec<_> = self
             .peers
             .keys()
+            .chain(self.asleep.keys())
             .filter(|key| !kept.contains(key))
             .copied()
             .collect();
@@ -171,31 +175,39 @@ impl Paths {
 
     /// Adds a peer or takes over what changed of it.
     pub fn set_peer(&mut self, now: Instant, facts: &PathPeer) {
-        let before = self.peers.get(&facts.key).map(|peer| peer.disco);
-        if let Some(before) = before {
-            if before != facts.disco {
-                self.forget_disco(before, &facts.key);
-            }
-        } else {
-            let peer = Box::new(Peer::new(facts, self.relay_port));
-            self.peers.insert(facts.key, peer);
+        let (key, port) = (facts.key, self.relay_port);
+        let before = self.disco_of(&key);
+        if let Some(before) = before
+            && before != facts.disco
+        {
+            self.forget_disco(before, &key);
         }
         if let Some(disco) = facts.disco.filter(|disco| !disco.is_zero()) {
-            self.by_disco.insert((disco, facts.key));
+            self.by_disco.insert((disco, key));
         }
-        let port = self.relay_port;
-        self.with(now, &facts.key, |peer, out| match (before, facts.adopted) {
-            (None, Some(adopted)) => peer.adopt(now, adopted, out),
-            (None, None) => {}
-            (Some(_), _) => peer.update(now, facts, port, out),
-        });
+        if before.is_none() {
+            let peer = Asleep::new(facts);
+            let adopted = facts.adopted.filter(|found| *found != peer.endpoint(port));
+            self.asleep.insert(key, Box::new(peer));
+            match adopted {
+                Some(adopted) => self.with(now, &key, |peer, out| peer.adopt(now, adopted, out)),
+                None => self.plan_common(now),
+            }
+            return;
+        }
+        let asleep = self.asleep.get_mut(&key);
+        if asleep.is_none_or(|peer| !peer.update(facts)) {
+            self.with(now, &key, |peer, out| peer.update(now, facts, port, out));
+        }
     }
 
     pub fn remove_peer(&mut self, key: &NodePublic) {
-        let Some(peer) = self.peers.remove(key) else {
+        let Some(disco) = self.disco_of(key) else {
             return;
         };
-        self.forget_disco(peer.disco, key);
+        self.peers.remove(key);
+        self.asleep.remove(key);
+        self.forget_disco(disco, key);
         self.deadlines.forget(key);
         let lost = self.user_pings.extract_if(.., |_, (peer, _)| peer == key);
         for (id, _) in lost.collect::<Vec<_>>() {
@@ -256,8 +268,12 @@ impl Paths {
     /// Before endpoints are reconciled with the kernel, the counters just read must pass here: a peer may have
     /// moved by itself, and be right.
     pub fn on_stats(&mut self, now: Instant, stats: &[PeerStats]) {
+        let port = self.relay_port;
         for stats in stats {
-            self.with(now, &stats.key, |peer, out| peer.on_stats(now, stats, out));
+            let asleep = self.asleep.get_mut(&stats.key);
+            if asleep.is_none_or(|peer| !peer.note_stats(stats, port)) {
+                self.with(now, &stats.key, |peer, out| peer.on_stats(now, stats, out));
+            }
         }
     }
 
@@ -281,11 +297,8 @@ impl Paths {
     /// Pings a peer for a person; [`Command::PingDone`] answers. `None` if the peer is unknown, cannot be
     /// pinged (no disco key), or too many pings wait already.
     pub fn ping(&mut self, now: Instant, peer: NodePublic) -> Option<PingId> {
-        let known = self
-            .peers
-            .get(&peer)
-            .is_some_and(|peer| peer.disco.is_some());
-        if !known || self.user_pings.len() >= MAX_USER_PINGS {
+        let known = self.disco_of(&peer).flatten();
+        if known.is_none() || self.user_pings.len() >= MAX_USER_PINGS {
             return None;
         }
         let id = PingId(self.next_ping);
@@ -333,11 +346,13 @@ impl Paths {
 
     /// What WireGuard should have for this peer: its direct endpoint or its relay address.
     pub fn endpoint(&self, peer: &NodePublic) -> Option<SocketAddr> {
-        self.peers.get(peer).map(|peer| peer.endpoint())
+        let awake = self.peers.get(peer).map(|peer| peer.endpoint());
+        awake.or_else(|| Some(self.asleep.get(peer)?.endpoint(self.relay_port)))
     }
 
     pub fn status(&self, peer: &NodePublic) -> Option<PathStatus> {
-        self.peers.get(peer).map(|peer| peer.status())
+        let awake = self.peers.get(peer).map(|peer| peer.status());
+        awake.or_else(|| Some(self.asleep.get(peer)?.status()))
     }
 
     pub fn disco_public(&self) -> DiscoPublic {
@@ -353,6 +368,7 @@ impl Paths {
             Some(from) => Some(from).filter(|node| self.by_disco.contains(&(disco, *node)))?,
             None => self.nodes_with(disco).next()?,
         };
+        self.wake(&opener);
         let message = self.peers.get_mut(&opener)?.open(&self.out, &envelope)?;
         if relayed.is_some() || self.nodes_with(disco).nth(1).is_none() {
             return Some((opener, message));
@@ -370,6 +386,7 @@ impl Paths {
     }
 
     fn with(&mut self, now: Instant, key: &NodePublic, act: impl FnOnce(&mut Peer, &mut Outbox)) {
+        self.wake(key);
         let Some(peer) = self.peers.get_mut(key) else {
             return;
         };
@@ -392,7 +409,7 @@ impl Paths {
     /// Counters and STUN are asked while anybody is active.
     fn plan_common(&mut self, now: Instant) {
         let (active, parked) = self.deadlines.counts();
-        let period = match (active, self.peers.len()) {
+        let period = match (active, self.count()) {
             (0, _) if parked > 0 => Some(STATS_PARKED),
             (0, _) => None,
             (_, peers) if peers > MANY_PEERS => Some(STATS_MANY),
@@ -407,6 +424,24 @@ impl Paths {
         } else if self.restun_at.is_none() {
             self.restun_at = Some(now + self.out.restun_period());
         }
+    }
+
+    /// Something is about to pass to or from it.
+    fn wake(&mut self, key: &NodePublic) {
+        if let Some(asleep) = self.asleep.remove(key) {
+            let peer = Box::new(asleep.wake(*key, self.relay_port));
+            self.peers.insert(*key, peer);
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.peers.len() + self.asleep.len()
+    }
+
+    /// The peer's disco key, if it has one; `None` if there is no such peer.
+    fn disco_of(&self, key: &NodePublic) -> Option<Option<DiscoPublic>> {
+        let awake = self.peers.get(key).map(|peer| peer.disco);
+        awake.or_else(|| Some(self.asleep.get(key)?.disco))
     }
 
     fn nodes_with(&self, disco: DiscoPublic) -> impl Iterator<Item = NodePublic> {
@@ -427,7 +462,7 @@ impl Paths {
 impl fmt::Debug for Paths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Paths")
-            .field("peers", &self.peers.len())
+            .field("peers", &self.count())
             .finish_non_exhaustive()
     }
 }

@@ -108,6 +108,10 @@ impl MessageReader {
         }
         self.buffer.advance(PREFIX);
         let body = self.buffer.split_to(length).freeze();
+        if self.buffer.is_empty() {
+            // What is left of it would keep the whole message's room, as long as the stream lasts.
+            self.buffer = BytesMut::new();
+        }
         match self.compression {
             Compression::None => Ok(Some(body)),
             Compression::Zstd => decompress(&body).map(Some),
@@ -160,6 +164,7 @@ mod tests {
                 got.extend(messages(&mut reader));
             }
             assert_eq!(got, [&b"{}"[..], KEEP_ALIVE]);
+            assert_eq!(reader.buffer.capacity(), 0, "nothing is kept of them");
         }
     }
 

@@ -371,6 +371,16 @@ fn a_node_without_allowed_ips_owns_its_addresses() {
 }
 
 #[test]
+fn addresses_of_a_peer_keep_no_spare_room() {
+    let peer = json!({"ID": 1, "Key": key("nodekey", 1), "Addresses": ["100.64.0.1/32"], "AllowedIPs": ["100.64.0.1/32", "10.0.0.0/8"]});
+    let mut netmap = NetMap::default();
+    apply(&mut netmap, json!({"Peers": [peer]}));
+    let peer = &netmap.peers[&NodeId(1)];
+    let allowed = peer.allowed_ips.as_ref().map(Vec::capacity);
+    assert_eq!((peer.addresses.capacity(), allowed), (1, Some(2)));
+}
+
+#[test]
 fn the_home_region_is_read_from_either_field() {
     let read = |extra: Value| {
         let mut node = peer(1);

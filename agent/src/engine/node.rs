@@ -29,10 +29,7 @@ use tracing::{debug, info};
 pub use self::follow::Relays;
 use self::news::News;
 use super::{addresses::RelayAddresses, whole};
-use crate::{
-    kernel::{Kernel, KernelError},
-    process,
-};
+use crate::kernel::{Kernel, KernelError};
 
 /// Between two readings of all counters for people who look at them, in times that a reading takes: those of thousands of peers take tens of milliseconds, and anybody on
 /// this host may ask.
@@ -322,10 +319,6 @@ impl Node {
         }
         self.kernel.apply_all(rest).await?;
         count += steps.len();
-        drop(steps);
-        if whole {
-            process::give_back_memory();
-        }
         self.held.clear();
         self.whole = false;
         self.relay_whole |= whole;

@@ -19,7 +19,7 @@ use tracing::debug;
 use super::{
     Engine, answer,
     net::Net,
-    node::Node,
+    node::{Node, Relays},
     pings::Pings,
     revive::{self, Revival},
 };
@@ -27,6 +27,7 @@ use crate::{
     control::{Control, Facts},
     derp::DerpEvent,
     kernel::{Dataplane, Kernel, KernelError},
+    process::give_memory_back,
     traversal::{
         port::{Datagram, Port},
         relay::{RelayEvent, relay_address},
@@ -357,7 +358,13 @@ impl Session {
             }
         }
         if let Some(net) = &mut self.net {
-            net.set_relays(node.take_relays());
+            let relays = node.take_relays();
+            let is_whole = matches!(relays, Relays::Whole(_));
+            net.set_relays(relays);
+            if is_whole {
+                // Everything was compared: what that took is free by now, and so is the table before.
+                give_memory_back();
+            }
             if net.take_new_endpoints() {
                 node.paths.set_local_endpoints(
                     now,

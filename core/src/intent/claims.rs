@@ -35,6 +35,11 @@ impl Claims {
         }
     }
 
+    /// Of a tree that was filled in order the nodes are half empty.
+    pub fn pack(&mut self) {
+        self.all = std::mem::take(&mut self.all).into_iter().collect();
+    }
+
     pub fn owner(&self, prefix: &IpNet) -> Option<NodeId> {
         self.claimants(prefix).next()
     }

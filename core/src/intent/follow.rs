@@ -73,7 +73,15 @@ impl Intent {
             jailed: 0,
         };
         intent.set(map, map.peers.keys().copied().collect());
+        intent.pack();
         intent
+    }
+
+    /// Of a tree that was filled in order the nodes are half empty; one that is made of a whole list has full ones.
+    fn pack(&mut self) {
+        self.nodes = std::mem::take(&mut self.nodes).into_iter().collect();
+        self.keys = std::mem::take(&mut self.keys).into_iter().collect();
+        self.claims.pack();
     }
 
     /// Whether this netmap can be followed from the last one by its peers alone. If not, it takes a new [`Intent`].

@@ -20,9 +20,12 @@ use super::{
     timing::*,
 };
 
+mod asleep;
 mod messages;
 mod probing;
 mod roaming;
+
+pub(super) use self::asleep::Asleep;
 
 pub(super) struct Peer {
     key: NodePublic,
@@ -181,11 +184,8 @@ impl Peer {
         }
     }
 
-    /// Takes over the endpoint that an earlier agent left in the kernel.
+    /// Takes over the endpoint that an earlier agent left in the kernel, if it isn't the relay's.
     pub fn adopt(&mut self, now: Instant, endpoint: SocketAddr, out: &mut Outbox) {
-        if endpoint == self.relay {
-            return;
-        }
         if self.candidates.learn(endpoint, now).is_none() {
             out.set_endpoint(self.key, self.relay);
             return;

@@ -267,6 +267,9 @@ impl<'a> Reader<'a> {
             if !self.keep(entries(&node.cap_map)) {
                 break;
             }
+            // Of ten thousand nodes each has two addresses, for which room for four is made.
+            node.addresses.shrink_to_fit();
+            node.allowed_ips.iter_mut().for_each(Vec::shrink_to_fit);
             nodes.push(Arc::new(node));
         }
         nodes
