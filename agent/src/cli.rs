@@ -29,6 +29,7 @@ use crate::{
     daemon,
     localapi::UpRequest,
     prefs::{AuthKey, Change, PrefsError},
+    process::keep_memory_private,
     status::{self, Flow, Progress, Status, WhoIs},
 };
 
@@ -81,18 +82,32 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    if let Command::Up(UpArgs {
-        auth_key: Some(key),
-        ..
-    })
-    | Command::Login(UpArgs {
-        auth_key: Some(key),
-        ..
-    }) = &cli.command
+    let outcome = keep_key_private(&cli.command).and_then(|()| run_command(cli));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                let _ = writeln!(std::io::stderr(), "{}", render::printable(&failure.message));
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// A command with an auth key holds it for as long as it waits.
+fn keep_key_private(command: &Command) -> Outcome {
+    if let Command::Up(args) | Command::Login(args) = command
+        && let Some(key) = &args.auth_key
     {
+        // The process that it may become below comes by here, too, before it reads the key.
+        keep_memory_private().map_err(|error| Failure::new(format!("{error:#}")))?;
         conceal::from_the_process_list(key);
     }
-    let outcome = match cli.command {
+    Ok(())
+}
+
+fn run_command(cli: Cli) -> Outcome {
+    match cli.command {
         Command::Agent(args) => {
             daemon::run(args, &cli.socket).map_err(|error| Failure::new(format!("{error:#}")))
         }
@@ -103,15 +118,6 @@ pub fn run() -> ExitCode {
             Ok(runtime) => runtime.block_on(client_command(command, &cli.socket)),
             Err(error) => Err(Failure::new(format!("cannot start: {error}"))),
         },
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            if !failure.message.is_empty() {
-                let _ = writeln!(std::io::stderr(), "{}", render::printable(&failure.message));
-            }
-            ExitCode::from(failure.code)
-        }
     }
 }
 

@@ -18,7 +18,7 @@ use tracing::debug;
 use super::{ControlError, dial::Server, dial::error_text};
 
 /// Upgrade and Noise handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A netmap of ten thousand peers shall not wait for window updates.
 const WINDOW: u32 = 4 << 20;
 

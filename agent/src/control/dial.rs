@@ -22,7 +22,7 @@ use tracing::debug;
 use super::ControlError;
 
 /// TCP and TLS together, as the stock client's.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The next address is tried beside a slow one after this time.
 const STAGGER: Duration = Duration::from_millis(250);
 /// How long the body of an error may take.

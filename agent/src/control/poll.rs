@@ -21,10 +21,10 @@ use crate::process::{give_memory_back, without_stalling};
 
 const PATH: &str = "/machine/map";
 /// Silence after which the connection counts as dead; servers send something at least every 60 s.
-const WATCHDOG: Duration = Duration::from_secs(120);
+pub const WATCHDOG: Duration = Duration::from_secs(120);
 /// How long a report may go unanswered. Reports follow changes of this host's addresses, which is when connections die silently: one that is not answered
 /// ends the connection.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
+pub const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of an unpacked message in bytes: what it took is given back.
 const LONG: usize = 1 << 20;
 /// A report's answer is not looked at, but read so that its stream ends.

@@ -16,7 +16,7 @@ use super::{Channel, ControlError, dial::error_text};
 use crate::prefs::AuthKey;
 
 /// An answer that doesn't wait for a person.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one wait for a person may take before it is asked again.
 const FOLLOWUP_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// Largest answer.

@@ -1,4 +1,5 @@
 pub(crate) mod server;
+mod silent;
 
 use std::sync::Arc;
 

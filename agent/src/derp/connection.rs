@@ -276,7 +276,82 @@ enum Never {}
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use lowroad_wire::{
+        derp::ServerInfo,
+        key::{NodePrivate, NodePublic},
+    };
+    use tokio::{io::duplex, sync::mpsc};
+
     use super::*;
+    use crate::{
+        derp::{Timings, inbox::Inbox},
+        tls::TlsConfig,
+    };
+
+    fn shared() -> Shared {
+        Shared {
+            node: NodePrivate::from_random([1; 32]),
+            tls: TlsConfig::with_roots(rustls::RootCertStore::empty()).unwrap(),
+            fwmark: 0,
+            timings: Timings::default(),
+            events: mpsc::channel(1).0,
+            inbox: Arc::new(Inbox::default()),
+        }
+    }
+
+    fn ended(end: Result<Never, End>) -> String {
+        match end {
+            Ok(never) => match never {},
+            Err(end) => end.to_string(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_takes_nothing_or_a_byte_a_second_is_stuck_after_thirty_seconds() {
+        for pause in [Duration::MAX, Duration::from_secs(1)] {
+            let (shared, queue) = (shared(), Queue::default());
+            let connection = Connection::new(RegionId(1), &shared, &queue, &[]);
+            for _ in 0..10 {
+                let packet = Bytes::from_static(&[4; 1400]);
+                queue.push(NodePublic::from_bytes([2; 32]), packet);
+            }
+            let (near, mut far) = duplex(4096);
+            tokio::spawn(async move {
+                let mut taken = Ok(0);
+                while taken.is_ok() {
+                    sleep(pause).await;
+                    taken = far.read_u8().await;
+                }
+            });
+            let begun = Instant::now();
+            let bucket = TokenBucket::new(&ServerInfo::default());
+            let end = connection.transmit(near, bucket).await;
+            assert_eq!(ended(end), "the relay takes nothing");
+            assert_eq!(begun.elapsed().as_secs(), 30);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_is_silent_two_minutes_after_its_last_byte() {
+        let (shared, queue) = (shared(), Queue::default());
+        let connection = Connection::new(RegionId(1), &shared, &queue, &[]);
+        let (near, mut far) = duplex(4096);
+        tokio::spawn(async move {
+            // A keep-alive in two pieces, and a whole one.
+            for bytes in [&[6, 0][..], &[0, 0, 0], &[6, 0, 0, 0, 0]] {
+                sleep(Duration::from_secs(119)).await;
+                far.write_all(bytes).await.expect("it is read");
+            }
+            std::future::pending::<()>().await;
+        });
+        let begun = Instant::now();
+        let end = connection.receive(near, BytesMut::new()).await;
+        assert_eq!(ended(end), "the relay said nothing for 120s");
+        assert_eq!(begun.elapsed().as_secs(), 3 * 119 + 120);
+    }
 
     #[test]
     fn an_address_is_gone_when_nothing_can_be_bound_to_it() {

@@ -17,7 +17,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream, lookup_host},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::codec::{Decoder as _, Encoder as _};
@@ -77,13 +77,24 @@ pub async fn connect(shared: &Shared, nodes: &[DerpNode]) -> Result<Greeted, Dia
 }
 
 async fn connect_any(shared: &Shared, nodes: &[DerpNode]) -> Result<Greeted, DialError> {
+    let until = Instant::now() + shared.timings.connect;
     let mut failure = DialError::NoNodes;
-    let ideal = nodes.iter().find(|node| !node.stun_only);
-    for node in nodes.iter().filter(|node| !node.stun_only) {
+    let relays: Vec<&DerpNode> = nodes.iter().filter(|node| !node.stun_only).collect();
+    let ideal = relays.first().copied();
+    for (at, &node) in relays.iter().enumerate() {
         let ideal = ideal
             .filter(|ideal| ideal.name != node.name)
             .map(|ideal| ideal.name.as_str());
-        match connect_node(shared, node, ideal).await {
+        let connecting = connect_node(shared, node, ideal);
+        let connected = if at + 1 == relays.len() {
+            connecting.await
+        } else {
+            // One that is silent leaves half of the time that is left to those after it.
+            let patience = until.saturating_duration_since(Instant::now()) / 2;
+            let silent = |_| Err(DialError::Timeout(patience));
+            timeout(patience, connecting).await.unwrap_or_else(silent)
+        };
+        match connected {
             Ok(greeted) => return Ok(greeted),
             Err(error) => {
                 debug!(node = %node.name, %error, "relay not reached");

@@ -1,6 +1,7 @@
 //! The pool against a relay built from the same codecs, by TLS on loopback.
 
 mod relay;
+mod silent;
 
 use std::time::{Duration, Instant};
 

@@ -56,7 +56,7 @@ impl Engine {
                 "in"
             }
         };
-        let rules: Vec<_> = counters.rules.iter().map(|rule| json!({"Rule": rule.rule.0, "Text": rule.text, "Packets": rule.count.packets, "Bytes": rule.count.bytes})).collect();
+        let rules: Vec<_> = counters.rules.iter().map(|rule| json!({"Rule": rule.rule.0, "Text": rule.text, "Packets": rule.count.packets, "Bytes": rule.count.bytes, "Counted": rule.counted})).collect();
         let passed: Vec<_> = counters.passed.iter().map(|(way, pass, count)| json!({"Direction": direction(*way), "How": pass.name(), "Packets": count.packets, "Bytes": count.bytes})).collect();
         let dropped: Vec<_> = counters.dropped.iter().map(|(way, reason, count)| json!({"Direction": direction(*way), "Reason": reason.name(), "Packets": count.packets, "Bytes": count.bytes})).collect();
         json!({"Rules": rules, "Passed": passed, "Dropped": dropped})

@@ -39,6 +39,7 @@ fn closed_then_open(options: &FilterOptions) {
     });
     assert!(socket.recv(&mut buffer).is_err(), "refused");
     let counters = filter.counters().expect("counters");
+    assert!(counters.rules[0].counted);
     assert_eq!(counters.rules[0].count.packets, 1);
     assert_eq!(counters.rules[0].count.bytes, to(FRIEND, 1000).len() as u64);
 

@@ -133,6 +133,8 @@ pub struct RuleCount {
     /// The rule for people.
     pub text: String,
     pub count: Count,
+    /// False if there was no counter left for it.
+    pub counted: bool,
 }
 
 impl FilterCounters {

@@ -18,7 +18,7 @@ use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
-    time::{Duration, timeout},
+    time::{Duration, sleep, timeout},
 };
 
 /// A request inside the channel.
@@ -35,6 +35,8 @@ pub enum Reply {
     Stream(mpsc::Receiver<Value>),
     /// Ends before it should.
     Broken,
+    /// A byte a second, for ever.
+    Trickle,
 }
 
 impl Call {
@@ -184,6 +186,13 @@ async fn inner(
         Ok(Reply::Broken) => {
             let length = hyper::header::CONTENT_LENGTH;
             response.headers_mut().insert(length, 10.into());
+        }
+        Ok(Reply::Trickle) => {
+            let stream = stream::unfold((), |()| async {
+                sleep(Duration::from_secs(1)).await;
+                Some((Ok(Frame::data(Bytes::from_static(b" "))), ()))
+            });
+            *response.body_mut() = StreamBody::new(stream).boxed();
         }
         Err(_) => *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
     }

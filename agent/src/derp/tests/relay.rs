@@ -51,17 +51,7 @@ impl Relay {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let issued = rcgen::generate_simple_self_signed(["relay.test".to_owned()]).unwrap();
-        let certificate = issued.cert.der().clone();
-        let key = PrivateKeyDer::Pkcs8(issued.signing_key.serialize_der().into());
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.clone()], key)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let (acceptor, certificate) = identity();
         let state = Arc::new(State {
             key: NodePrivate::from_random(rand::random()),
             clients: Mutex::default(),
@@ -87,17 +77,7 @@ impl Relay {
 
     /// As the DERPMap has it: by pin.
     pub fn node(&self, region: RegionId) -> DerpNode {
-        DerpNode {
-            name: "1a".to_owned(),
-            region_id: region,
-            host_name: "127.0.0.1".to_owned(),
-            cert_name: format!(
-                "sha256-raw:{}",
-                hex::encode(Sha256::digest(&self.certificate))
-            ),
-            derp_port: self.address.port(),
-            ..Default::default()
-        }
+        pinned("1a", region, self.address, &self.certificate)
     }
 
     pub fn certificate(&self) -> CertificateDer<'static> {
@@ -144,6 +124,39 @@ impl Relay {
         timeout(super::PATIENCE, seen)
             .await
             .expect("a client sends the frame");
+    }
+}
+
+/// A new certificate, and who shows it.
+pub fn identity() -> (TlsAcceptor, CertificateDer<'static>) {
+    let issued = rcgen::generate_simple_self_signed(["relay.test".to_owned()]).unwrap();
+    let certificate = issued.cert.der().clone();
+    let key = PrivateKeyDer::Pkcs8(issued.signing_key.serialize_der().into());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), certificate)
+}
+
+/// A relay as the DERPMap has it.
+pub fn pinned(
+    name: &str,
+    region: RegionId,
+    address: SocketAddr,
+    certificate: &CertificateDer<'_>,
+) -> DerpNode {
+    let pin = hex::encode(Sha256::digest(certificate));
+    DerpNode {
+        name: name.to_owned(),
+        region_id: region,
+        host_name: "127.0.0.1".to_owned(),
+        cert_name: format!("sha256-raw:{pin}"),
+        derp_port: address.port(),
+        ..Default::default()
     }
 }
 

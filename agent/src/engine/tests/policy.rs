@@ -1,4 +1,4 @@
-//! Policies that take long to compile, and those that the kernel refuses.
+//! Policies that take long to compile, those that are too large, and those that the kernel refuses.
 
 use super::*;
 
@@ -67,5 +67,88 @@ async fn a_policy_that_the_kernel_refuses_closes_the_device_health_says_why_and_
     assert!(refused.elapsed() >= RETRY_INTERVAL);
     assert_eq!(kernel.installed().len(), 2);
     assert_eq!(nothing_passes().await, None);
+    agent.end().await;
+}
+
+/// The line of health that begins so.
+async fn told(agent: &Agent, begins: &str) -> Option<String> {
+    let mut health = agent.status().await.health.into_iter();
+    health.find(|line| line.starts_with(begins))
+}
+
+fn admitting(port: u16) -> serde_json::Value {
+    json!({"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": port, "Last": port}}]})
+}
+
+#[tokio::test]
+async fn a_policy_that_is_too_large_closes_the_device_and_health_says_that_none_is_in_force() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    let kernel = agent.kernel();
+    // Each stands for 254 prefixes.
+    let mut rule = admitting(80);
+    rule["SrcIPs"] = json!(["::1-ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe"]);
+    let mut too_large = vec![rule; 3_000];
+    too_large.push(admitting(80));
+    for (rules, in_force) in [
+        (vec![admitting(80)], 1),
+        (too_large, 0),
+        (vec![admitting(443)], 1),
+    ] {
+        let before = kernel.installed().len();
+        stream.send(json!({"PacketFilter": rules})).await.unwrap();
+        until(|| kernel.installed().len() > before).await;
+        assert_eq!(kernel.installed()[before].rules.len(), in_force);
+        let line = told(&agent, "1 parts of the policy are not in force").await;
+        let says = |line: &String| line.contains("prefixes: none is in force (see the log)");
+        assert_eq!(line.as_ref().is_some_and(says), in_force == 0, "{line:?}");
+        assert_eq!(line.is_some(), in_force == 0, "{line:?}");
+    }
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn too_many_named_filters_close_the_device_and_health_says_so_until_the_server_begins_anew() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    let kernel = agent.kernel();
+    let in_force = || kernel.installed().last().unwrap().rules.len();
+    let too_large = "the policy is too large: none of it is in force";
+    let named = |count: usize| -> serde_json::Map<_, _> {
+        let names = (0..count).map(|n| n.to_string());
+        names.map(|name| (name, json!([admitting(80)]))).collect()
+    };
+    let message = json!({"PacketFilters": named(200)});
+    stream.send(message).await.unwrap();
+    until(|| in_force() == 1).await;
+    assert_eq!(told(&agent, too_large).await, None);
+
+    let message = json!({"PacketFilters": named(300)});
+    stream.send(message).await.unwrap();
+    until(|| in_force() == 0).await;
+    assert!(told(&agent, too_large).await.is_some());
+
+    // A part of a policy is none.
+    let installed = kernel.installed().len();
+    let message = json!({"PacketFilters": {"7": [admitting(443)]}, "Domain": "taken"});
+    stream.send(message).await.unwrap();
+    let taken = async {
+        let name = async || agent.status().await.current_tailnet.unwrap().name;
+        while name().await != "taken" {}
+    };
+    timeout(PATIENCE, taken).await.expect("it is taken");
+    assert_eq!(kernel.installed().len(), installed);
+    assert!(told(&agent, too_large).await.is_some());
+
+    let message = json!({"PacketFilters": {"*": null, "7": [admitting(443)]}});
+    stream.send(message).await.unwrap();
+    until(|| in_force() == 1).await;
+    assert_eq!(told(&agent, too_large).await, None);
     agent.end().await;
 }

@@ -141,3 +141,42 @@ async fn what_the_kernel_refuses_is_told_by_health_and_made_up_for() {
         .expect("health is as before");
     connected.agent.end().await;
 }
+
+/// Of messages for people there are fewer than of peers.
+#[tokio::test]
+async fn what_a_difference_has_no_room_for_is_told_by_health_until_there_is_a_new_netmap() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(&mut server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    let left_out = async || {
+        let mut health = agent.status().await.health.into_iter();
+        health.find(|line| line.starts_with("the netmap is too large"))
+    };
+    assert_eq!(left_out().await, None);
+    let messages = (0..258).map(|n| (n.to_string(), json!({"Title": "x"})));
+    let messages: serde_json::Map<_, _> = messages.collect();
+    let difference = json!({"DisplayMessages": messages, "Domain": "renamed"});
+    stream.send(difference).await.unwrap();
+    let told = async {
+        loop {
+            if let Some(told) = left_out().await {
+                break told;
+            }
+        }
+    };
+    let told = timeout(PATIENCE, told).await.expect("health tells of it");
+    let expected = "the netmap is too large: 2 parts of it were left out";
+    assert_eq!(told, expected);
+    let tailnet = agent.status().await.current_tailnet.unwrap();
+    assert_eq!(tailnet.name, "renamed", "the rest is taken");
+
+    drop(stream);
+    let _stream = admit(&mut server).await;
+    let healed = async { while left_out().await.is_some() {} };
+    timeout(PATIENCE, healed)
+        .await
+        .expect("health is as before");
+    agent.end().await;
+}

@@ -129,13 +129,15 @@ pub(super) fn read(
     let counts = Counts::read(maps, rules.iter().map(|rule| numbers.of(rule.key)))?;
     out.rules = rules
         .iter()
-        .map(|rule| RuleCount {
-            rule: rule.id,
-            text: rule.text.clone(),
-            count: match numbers.of.get(&rule.key) {
-                Some(numbered) => difference(counts.of(numbered.number), numbered.before),
-                None => Count::default(),
-            },
+        .map(|rule| {
+            let numbered = numbers.of.get(&rule.key);
+            let count = |of: &Numbered| difference(counts.of(of.number), of.before);
+            RuleCount {
+                rule: rule.id,
+                text: rule.text.clone(),
+                count: numbered.map(count).unwrap_or_default(),
+                counted: numbered.is_some(),
+            }
         })
         .collect();
     Ok(out)
