@@ -97,7 +97,7 @@ pub fn run_in_vm(debian: Debian, names: &[&str], tally: &mut Tally) -> Result<()
         if names.is_empty() {
             tally.skip(
                 &format!("lab/{name}"),
-                "takes minutes, and ran on the other kernel: here by its name, or with LOWROAD_LONG=1",
+                "takes long, and ran on the other kernel: here by its name, or with LOWROAD_LONG=1",
             );
         }
     }

@@ -43,6 +43,9 @@ const PROGRAMS: &[(&str, &str)] = &[
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 const LONG_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
+/// By which a command, or our own environment, asks for what takes hours.
+const LONG: &str = "LOWROAD_LONG=";
+
 /// Runs a shell command in the VM, or without one an interactive shell; `--kernel NAME` in front names the kernel.
 pub fn main(arguments: &[&str]) -> Result<ExitCode> {
     if let Some(why) = unavailable() {
@@ -60,8 +63,20 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
         return machine.shell();
     }
     signals::catch();
-    let code = machine.run(&command.join(" "), LIMIT, &mut |line| println!("{line}"))?;
+    let (command, limit) = limited(command, crate::lab::long());
+    let code = machine.run(&command, limit, &mut |line| println!("{line}"))?;
     Ok(ExitCode::from(code))
+}
+
+/// What the guest's shell is to do, and for how long it may. The guest has none of our environment: what that asks for is told there.
+fn limited(command: &[&str], long: bool) -> (String, Duration) {
+    let text = command.join(" ");
+    let asks = text.split_whitespace().any(|word| word.starts_with(LONG));
+    match (asks, long) {
+        (true, _) => (text, LONG_LIMIT),
+        (false, true) => (format!("export {LONG}1; {text}"), LONG_LIMIT),
+        (false, false) => (text, LIMIT),
+    }
 }
 
 fn named(name: &str) -> Result<Debian> {
@@ -298,4 +313,26 @@ pub fn demo() -> Result<ExitCode> {
     let machine = prepare(Debian::Trixie)?;
     let code = machine.run("xtask demo", LIMIT, &mut |line| println!("{line}"))?;
     Ok(ExitCode::from(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_hours_is_asked_for_in_the_command_or_before_it() {
+        let suite = ["xtask", "vm-suite", "trixie", "agents-die"];
+        let plain = suite.join(" ");
+        assert_eq!(limited(&suite, false), (plain.clone(), LIMIT));
+        let exported = format!("export LOWROAD_LONG=1; {plain}");
+        assert_eq!(limited(&suite, true), (exported, LONG_LIMIT));
+        // As words of their own, and as one.
+        let asking = format!("LOWROAD_LONG=1 {plain}");
+        let words: Vec<&str> = asking.split(' ').collect();
+        for command in [&words[..], &[&*asking]] {
+            for long in [false, true] {
+                assert_eq!(limited(command, long), (asking.clone(), LONG_LIMIT));
+            }
+        }
+    }
 }

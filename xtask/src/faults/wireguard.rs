@@ -75,6 +75,11 @@ impl DeviceSet {
 }
 
 impl PeerSet {
+    /// A peer that is there gets others, and stays where it is.
+    pub fn moves_prefixes_only(&self) -> bool {
+        self.update_only && !self.remove && self.endpoint.is_none() && self.prefixes > 0
+    }
+
     fn parse(entry: &[u8]) -> Option<Self> {
         let all = attributes(entry)?;
         let find = |wanted| {

@@ -27,8 +27,26 @@ const FILTER: [(Way, &str, &str); 2] = [
 ];
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// Sysctls that change by themselves: counters, and what the kernel works out from the machine's state.
-const RESTLESS: &[&str] = &["nf_conntrack_count", "dentry-state", "random"];
+const SYSCTLS: &str = "/proc/sys/";
+/// Of them, by how their paths begin, those that change by themselves: counters, random numbers, and what the kernel works out from the machine's state or
+/// does while it has little time. And two whose reading does something: mounts a file system, and wakes all CPUs.
+const RESTLESS: &[&str] = &[
+    "fs/aio-nr",
+    "fs/binfmt_misc",
+    "fs/dentry-state",
+    "fs/file-nr",
+    "fs/inode-",
+    "fs/quota",
+    "kernel/hung_task_",
+    "kernel/ns_last_pid",
+    "kernel/perf_event_max_sample_rate",
+    "kernel/pty/nr",
+    "kernel/random/",
+    "kernel/sched_",
+    "kernel/tainted",
+    "net/netfilter/nf_conntrack_count",
+    "vm/stat_refresh",
+];
 
 /// Everything that [`of`] looks at, by name.
 #[derive(Debug, PartialEq, Eq)]
@@ -199,9 +217,10 @@ fn tcx() -> Result<String> {
     Ok(lines.join("\n"))
 }
 
+/// Those of this namespace and of the machine.
 fn sysctls() -> String {
     let mut lines = Vec::new();
-    read_all(Path::new("/proc/sys/net"), &mut lines);
+    read_all(Path::new(SYSCTLS), &mut lines);
     lines.sort();
     lines.join("\n")
 }
@@ -210,12 +229,17 @@ fn read_all(folder: &Path, lines: &mut Vec<String>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let text = path.to_string_lossy();
-        if path.is_dir() {
+        let name = text.strip_prefix(SYSCTLS).unwrap_or(&text);
+        if RESTLESS.iter().any(|restless| name.starts_with(restless)) {
+            continue;
+        }
+        // Without a look at the file itself: each footprint has more than a thousand.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             read_all(&path, lines);
-        } else if !RESTLESS.iter().any(|name| text.contains(name)) {
-            // Some can only be written.
+        } else {
+            // Some can only be written, root's rights or not.
             let value = fs::read_to_string(&path).unwrap_or_default();
-            lines.push(format!("{} = {}", path.display(), value.trim()));
+            lines.push(format!("{name} = {}", value.trim()));
         }
     }
 }
@@ -279,6 +303,29 @@ fn descriptors(pid: u32) -> String {
     }
     let lines = held.iter().map(|(what, count)| format!("{count} {what}\n"));
     lines.collect()
+}
+
+/// What of a node stays the same whatever becomes of another agent on this machine.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Standing {
+    device: u32,
+    pins: String,
+}
+
+/// # Errors
+/// It has no device that is up with its filter, or no pins.
+pub fn standing(node: &Node) -> Result<Standing> {
+    let look = || Ok::<_, anyhow::Error>((index_of(DEVICE), is_up(DEVICE)?));
+    let (device, up) = node.namespace.enter(look)??;
+    ensure!(up, "{} has no device that is up", node.name);
+    is_guarded(&node.namespace).with_context(|| node.name.clone())?;
+    let pins = tree(&own_pins(node)?);
+    ensure!(
+        pins.contains("/ACTIVE"),
+        "{} has no pinned maps:\n{pins}",
+        node.name
+    );
+    Ok(Standing { device, pins })
 }
 
 /// No device is ever up without its filter.

@@ -155,7 +155,7 @@ pub const SCENARIOS: &[(&str, Scenario)] = &[
 pub enum On {
     Both,
     Only(Debian),
-    /// On the other kernel with `LOWROAD_LONG`: it takes minutes, and the tests have 45.
+    /// On the other kernel with `LOWROAD_LONG`: there it shows little that is new, and the tests have 45 minutes.
     OnlyUnlessLong(Debian),
 }
 
@@ -190,7 +190,7 @@ pub const IN_THE_VM: &[(&str, On, Scenario)] = &[
     (
         "kernel-survival",
         On::Only(Debian::Bookworm),
-        kernel::a_killed_agent_loses_no_packet_and_its_filter_stays,
+        survival::nothing_is_lost_while_an_agent_is_dead_and_another_takes_over,
     ),
     (
         "traces",
@@ -224,7 +224,7 @@ pub const IN_THE_VM: &[(&str, On, Scenario)] = &[
     ),
     (
         "kernel-absent",
-        On::Only(Debian::Trixie),
+        On::OnlyUnlessLong(Debian::Trixie),
         absent::what_changed_meanwhile_is_all_that_the_next_agent_changes,
     ),
     (
@@ -264,7 +264,7 @@ pub const IN_THE_VM: &[(&str, On, Scenario)] = &[
     ),
     (
         "hostile-peer",
-        On::Only(Debian::Trixie),
+        On::OnlyUnlessLong(Debian::Trixie),
         hostile::peer::a_hostile_peer_harms_no_other,
     ),
     (

@@ -1,6 +1,7 @@
 //! Private keys and auth keys are nowhere but where they belong: every secret that can be had is searched for, in all forms, in all that the daemons say.
 
 mod dump;
+mod processes;
 mod rights;
 mod search;
 mod socket;
@@ -9,6 +10,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     os::unix::fs::{MetadataExt, PermissionsExt},
+    process::Command,
     time::Duration,
 };
 
@@ -21,12 +23,11 @@ pub use self::{
 use super::{ALLOW_ALL, Lab, ms, secs};
 use crate::{
     process::{Daemon, Finished},
-    tailnet::{COORDINATOR, Client as _, Coordinator, Node, URL, binaries},
+    tailnet::{COORDINATOR, Client as _, Coordinator, Node, URL},
     traffic::{self, Pinger},
     wait,
 };
 
-const WRONG_KEY: &str = "lrkey-auth-thiskeyisknowntonobody0123456789";
 /// Of the coordinator, for browsers and probes.
 const PAGES: &[&str] = &[
     "/",
@@ -61,7 +62,8 @@ pub fn no_secret_is_found_where_others_look(lab: &Lab) -> Result<()> {
     let mut alpha = talkative_node(lab, "alpha", 30)?;
     let bravo = talkative_node(lab, "bravo", 31)?;
 
-    let mut said = vec![("a failed up".to_owned(), all(&with_key(&alpha, WRONG_KEY)?))];
+    let mistyped = mistyped_key();
+    let mut said = vec![("a failed up".to_owned(), all(&with_key(&alpha, &mistyped)?))];
     said.push(("up".into(), all(&with_key(&alpha, &key)?.ok("up")?)));
     bravo.up(&key)?;
     let ping = Pinger::start(&alpha.namespace, bravo.ip(4)?, ms(50))?;
@@ -101,7 +103,7 @@ pub fn no_secret_is_found_where_others_look(lab: &Lab) -> Result<()> {
         secrets.of_folder(&alpha.state_folder())? + secrets.of_folder(&bravo.state_folder())?;
     let servers = secrets.of_folder(&lab.net.folder().join("coordinator"))?;
     secrets.text("the coordinator's auth keys", &key);
-    secrets.text("somebody who mistyped", WRONG_KEY);
+    secrets.text("somebody who mistyped", &mistyped);
     // Machine and node key of each node; control and relay key, and a certificate's.
     ensure!(
         agents >= 4 && servers >= 3,
@@ -109,7 +111,7 @@ pub fn no_secret_is_found_where_others_look(lab: &Lab) -> Result<()> {
     );
 
     while_up_waits(lab, &secrets, &key)?;
-    daemons(&alpha, &coordinator, &secrets)?;
+    let searched = daemons(&alpha, &coordinator, &secrets)?;
     alpha.cli(&["down"])?;
     alpha.cli(&["logout"])?;
     alpha.stop_agent();
@@ -120,7 +122,7 @@ pub fn no_secret_is_found_where_others_look(lab: &Lab) -> Result<()> {
     // Proof that the logs have everything there is to say.
     ensure!(bytes > 100_000, "the logs have only {bytes} bytes");
     lab.note(&format!(
-        "data plane {plane}: {} forms of {} secrets searched for in {} answers, {} MB of logs, command lines and environments",
+        "data plane {plane}: {} forms of {} secrets searched for in {} answers, {} MB of logs, command lines and environments of {searched} processes",
         secrets.forms(),
         agents + servers + 2,
         said.len(),
@@ -193,38 +195,40 @@ fn all(finished: &Finished) -> String {
     format!("{}\n{}", finished.stdout, finished.stderr)
 }
 
-/// Command line and environment of a process, as others see them.
-fn visible(pid: u32) -> Result<String> {
-    let mut text = String::new();
-    for file in ["cmdline", "environ"] {
-        let bytes = fs::read(format!("/proc/{pid}/{file}"))?;
-        text.push_str(&String::from_utf8_lossy(&bytes).replace('\0', "\n"));
-        text.push('\n');
-    }
-    Ok(text)
+/// Nobody else on this machine has the same, not even another lab: all processes are searched for it.
+fn mistyped_key() -> String {
+    format!(
+        "lrkey-auth-thiskeyisknowntonobody{:010}",
+        std::process::id()
+    )
+}
+
+/// `up` with a server that isn't there. A key is still to be given.
+fn waiting_up(node: &Node) -> Command {
+    node.command(&[
+        "up",
+        "--login-server=http://203.0.113.99:1",
+        "--timeout=30s",
+    ])
 }
 
 /// `up` with a key as an argument, and in the environment, while it waits for a server that isn't there.
 fn while_up_waits(lab: &Lab, secrets: &Secrets, key: &str) -> Result<()> {
     let node = lab.public_node("charlie", 32)?;
     for by_environment in [false, true] {
-        let mut command = node.namespace.command(binaries().join("lowroad"));
-        command.arg("--socket").arg(node.socket());
-        command.args([
-            "up",
-            "--login-server=http://203.0.113.99:1",
-            "--timeout=30s",
-        ]);
+        let mut command = waiting_up(&node);
         if by_environment {
             command.env("LOWROAD_AUTH_KEY", key);
         } else {
             command.arg(format!("--auth-key={key}"));
         }
-        let mut up = Daemon::spawn(&mut command, &lab.net.folder().join("waiting-up.log"))?;
+        // One each: what it says is its own.
+        let log = format!("waiting-up-{by_environment}.log");
+        let mut up = Daemon::spawn(&mut command, &lab.net.folder().join(log))?;
         // Started again without the key: from then on none may be seen.
         let (seen, time) = wait::wait_for("an `up` that has concealed its key", secs(10), || {
             ensure!(up.ended().is_none(), "it has ended");
-            let text = visible(up.pid())?;
+            let text = processes::visible(up.pid())?;
             Ok(text.contains("--auth-key=file:").then_some(text))
         })?;
         secrets.search("the process list", &seen)?;
@@ -239,7 +243,7 @@ fn while_up_waits(lab: &Lab, secrets: &Secrets, key: &str) -> Result<()> {
                 .contains("waiting for")
                 .then_some(()))
         })?;
-        secrets.search("the process list", &visible(up.pid())?)?;
+        processes::search(secrets, &[up.pid()])?;
     }
     Ok(())
 }
@@ -258,12 +262,13 @@ pub fn no_core_dump(pid: impl std::fmt::Display) -> Result<()> {
     Ok(())
 }
 
-fn daemons(agent: &Node, coordinator: &Coordinator, secrets: &Secrets) -> Result<()> {
-    for pid in [agent.agent_pid().context("no agent")?, coordinator.pid()] {
-        secrets.search("the process list", &visible(pid)?)?;
+/// Returns how many processes were searched, these among them.
+fn daemons(agent: &Node, coordinator: &Coordinator, secrets: &Secrets) -> Result<usize> {
+    let daemons = [agent.agent_pid().context("no agent")?, coordinator.pid()];
+    for pid in daemons {
         no_core_dump(pid)?;
     }
-    Ok(())
+    processes::search(secrets, &daemons)
 }
 
 /// Secrets for their owner only, and nobody else in their folders.

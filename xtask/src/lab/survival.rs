@@ -42,6 +42,8 @@ const ADOPTED_CPU: Duration = secs(10);
 /// For how long an agent stays dead: always longer than a path of stock's lives without an answer (6.5 s) and than a session that
 /// gets none (15 s), and with `LOWROAD_LONG` a minute.
 const DEAD: [Duration; 2] = [secs(20), secs(60)];
+/// Where that is most of the scenario: several rounds of path discovery and of WireGuard's timers.
+const LONE_DEAD: Duration = secs(30);
 /// For new connections while agents are dead: two that are served, and two that nobody answers for a second each.
 const CONNECTING: Duration = secs(8);
 /// How much traffic counts as "it goes on".
@@ -90,13 +92,7 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
         nodes.push(node);
     }
     let stalls = Stalls::watch();
-    let mut cases = Cases {
-        lab,
-        hub: &hub,
-        waiting: nodes.into_iter(),
-        nodes: Vec::new(),
-        rows: Vec::new(),
-    };
+    let mut cases = Cases::of(lab, &hub, nodes);
     cases.run(["kill -9", "SIGTERM"], |[killed, stopped]| {
         let start = Instant::now();
         killed.node.kill_9();
@@ -123,21 +119,32 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
     cases.run(["kill -9 in mid-reconcile"], |[crashed]| {
         crash::in_mid_reconcile(lab, &coordinator, crashed)
     })?;
-    let Cases { nodes, rows, .. } = cases;
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    table::print(kernel.trim(), &rows);
-    for one in rows.iter().flat_map(|row| &row.adopted) {
-        lab.within("adopted after the agent's start", one.after, ADOPTED)?;
-        ensure!(
-            one.cpu <= ADOPTED_CPU,
-            "an agent took {} ms of the CPU to adopt what it found",
-            one.cpu.as_millis()
-        );
-    }
-    rows.iter().try_for_each(Row::check_kept)?;
-    what_was_refused_would_have_been_seen(&coordinator, &hub, &nodes[0])?;
-    let traffic: Vec<_> = rows.iter().map(Row::traffic).collect();
-    lab.lost(&traffic, &stalls)
+    cases.judge(&coordinator, &stalls)
+}
+
+/// The short one: between two nodes behind routers one agent is killed, and its successor is told to end.
+pub fn nothing_is_lost_while_an_agent_is_dead_and_another_takes_over(lab: &Lab) -> Result<()> {
+    let coordinator = lab.coordinator(POLICY)?;
+    let key = coordinator.auth_key("ann", "")?;
+    let hub = lab.node_behind("hub", 30, Nat::Easy)?;
+    let node = lab.node_behind("node", 40, Nat::Easy)?;
+    hub.up(&key)?;
+    node.up(&key)?;
+    find_direct_path(&hub, &node)?;
+    let stalls = Stalls::watch();
+    let mut cases = Cases::of(lab, &hub, vec![node]);
+    cases.run(["kill -9, then SIGTERM"], |[case]| {
+        let start = Instant::now();
+        case.node.kill_9();
+        wait::pass(LONE_DEAD.saturating_sub(CONNECTING))?;
+        case.serves_and_refuses(&hub)?;
+        wait::pass(LONE_DEAD.saturating_sub(start.elapsed()))?;
+        case.start_agent()?;
+        case.node.stop_agent_gracefully()?;
+        case.start_agent()?;
+        case.serves_and_refuses(&hub)
+    })?;
+    cases.judge(&coordinator, &stalls)
 }
 
 /// Few at a time: what an emulated CPU has no room for is lost by nobody's fault.
@@ -149,7 +156,17 @@ struct Cases<'a> {
     rows: Vec<Row>,
 }
 
-impl Cases<'_> {
+impl<'a> Cases<'a> {
+    fn of(lab: &'a Lab<'a>, hub: &'a Node, nodes: Vec<Node>) -> Self {
+        Self {
+            lab,
+            hub,
+            waiting: nodes.into_iter(),
+            nodes: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+
     /// The next nodes in trouble, all of them under traffic until the last is through it.
     fn run<const N: usize>(
         &mut self,
@@ -174,6 +191,25 @@ impl Cases<'_> {
             self.nodes.push(node);
         }
         Ok(())
+    }
+
+    /// Prints what was seen, and fails if it is not what must be.
+    fn judge(&self, coordinator: &Coordinator, stalls: &Stalls) -> Result<()> {
+        let Self { lab, rows, .. } = self;
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        table::print(kernel.trim(), rows);
+        for one in rows.iter().flat_map(|row| &row.adopted) {
+            lab.within("adopted after the agent's start", one.after, ADOPTED)?;
+            ensure!(
+                one.cpu <= ADOPTED_CPU,
+                "an agent took {} ms of the CPU to adopt what it found",
+                one.cpu.as_millis()
+            );
+        }
+        rows.iter().try_for_each(Row::check_kept)?;
+        what_was_refused_would_have_been_seen(coordinator, self.hub, &self.nodes[0])?;
+        let traffic: Vec<_> = rows.iter().map(Row::traffic).collect();
+        lab.lost(&traffic, stalls)
     }
 }
 

@@ -46,7 +46,8 @@ fn a_scenario_runs_by_itself_on_its_own_kernels_and_by_its_name_on_any() {
         ("kernel", true, true, true),
         ("kernel-survival", false, true, true),
         ("agents-die", true, false, true),
-        ("hostile-peer", true, false, false),
+        ("hostile-peer", true, false, true),
+        ("outage", true, false, false),
     ] {
         assert_eq!(runs(name, Debian::Trixie, &[]), trixie, "{name}");
         assert_eq!(runs(name, Debian::Bookworm, &[]), bookworm, "{name}");

@@ -1,4 +1,4 @@
-//! Core dumps, which would hold every key.
+//! Core dumps, which would hold every key: those of the daemons, and of an `up` that waits with an auth key.
 
 use std::{
     fs,
@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use super::super::{ALLOW_ALL, Lab, NotJudged, secs};
+use super::{
+    super::{ALLOW_ALL, Lab, NotJudged, secs},
+    waiting_up,
+};
 use crate::{process::Daemon, wait};
 
 /// An abort leaves no core file where another program's would.
@@ -30,6 +33,14 @@ pub fn a_daemon_that_aborts_leaves_no_core_dump(lab: &Lab) -> Result<()> {
         .into());
     }
     let mut node = lab.public_node("alpha", 30)?;
+    let log = lab.net.folder().join("waiting-up.log");
+    let mut up = waiting_up(&node);
+    up.arg("--auth-key=lrkey-auth-thiskeyisknowntonobody0123456789");
+    let dumped = aborted(may_dump(&mut up, &folder), &log, || {
+        Ok(fs::read_to_string(&log)?.contains("waiting for"))
+    })?;
+    ensure!(!dumped, "an `up` that waited with an auth key dumped core");
+
     node.stop_agent();
     let socket = node.socket();
     let dumped = aborted(
@@ -47,7 +58,7 @@ pub fn a_daemon_that_aborts_leaves_no_core_dump(lab: &Lab) -> Result<()> {
         || coordinator.is_healthy(),
     )?;
     ensure!(!dumped, "the coordinator dumped core");
-    lab.note("aborted with core dumps allowed: another program dumped core, agent and coordinator did not");
+    lab.note("aborted with core dumps allowed: another program dumped core; a waiting `up`, agent and coordinator did not");
     Ok(())
 }
 
