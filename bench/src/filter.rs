@@ -1,5 +1,6 @@
 //! Nanoseconds per packet of the packet filter, by number of rules and of nodes, beside an empty program and nftables with the same rules.
 
+mod loopback;
 mod nftables;
 mod workload;
 
@@ -30,13 +31,21 @@ struct Installed {
     installing: f64,
 }
 
+/// Nanoseconds of test runs.
+struct Verdicts {
+    /// By case.
+    of_sets: Vec<Samples>,
+    /// By case.
+    of_nothing: Vec<Vec<f64>>,
+}
+
 pub fn run(filter: &scenario::Filter, plan: &Plan) -> Result<Vec<Figure>> {
-    let sets: Vec<RuleSet> = filter
-        .rules
-        .iter()
-        .map(|count| RuleSet::Rules(*count))
-        .chain(filter.nodes.iter().map(|count| RuleSet::Nodes(*count)))
+    let sizes = |all: &[usize]| plan.sizes(all, filter.quick_largest).into_iter();
+    let rules = sizes(&filter.rules).map(RuleSet::Rules);
+    let sets: Vec<RuleSet> = rules
+        .chain(sizes(&filter.nodes).map(RuleSet::Nodes))
         .collect();
+    ensure!(!sets.is_empty(), "there is no rule set to measure");
     let mut installed = sets
         .iter()
         .map(|set| install(*set))
@@ -44,43 +53,68 @@ pub fn run(filter: &scenario::Filter, plan: &Plan) -> Result<Vec<Figure>> {
     let cases = Case::all();
     let repeat = filter.repeat.clamp(1, MAX_REPEAT);
     let rounds = plan.rounds(filter.rounds, filter.quick_rounds);
-    let mut empty = Vec::new();
-    let mut verdicts: Vec<Samples> = vec![vec![Vec::new(); sets.len()]; cases.len()];
-    for round in 0..rounds {
-        xtask::signals::check()?;
-        for (case, samples) in cases.iter().zip(&mut verdicts) {
-            // Another one first in each round: who comes after the empty program finds the caches cold.
-            for n in 0..sets.len() {
-                let n = (n + round) % sets.len();
-                samples[n].push(installed[n].verdict(case, repeat)?);
-            }
-            let nothing = installed[0].filter.run_nothing(&case.packet, repeat)?;
-            empty.push(nothing.nanoseconds as f64);
-        }
-    }
-    let mut figures = vec![once("compiling the rules", &installed, |one| one.compiling)];
-    figures.push(once("putting them in force", &installed, |one| {
-        one.installing
-    }));
+    let verdicts = verdicts(&mut installed, &cases, repeat, rounds)?;
+    let mut figures = vec![
+        once("compiling the rules", &installed, |one| one.compiling),
+        once("putting them in force", &installed, |one| one.installing),
+    ];
     drop(installed);
-    for (case, samples) in cases.iter().zip(&verdicts) {
+    let nothing = verdicts.of_nothing.concat();
+    for (case, samples) in cases.iter().zip(&verdicts.of_sets) {
         let mut figure = Figure::new(format!("verdict {}", case.name), "ns", Better::Less);
         for (set, samples) in sets.iter().zip(samples) {
             figure.push(set.name(), samples.clone());
         }
-        figure.push("an empty program", empty.clone());
+        figure.push("an empty program", nothing.clone());
         figures.push(figure);
     }
-    let nftables = nftables::measure(&sets, rounds);
+    figures.extend(beside_nftables(&sets, &cases, &verdicts, rounds)?);
+    Ok(figures)
+}
+
+fn verdicts(
+    installed: &mut [Installed],
+    cases: &[Case],
+    repeat: u32,
+    rounds: usize,
+) -> Result<Verdicts> {
+    let sets = installed.len();
+    let mut verdicts = Verdicts {
+        of_sets: vec![vec![Vec::new(); sets]; cases.len()],
+        of_nothing: vec![Vec::new(); cases.len()],
+    };
+    for round in 0..rounds {
+        xtask::signals::check()?;
+        for (at, case) in cases.iter().enumerate() {
+            // Another one first in each round: who comes after the empty program finds the caches cold.
+            for n in 0..sets {
+                let n = (n + round) % sets;
+                let verdict = installed[n].verdict(case, repeat)?;
+                verdicts.of_sets[at][n].push(verdict);
+            }
+            let nothing = installed[0].filter.run_nothing(&case.packet, repeat)?;
+            verdicts.of_nothing[at].push(nothing.nanoseconds as f64);
+        }
+    }
+    Ok(verdicts)
+}
+
+/// What is added to packets: by the filter's programs to an empty one, by nftables to the hook.
+fn beside_nftables(
+    sets: &[RuleSet],
+    cases: &[Case],
+    verdicts: &Verdicts,
+    rounds: usize,
+) -> Result<Vec<Figure>> {
+    let nftables = nftables::measure(sets, cases, rounds);
+    let mut figures = Vec::new();
     for (n, path) in nftables::PATHS.iter().enumerate() {
+        let case = path.case(cases)?;
         let mut figure = Figure::new(format!("added to {}", path.name), "ns", Better::Less);
-        let case = cases.iter().position(|case| case.name == path.case);
-        let verdict = &verdicts[case.context("a path's case is one of the cases")?];
-        for (set, samples) in sets.iter().zip(verdict) {
-            let of_empty = empty.iter().skip(case.unwrap_or(0)).step_by(cases.len());
+        for (set, samples) in sets.iter().zip(&verdicts.of_sets[case]) {
             let added = samples
                 .iter()
-                .zip(of_empty)
+                .zip(&verdicts.of_nothing[case])
                 .map(|(with, without)| with - without);
             figure.push(format!("lowroad, {}", set.name()), added.collect());
         }

@@ -111,6 +111,15 @@ impl Plan {
         self.idle.unwrap_or(chosen).max(1.0)
     }
 
+    /// The sizes to measure: with `--quick` those up to what the scenario says.
+    pub fn sizes(&self, all: &[usize], quick_largest: Option<usize>) -> Vec<usize> {
+        let largest = quick_largest.filter(|_| self.quick).unwrap_or(usize::MAX);
+        all.iter()
+            .copied()
+            .filter(|size| *size <= largest)
+            .collect()
+    }
+
     /// A driver's program: in the folder that the scenarios came from, or one that comes along.
     pub fn driver(&self, name: &str) -> Option<PathBuf> {
         [&self.folder, &own_folder()]

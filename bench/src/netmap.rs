@@ -63,14 +63,14 @@ pub fn run(netmap: &Netmap, run: &Plan) -> Result<Vec<Figure>> {
         Place::Native => &[Target::Memory],
         Place::Vm => &[Target::Memory, Target::Wireguard],
     };
+    let sizes = run.sizes(&netmap.peers, netmap.quick_largest);
     let mut samples: Vec<(usize, Target, Vec<Times>)> = Vec::new();
-    for &peers in &netmap.peers {
+    for &peers in &sizes {
         for &target in targets {
             samples.push((peers, target, Vec::new()));
         }
     }
-    let messages: Vec<(usize, Vec<u8>)> = netmap
-        .peers
+    let messages: Vec<(usize, Vec<u8>)> = sizes
         .iter()
         .map(|&peers| Ok((peers, message(&whole(peers))?)))
         .collect::<Result<_>>()?;

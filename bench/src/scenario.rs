@@ -127,6 +127,8 @@ pub struct Case {
 #[serde(deny_unknown_fields)]
 pub struct Netmap {
     pub peers: Vec<usize>,
+    /// Larger ones are left out with `--quick`.
+    pub quick_largest: Option<usize>,
     pub rounds: usize,
     pub quick_rounds: usize,
 }
@@ -151,6 +153,8 @@ pub struct Filter {
     pub rules: Vec<usize>,
     /// Rule sets of one rule that admits so many peers.
     pub nodes: Vec<usize>,
+    /// Larger ones of both are left out with `--quick`.
+    pub quick_largest: Option<usize>,
     /// Packets in a sample.
     pub repeat: u32,
     pub rounds: usize,
