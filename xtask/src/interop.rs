@@ -74,8 +74,9 @@ pub struct Lab<'a> {
 #[derive(Debug, Clone, Copy)]
 enum Part {
     Lifecycle(member::Kind),
-    Deltas,
+    Deltas(member::Kind),
     Policies,
+    PoliciesRouted,
     LocalApi,
     StockOnOurs,
     OldStockOnOurs,
@@ -93,8 +94,10 @@ enum Part {
 const PARTS: &[(&str, Part)] = &[
     ("lifecycle-lowroad", Part::Lifecycle(member::Kind::Lowroad)),
     ("lifecycle-stock", Part::Lifecycle(member::Kind::Stock)),
-    ("deltas", Part::Deltas),
+    ("deltas-stock", Part::Deltas(member::Kind::Stock)),
+    ("deltas-lowroad", Part::Deltas(member::Kind::Lowroad)),
     ("policies", Part::Policies),
+    ("policies-routed", Part::PoliciesRouted),
     ("local-api", Part::LocalApi),
     ("stock-on-ours", Part::StockOnOurs),
     ("ssh-ours", Part::SshOnOurs),
@@ -170,8 +173,9 @@ impl Part {
     fn run(self, lab: &Lab, table: &mut Table) -> Result<()> {
         match self {
             Self::Lifecycle(kind) => lifecycle::on_headscale(lab, table, kind),
-            Self::Deltas => deltas::on_headscale(lab, table),
+            Self::Deltas(kind) => deltas::on_headscale(lab, table, kind),
             Self::Policies => policies::on_headscale(lab, table),
+            Self::PoliciesRouted => policies::routed::on_headscale(lab, table),
             Self::LocalApi => local_api::stock_command_line(lab, table),
             Self::StockOnOurs => served::stock_nodes(lab, table, ""),
             Self::SshOnOurs => ssh::on_ours(lab, table),

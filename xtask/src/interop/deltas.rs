@@ -83,8 +83,11 @@ impl Watchers<'_> {
     }
 }
 
-pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
-    table.area("a peer that changes on Headscale, as lowroad and stock see it");
+pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
+    table.area(&format!(
+        "a {} peer that changes on Headscale, as lowroad and stock see it",
+        kind.name()
+    ));
     let _relay = relay::start(lab)?;
     let mut server = Server::with_second_relay(lab, server::Kind::Headscale, POLICY)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
@@ -99,13 +102,17 @@ pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
         lowroad: &lowroad,
         stock: &stock,
     };
-    let mut peer = Member::public(lab, Kind::Stock, "peer", 32)?;
+    let mut peer = Member::public(lab, kind, "peer", 32)?;
     let join = || peer.up(&key).map(drop);
     let joined = watchers.row(table, "joins", join, is("Online", true));
     ensure!(joined, "without this there is nothing more to try");
     names(table, &watchers, &server, &peer);
-    routes(table, &watchers, &server, &peer);
-    places(table, &watchers, &peer);
+    moves(table, &watchers, &peer);
+    if kind == Kind::Stock {
+        // A lowroad node offers no routes yet, and its home relay is the nearest.
+        routes(table, &watchers, &server, &peer);
+        another_home(table, &watchers, &peer);
+    }
     sight(table, &watchers, &server, &mut peer)?;
     keys(table, &watchers, &server, &peer, &key);
     base_domain(table, &watchers, &mut server);
@@ -186,8 +193,8 @@ fn routes(table: &mut Table, watchers: &Watchers, server: &Server, peer: &Member
     );
 }
 
-/// Where it is reached: addresses, of which a status shows none, and its relay.
-fn places(table: &mut Table, watchers: &Watchers, peer: &Member) {
+/// Where it is reached, of which a status shows nothing.
+fn moves(table: &mut Table, watchers: &Watchers, peer: &Member) {
     table.try_it("another address", || {
         let address = peer.ip(4)?.to_string();
         let endpoints = |watcher: &Member| -> Result<Value> {
@@ -196,6 +203,10 @@ fn places(table: &mut Table, watchers: &Watchers, peer: &Member) {
             Ok(in_order(&who["Node"]["Endpoints"]))
         };
         let known = |endpoints: &Value| endpoints.to_string().contains("203.0.113.132:");
+        let by_itself = || match peer.status() {
+            Ok(status) => status["Self"]["Addrs"].to_string(),
+            Err(error) => format!("{error:#}"),
+        };
         for watcher in watchers.both() {
             ensure!(!known(&endpoints(watcher)?), "known before it moves");
         }
@@ -203,11 +214,18 @@ fn places(table: &mut Table, watchers: &Watchers, peer: &Member) {
         let (all, time) = wait::wait_for("the same endpoints", LIMIT, || {
             let [lowroad, stock] = watchers.both().map(endpoints);
             let (lowroad, stock) = (lowroad?, stock?);
-            ensure!(lowroad == stock, "stock {stock}, lowroad {lowroad}");
-            Ok(known(&stock).then_some(stock))
-        })?;
+            ensure!(
+                lowroad == stock && known(&stock),
+                "stock {stock}, lowroad {lowroad}"
+            );
+            Ok(Some(stock))
+        })
+        .with_context(|| format!("the peer itself has {}", by_itself()))?;
         Ok(format!("{all} after {:.2} s", time.as_secs_f64()))
     });
+}
+
+fn another_home(table: &mut Table, watchers: &Watchers, peer: &Member) {
     // Whichever it has chosen.
     let two = (relay::REGION, relay::CODE);
     let at_home = |code: &'static str| is("Relay", code);

@@ -1,7 +1,7 @@
 //! Eight nodes, four of each kind, while nodes restart, addresses change and policies come and go.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
@@ -20,7 +20,7 @@ use crate::{
     signals,
     tailnet::Client,
     topology::Nat,
-    traffic::Pinger,
+    traffic::{self, Pinger},
     wait,
 };
 
@@ -29,7 +29,14 @@ const MINUTE: Duration = secs(60);
 const SETTLE: Duration = secs(20);
 const PACE: Duration = Duration::from_millis(100);
 const SILENCE: Duration = secs(1);
+/// For a direct path, of nodes that have talked before.
+const UPGRADE: Duration = secs(60);
+const QUICK: Duration = Duration::from_millis(20);
+const PORT: u16 = 80;
+const BYTES: usize = 100_000_000;
 const USERS: [&str; 2] = ["ann", "bob"];
+/// Of the hosts of the public segment: lowroad 0 and 2, stock 1 and 3.
+const KINDS: [(usize, usize); 4] = [(0, 2), (0, 1), (1, 0), (1, 3)];
 
 /// A policy, and whether it lets the first user's node reach the second's.
 struct Policy {
@@ -231,8 +238,22 @@ impl Eight {
         ))
     }
 
-    /// Memory and CPU of either kind, side by side.
-    fn figures(&self, table: &mut Table) -> Result<()> {
+    /// What it costs with either kind, side by side.
+    fn figures(&mut self, table: &mut Table) -> Result<()> {
+        self.memory_and_cpu(table);
+        self.policy = &POLICIES[0];
+        self.server.set_policy(self.policy.text)?;
+        for (from, to) in KINDS {
+            let [from, to] = [&self.members[from], &self.members[to]];
+            let what = format!("{} to {}", from.kind().name(), to.kind().name());
+            table.try_it(&format!("{what}, after all that: ping and TCP"), || {
+                latency_and_throughput(from, to)
+            });
+        }
+        Ok(())
+    }
+
+    fn memory_and_cpu(&self, table: &mut Table) {
         for kind in [Kind::Lowroad, Kind::Stock] {
             table.try_it(&format!("{} nodes: memory and CPU", kind.name()), || {
                 let mut all = Vec::new();
@@ -247,6 +268,32 @@ impl Eight {
                 Ok(all.join("; "))
             });
         }
-        Ok(())
     }
+}
+
+/// Over the direct path, which they have found by then.
+fn latency_and_throughput(from: &Member, to: &Member) -> Result<String> {
+    let address = to.ip(4)?;
+    let ping = Pinger::start(from.namespace(), address, PACE)?;
+    from.wait_for_direct(to.name(), UPGRADE)?;
+    drop(ping);
+    let ping = Pinger::start(from.namespace(), address, QUICK)?;
+    wait::pass(secs(5))?;
+    let report = ping.stop();
+    let median = report.median.with_context(|| report.to_string())?;
+    let _web = traffic::Server::start(to.namespace(), PORT)?;
+    let got = traffic::get(
+        from.namespace(),
+        SocketAddr::new(address, PORT),
+        BYTES,
+        secs(60),
+    )?;
+    Ok(format!(
+        "median {:.2} ms, {} of {} lost; {} MB byte-exact at {:.0} Mbit/s",
+        median.as_secs_f64() * 1e3,
+        report.lost(),
+        report.sent,
+        BYTES / 1_000_000,
+        got.megabits_per_second()
+    ))
 }

@@ -1,5 +1,6 @@
 //! Headscale's policies on a lowroad node and on a stock one, by the same packets: both must let through the same.
 
+pub mod routed;
 mod timed;
 
 use std::{

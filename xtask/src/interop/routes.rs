@@ -27,13 +27,13 @@ const TRY: Duration = secs(1);
 const TAKEN_OVER: Duration = secs(20);
 const PACE: Duration = Duration::from_millis(20);
 /// Behind both gateways, each of which has a host of this address there.
-const SUBNET: &str = "192.168.24.0/24";
-const INSIDE: &str = "192.168.24.2";
+pub const SUBNET: &str = "192.168.24.0/24";
+pub const INSIDE: &str = "192.168.24.2";
 
 /// A stock node that routes to [`SUBNET`], and the host there.
-struct Gateway {
-    node: Member,
-    inside: Namespace,
+pub struct Gateway {
+    pub node: Member,
+    pub inside: Namespace,
     _web: traffic::Server,
 }
 
@@ -124,7 +124,7 @@ fn stays_closed<T>(get: impl Fn(usize) -> Result<T>) -> Result<()> {
     Ok(())
 }
 
-fn gateway(lab: &Lab, name: &str, last: u8, key: &str) -> Result<Gateway> {
+pub fn gateway(lab: &Lab, name: &str, last: u8, key: &str) -> Result<Gateway> {
     let router = lab.net.router(name, last, Nat::Easy)?;
     let inside = lab.net.behind(&format!("{name}-host"), &router, 9)?;
     router

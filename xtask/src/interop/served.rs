@@ -24,6 +24,8 @@ use crate::{
 };
 
 const LIMIT: Duration = secs(30);
+/// A command that is told why; one that is not waits for its limit of a minute.
+const ENDS_BY_ITSELF: Duration = secs(10);
 const PACE: Duration = Duration::from_millis(50);
 /// To fetch a little.
 const ATTEMPT: Duration = Duration::from_millis(200);
@@ -249,9 +251,11 @@ fn exit_node(table: &mut Table, server: &Server, one: &Member, two: &Member) -> 
         let (_, time) = wait::wait_for("what lies behind it", LIMIT, || Ok(get().ok()))?;
         one.cli(&["set", "--exit-node="])?;
         ensure!(get().is_err(), "it is reached without one again");
-        two.cli(&["set", "--advertise-exit-node=false", "--advertise-routes="])?;
         Ok(format!("after {:.2} s", time.as_secs_f64()))
     });
+    // Whatever came of it: what follows is about something else.
+    one.cli(&["set", "--exit-node="])?;
+    two.cli(&["set", "--advertise-exit-node=false", "--advertise-routes="])?;
     Ok(())
 }
 
@@ -260,8 +264,6 @@ fn restarted(table: &mut Table, server: &mut Server, one: &Member, two: &Member)
         server.start_again()?;
         two.cli(&["set", "--hostname=restarted"])?;
         let time = one.wait_for_peer("restarted", secs(90))?;
-        two.cli(&["set", "--hostname=two"])?;
-        one.wait_for_peer("two", LIMIT)?;
         // By the relay, which was restarted, too.
         let ping = Pinger::start(one.namespace(), two.ip(4)?, PACE)?;
         ping.first_answer(LIMIT)?;
@@ -270,6 +272,8 @@ fn restarted(table: &mut Table, server: &mut Server, one: &Member, two: &Member)
             time.as_secs_f64()
         ))
     });
+    two.cli(&["set", "--hostname=two"])?;
+    one.wait_for_peer("two", LIMIT)?;
     table.try_it("and have no health warning", || {
         for node in [one, two] {
             let well = || super::healthy(node).map(Some);
@@ -372,9 +376,12 @@ fn refusals(lab: &Lab, table: &mut Table, server: &Server) -> Result<()> {
         ),
     ] {
         table.try_it(&format!("{what}: refused, and told why"), || {
+            let start = Instant::now();
             let Err(error) = node.up_with(key, &[flag]) else {
                 bail!("it was let in: {}", node.status()?["Self"]["Tags"]);
             };
+            let time = start.elapsed();
+            ensure!(time < ENDS_BY_ITSELF, "only after {time:.1?}: {error:#}");
             let said = format!("{error:#}");
             let at = said.find(why).with_context(|| said.clone())?;
             ensure!(

@@ -62,11 +62,15 @@ fn compare(lowroad: &Value, stock: &Value, at: &str, found: &mut Vec<String>) {
             }
         }
         // Of lists the first entries are compared.
-        (Value::Array(ours), Value::Array(theirs)) => {
-            if let Some((ours, theirs)) = ours.first().zip(theirs.first()) {
-                compare(ours, theirs, &format!("{at}[0]"), found);
-            }
-        }
+        (Value::Array(ours), Value::Array(theirs)) => match (ours.first(), theirs.first()) {
+            (Some(ours), Some(theirs)) => compare(ours, theirs, &format!("{at}[0]"), found),
+            (None, None) => {}
+            _ if at.starts_with(HOST) => {}
+            (ours, _) => found.push(format!(
+                "{at}: empty of {}, and not of the other",
+                if ours.is_none() { "lowroad" } else { "stock" }
+            )),
+        },
         _ if kind(lowroad) == kind(stock) => {}
         _ => found.push(format!(
             "{at}: {} of lowroad, {} of stock",
@@ -114,6 +118,10 @@ mod tests {
                 "status.F: only of stock",
             ]
         );
+        let empty = json!({"A": 2, "B": {"C": "y", "D": []}, "F": null});
+        let said = |of| format!("status.B.D: empty of {of}, and not of the other");
+        assert_eq!(found("status", &empty, &stock), [said("lowroad")]);
+        assert_eq!(found("status", &stock, &empty), [said("stock")]);
     }
 
     #[test]
