@@ -64,6 +64,7 @@ pub fn run(netmap: &Netmap, run: &Plan) -> Result<Vec<Figure>> {
         Place::Vm => &[Target::Memory, Target::Wireguard],
     };
     let sizes = run.sizes(&netmap.peers, netmap.quick_largest);
+    ensure!(!sizes.is_empty(), "there is no netmap to measure");
     let mut samples: Vec<(usize, Target, Vec<Times>)> = Vec::new();
     for &peers in &sizes {
         for &target in targets {

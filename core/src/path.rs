@@ -368,6 +368,7 @@ impl Paths {
             Some(from) => Some(from).filter(|node| self.by_disco.contains(&(disco, *node)))?,
             None => self.nodes_with(disco).next()?,
         };
+        // It stays awake whatever comes of this: what it takes to open a datagram is computed once, and not for each that somebody makes up.
         self.wake(&opener);
         let message = self.peers.get_mut(&opener)?.open(&self.out, &envelope)?;
         if relayed.is_some() || self.nodes_with(disco).nth(1).is_none() {

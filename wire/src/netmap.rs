@@ -1,6 +1,5 @@
 //! The netmap: what the messages of one map stream add up to (protocol.md 1.7).
 
-mod filters;
 mod room;
 
 use std::{
@@ -16,7 +15,7 @@ use crate::control::{
     Node, NodeId, PeerChange, TkaInfo, UserId, UserProfile,
 };
 
-pub use self::{filters::Refused, room::Room};
+pub use self::room::Room;
 
 /// The name of the filter that the field without a name stands for.
 const BASE: &str = "base";
@@ -36,8 +35,6 @@ pub struct NetMap {
     pub peers: BTreeMap<NodeId, Arc<Node>>,
     /// In force is their concatenation, see [`Self::filter_rules`].
     pub filters: BTreeMap<String, Vec<FilterRule>>,
-    /// While there are any, `filters` is empty.
-    pub refused_filters: Refused,
     pub derp_map: DerpMap,
     pub dns: DnsConfig,
     pub users: BTreeMap<UserId, UserProfile>,
@@ -184,6 +181,8 @@ impl NetMap {
 
     /// One message from which an empty netmap becomes this one, but for its clock: for keeping it.
     pub fn to_response(&self) -> MapResponse {
+        let named =
+            |(name, rules): (&String, &Vec<FilterRule>)| (name.clone(), Some(rules.clone()));
         let messages = self.display_messages.iter();
         MapResponse {
             node: self.self_node.clone(),
@@ -192,7 +191,7 @@ impl NetMap {
             dns_config: Some(self.dns.clone()),
             domain: self.domain.clone(),
             collect_services: self.collect_services,
-            packet_filters: self.filters_to_tell(),
+            packet_filters: self.filters.iter().map(named).collect(),
             user_profiles: self.users.values().cloned().collect(),
             health: Some(self.health.clone()),
             display_messages: messages
@@ -218,6 +217,47 @@ impl NetMap {
             Some(offset) if offset.abs() > MIN_CLOCK_SKEW => now.checked_add(offset).unwrap_or(now),
             _ => now,
         }
+    }
+
+    fn apply_filters(
+        &mut self,
+        base: Option<Vec<FilterRule>>,
+        named: BTreeMap<String, Option<Vec<FilterRule>>>,
+        left_out: &mut usize,
+    ) -> bool {
+        if base.is_none() && named.is_empty() {
+            return false;
+        }
+        let before = self.filters.clone();
+        if let Some(rules) = base {
+            self.filters.insert(BASE.to_owned(), rules);
+        }
+        if named.get(ALL).is_some_and(Option::is_none) {
+            self.filters.clear();
+        }
+        let mut names: Vec<String> = vec![BASE.to_owned()];
+        names.extend(named.keys().cloned());
+        for (name, rules) in named {
+            change_entry(&mut self.filters, name, rules, left_out);
+        }
+        let changed = before != self.filters;
+        if changed {
+            self.room.give(Room::of(&before));
+            // Rules only ever allow: without those that there is no room for, less is admitted, and never more.
+            for name in names {
+                if !self.room.has_room_for(Room::of(&self.filters))
+                    && let Some(rules) = self
+                        .filters
+                        .get_mut(&name)
+                        .filter(|rules| !rules.is_empty())
+                {
+                    *rules = Vec::new();
+                    *left_out += 1;
+                }
+            }
+            self.room.take(Room::of(&self.filters));
+        }
+        changed
     }
 
     fn apply_display_messages(

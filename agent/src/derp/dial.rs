@@ -55,7 +55,7 @@ pub enum DialError {
     Upgrade { host: String, why: String },
     #[error("the relay's greeting failed: {0}")]
     Greeting(#[from] lowroad_wire::Error),
-    #[error("no connection within {0:?}")]
+    #[error("no connection within {0:.1?}")]
     Timeout(Duration),
 }
 

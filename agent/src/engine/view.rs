@@ -341,13 +341,6 @@ impl Engine {
                     node.filter_notes().len()
                 ));
             }
-            let map = node.map.as_ref();
-            if map.is_some_and(|map| map.refused_filters.any()) {
-                health.push(
-                    "the policy is too large: none of it is in force, and nothing is let in until the login server sends one that fits"
-                        .to_owned(),
-                );
-            }
             if node.left_out > 0 {
                 health.push(format!(
                     "the netmap is too large: {} parts of it were left out",

@@ -25,7 +25,7 @@ const GROUPS: usize = 50;
 
 /// What is left after the table with the rules, or without one.
 const SINK: &str =
-    "table inet sink { chain input { type filter hook input priority 10; policy drop; } }";
+    "table inet sink { chain input { type filter hook input priority 10; policy drop; }; }";
 
 /// What is sent.
 pub struct Path {

@@ -148,4 +148,25 @@ mod tests {
             "known ones take no more"
         );
     }
+
+    #[test]
+    fn a_filter_that_there_is_no_room_for_admits_nothing() {
+        let mut map = NetMap::default();
+        let rules = |sources: usize| json!([{"SrcIPs": vec!["100.64.0.1"; sources], "DstPorts": [{"IP": "*", "Ports": {"First": 1, "Last": 2}}]}]);
+        assert_eq!(
+            apply(
+                &mut map,
+                &json!({"PacketFilters": {"a": rules(10), "b": rules(10)}})
+            )
+            .left_out,
+            0
+        );
+        let changes = apply(&mut map, &json!({"PacketFilters": {"a": rules(50_000)}}));
+        assert!(changes.left_out == 1 && changes.filter);
+        assert_eq!(map.filter_rules().count(), 1, "the other one is in force");
+        assert_eq!(
+            apply(&mut map, &json!({"PacketFilter": rules(50_000)})).left_out,
+            1
+        );
+    }
 }

@@ -122,7 +122,7 @@ pub fn no_secret_is_found_where_others_look(lab: &Lab) -> Result<()> {
     // Proof that the logs have everything there is to say.
     ensure!(bytes > 100_000, "the logs have only {bytes} bytes");
     lab.note(&format!(
-        "data plane {plane}: {} forms of {} secrets searched for in {} answers, {} MB of logs, command lines and environments of {searched} processes",
+        "data plane {plane}: {} forms of {} secrets searched for in {} answers, {} MB of logs, command lines and environments of {searched}",
         secrets.forms(),
         agents + servers + 2,
         said.len(),
@@ -228,7 +228,7 @@ fn while_up_waits(lab: &Lab, secrets: &Secrets, key: &str) -> Result<()> {
         // Started again without the key: from then on none may be seen.
         let (seen, time) = wait::wait_for("an `up` that has concealed its key", secs(10), || {
             ensure!(up.ended().is_none(), "it has ended");
-            let text = processes::visible(up.pid())?;
+            let text = processes::visible(up.pid())?.text;
             Ok(text.contains("--auth-key=file:").then_some(text))
         })?;
         secrets.search("the process list", &seen)?;
@@ -262,8 +262,8 @@ pub fn no_core_dump(pid: impl std::fmt::Display) -> Result<()> {
     Ok(())
 }
 
-/// Returns how many processes were searched, these among them.
-fn daemons(agent: &Node, coordinator: &Coordinator, secrets: &Secrets) -> Result<usize> {
+/// Says how many processes were searched, these among them.
+fn daemons(agent: &Node, coordinator: &Coordinator, secrets: &Secrets) -> Result<String> {
     let daemons = [agent.agent_pid().context("no agent")?, coordinator.pid()];
     for pid in daemons {
         no_core_dump(pid)?;

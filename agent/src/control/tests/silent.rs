@@ -288,7 +288,7 @@ async fn a_map_stream_without_a_word_for_two_minutes_is_given_up_and_one_with_wo
     for _ in 0..5 {
         settle().await;
         pause();
-        sleep(WATCHDOG - Duration::from_secs(1)).await;
+        sleep(WATCHDOG - PATIENCE).await;
         assert!(client.events.try_recv().is_err(), "there is no news");
         resume();
         since = Instant::now();

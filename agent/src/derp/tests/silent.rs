@@ -201,7 +201,7 @@ async fn is_left(stage: Stage, voice: Voice) {
     let mut client = at_home(vec![relay.node.clone()], Timings::default());
     relay.until_reached().await;
     let why = gives_up(&mut client, since, Timings::default().connect).await;
-    assert_eq!(why, "no connection within 10s", "{stage:?} {voice:?}");
+    assert_eq!(why, "no connection within 10.0s", "{stage:?} {voice:?}");
     relay.until_closed().await;
     relay.until_reached().await;
 }

@@ -7,7 +7,7 @@ use lowroad_wire::{
     netmap::{Changes, NetMap},
 };
 use time::OffsetDateTime;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use super::{Consequences, Node, news::News};
 
@@ -100,9 +100,6 @@ impl Node {
                 pieces = changes.left_out,
                 "the netmap is too large: part of it was left out"
             );
-            if map.refused_filters.any() {
-                error!("the policy is too large: nothing is let in until one comes that fits");
-            }
         }
         debug!(
             begins,

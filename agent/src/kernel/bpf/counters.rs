@@ -129,18 +129,20 @@ pub(super) fn read(
     let counts = Counts::read(maps, rules.iter().map(|rule| numbers.of(rule.key)))?;
     out.rules = rules
         .iter()
-        .map(|rule| {
-            let numbered = numbers.of.get(&rule.key);
-            let count = |of: &Numbered| difference(counts.of(of.number), of.before);
-            RuleCount {
-                rule: rule.id,
-                text: rule.text.clone(),
-                count: numbered.map(count).unwrap_or_default(),
-                counted: numbered.is_some(),
-            }
-        })
+        .map(|rule| rule_count(rule, numbers, &counts))
         .collect();
     Ok(out)
+}
+
+fn rule_count(rule: &CompiledRule, numbers: &Numbers, counts: &Counts) -> RuleCount {
+    let numbered = numbers.of.get(&rule.key);
+    let count = |of: &Numbered| difference(counts.of(of.number), of.before);
+    RuleCount {
+        rule: rule.id,
+        text: rule.text.clone(),
+        count: numbered.map(count).unwrap_or_default(),
+        counted: numbered.is_some(),
+    }
 }
 
 fn outcome(maps: &Maps, direction: Direction, outcome: u8) -> Result<Count, FilterError> {
@@ -162,5 +164,36 @@ fn difference(now: Count, before: Count) -> Count {
     Count {
         packets: now.packets.wrapping_sub(before.packets),
         bytes: now.bytes.wrapping_sub(before.bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lowroad_core::filter::RuleId;
+
+    use super::*;
+
+    #[test]
+    fn a_rule_without_a_counter_is_told_from_one_that_has_counted_nothing() {
+        let of = |key| CompiledRule {
+            id: RuleId(7),
+            key,
+            text: "accept".to_owned(),
+        };
+        let count = |packets| Count { packets, bytes: 0 };
+        let numbered = |number, before| Numbered {
+            number,
+            before: count(before),
+        };
+        let numbers = Numbers {
+            of: [(1, numbered(1, 5)), (2, numbered(0, 0))].into(),
+            new: Vec::new(),
+        };
+        let counts = Counts([(0, vec![count(0), count(8)])].into());
+        let counted = [1, 2, 3].map(|key| {
+            let rule = rule_count(&of(key), &numbers, &counts);
+            (rule.count.packets, rule.counted)
+        });
+        assert_eq!(counted, [(3, true), (0, true), (0, false)]);
     }
 }
