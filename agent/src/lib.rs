@@ -8,6 +8,8 @@ pub mod derp;
 pub mod engine;
 pub mod kernel;
 pub mod localapi;
+#[cfg(test)]
+mod mute;
 pub mod prefs;
 mod process;
 pub mod state;

@@ -165,6 +165,24 @@ fn request(url: &str) -> UpRequest {
     }
 }
 
+/// A node that is connected, and the server's end of its map stream.
+async fn connected(
+    dir: &TempDir,
+    server: &mut TestServer,
+) -> (Agent, mpsc::Sender<serde_json::Value>) {
+    let agent = Agent::start(dir);
+    let steps = agent.up(request(&server.url)).await;
+    let stream = admit(server).await;
+    assert_eq!(last(steps).await, Progress::Done);
+    (agent, stream)
+}
+
+/// The line of health that begins so.
+async fn health_line(agent: &Agent, begins: &str) -> Option<String> {
+    let mut health = agent.status().await.health.into_iter();
+    health.find(|line| line.starts_with(begins))
+}
+
 /// Plays the server until this node is connected; returns the end of its map stream.
 async fn admit(server: &mut TestServer) -> mpsc::Sender<serde_json::Value> {
     admit_among(server, json!([peer(2)])).await
@@ -304,10 +322,7 @@ async fn an_interrupted_up_does_not_end_another() {
 #[tokio::test]
 async fn a_restarted_agent_that_wants_to_run_connects_by_itself_with_the_same_key() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let _stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let key = agent.status().await.self_node.unwrap().public_key;
     let kernel = agent.kernel();
     agent.end().await;
@@ -327,10 +342,7 @@ async fn a_restarted_agent_that_wants_to_run_connects_by_itself_with_the_same_ke
 #[tokio::test]
 async fn down_removes_everything_and_a_restarted_agent_stays_down() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let _stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, _stream) = connected(&dir, &mut server).await;
     agent.ask(|reply| Ask::Down { reply }).await.unwrap();
     assert!(agent.kernel().is_torn_down());
     assert_eq!(agent.status().await.backend_state, BackendState::Stopped);
@@ -344,10 +356,7 @@ async fn down_removes_everything_and_a_restarted_agent_stays_down() {
 #[tokio::test]
 async fn a_node_that_the_server_wants_to_log_in_again_loses_its_peers() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, stream) = connected(&dir, &mut server).await;
     drop(stream);
     expect_register_anew(&mut server)
         .await
@@ -371,10 +380,7 @@ async fn a_node_that_the_server_wants_to_log_in_again_loses_its_peers() {
 #[tokio::test]
 async fn a_forced_login_that_is_refused_leaves_the_old_identity_in_force() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let _stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let key = agent.status().await.self_node.unwrap().public_key;
     let forced = UpRequest {
         force_reauth: true,
@@ -401,10 +407,7 @@ async fn a_forced_login_that_is_refused_leaves_the_old_identity_in_force() {
 #[tokio::test]
 async fn a_restarted_agent_that_has_to_log_in_again_loses_the_peers_it_found() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let _stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let left = agent.kernel().observed();
     agent.end().await;
 
@@ -423,10 +426,7 @@ async fn a_restarted_agent_that_has_to_log_in_again_loses_the_peers_it_found() {
 #[tokio::test]
 async fn a_new_node_key_that_the_kernel_does_not_take_is_tried_again() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, stream) = connected(&dir, &mut server).await;
     agent.kernel().fail_observe(true);
     drop(stream);
     expect_register_anew(&mut server)

@@ -1,24 +1,21 @@
 //! A control server that falls silent, or says a byte a second for ever: whatever it was asked for ends at its bound, and the client tries again.
-//!
-//! All that is said on sockets is said in real time. Once nobody has anything to say any more, time is paused, and passes at once.
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::AsyncReadExt,
+    net::TcpStream,
     time::{Instant, pause, resume},
 };
 
 use super::*;
-use crate::control::{
-    channel::HANDSHAKE_TIMEOUT,
-    dial::CONNECT_TIMEOUT,
-    poll::{REPORT_TIMEOUT, WATCHDOG},
-    register::ANSWER_TIMEOUT,
+use crate::{
+    control::{
+        channel::HANDSHAKE_TIMEOUT,
+        dial::CONNECT_TIMEOUT,
+        poll::{REPORT_TIMEOUT, WATCHDOG},
+        register::ANSWER_TIMEOUT,
+    },
+    mute::{self, Mute, PATIENCE, Voice, at_its_bound, settle},
 };
-
-/// Nothing that is said in real time takes longer, on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// The clock of timers goes by milliseconds.
-const TICKS: Duration = Duration::from_millis(5);
 
 /// How far the server goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +30,6 @@ enum Stage {
     Upgrade,
     /// It has switched protocols.
     Noise,
-}
-
-/// What it does then.
-#[derive(Clone, Copy, Debug)]
-enum Voice {
-    Silent,
-    Trickle,
 }
 
 impl Stage {
@@ -68,52 +58,18 @@ impl Stage {
     }
 }
 
-/// A server of which every connection ends up at the same stage.
-struct Mute {
-    address: String,
-    /// Of each connection: that it is there, and that the client has closed it.
-    reached: mpsc::UnboundedReceiver<()>,
-    closed: mpsc::UnboundedReceiver<()>,
-}
-
-impl Mute {
-    async fn start(stage: Stage, voice: Voice) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (reach, reached) = mpsc::unbounded_channel();
-        let (close, closed) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let (reach, close) = (reach.clone(), close.clone());
-                tokio::spawn(async move {
-                    if advance(&mut stream, stage).await {
-                        let _ = reach.send(());
-                        go_on(stream, stage, voice).await;
-                        let _ = close.send(());
-                    }
-                });
-            }
-        });
-        Self {
-            address,
-            reached,
-            closed,
+/// Ends up at the same stage with every connection.
+async fn start(stage: Stage, voice: Voice) -> Mute {
+    Mute::start(voice, move |mut stream, arrived: mute::Stage| async move {
+        if advance(&mut stream, stage).await {
+            arrived.reached(stream, stage.rest()).await;
         }
-    }
-
-    async fn until_reached(&mut self) {
-        let reached = timeout(PATIENCE, self.reached.recv()).await;
-        reached.expect("the client comes").unwrap();
-    }
-
-    async fn until_closed(&mut self) {
-        let closed = timeout(PATIENCE, self.closed.recv()).await;
-        closed.expect("the client closes its connection").unwrap();
-    }
+    })
+    .await
 }
 
 /// True if the connection is at its stage; false if it was another's, and is done.
-async fn advance(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), stage: Stage) -> bool {
+async fn advance(stream: &mut TcpStream, stage: Stage) -> bool {
     let mut heard = Vec::new();
     while heard.is_empty() || (stage != Stage::Accepted && !heard.ends_with(b"\r\n\r\n")) {
         match stream.read_u8().await {
@@ -133,39 +89,8 @@ async fn advance(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), stage: Stag
     stream.write_all(stage.said()).await.is_ok()
 }
 
-/// Until the client closes the connection.
-async fn go_on(stream: impl AsyncRead + AsyncWrite, stage: Stage, voice: Voice) {
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let mut heard = Vec::new();
-    let speaks = async {
-        for byte in stage.rest() {
-            match voice {
-                Voice::Silent => std::future::pending().await,
-                Voice::Trickle => sleep(Duration::from_secs(1)).await,
-            }
-            if writer.write_u8(byte).await.is_err() {
-                break;
-            }
-        }
-    };
-    tokio::select! {
-        _ = reader.read_to_end(&mut heard) => {}
-        () = speaks => {}
-    }
-}
-
-/// Everybody takes what has come: on loopback nothing is under way for longer than that.
-async fn settle() {
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
-}
-
-/// Nobody says more than that from now on. The client gives up at the bound, neither sooner nor later: it has not begun to wait before `since`, but now it waits.
+/// Why the client gives up, which it does at the bound.
 async fn gives_up(client: &mut Client, since: Instant, bound: Duration) -> ControlError {
-    settle().await;
-    pause();
-    let begun = Instant::now();
     let lost = async {
         loop {
             let event = client.events.recv().await.expect("the client runs");
@@ -174,17 +99,12 @@ async fn gives_up(client: &mut Client, since: Instant, bound: Duration) -> Contr
             }
         }
     };
-    let why = timeout(2 * bound, lost).await.expect("there is a bound");
-    let (waited, at_most) = (begun.elapsed(), since.elapsed());
-    resume();
-    assert!(waited <= bound + TICKS, "after {waited:?}: {why}");
-    assert!(at_most >= bound, "after {at_most:?} already: {why}");
-    why
+    at_its_bound(since, bound, lost).await
 }
 
 /// Nothing of `voice` keeps the client at that stage for longer than the bound, nor its connection there; and it comes back.
 async fn is_left(scheme: &str, stage: Stage, voice: Voice, bound: Duration, says: &str) {
-    let mut server = Mute::start(stage, voice).await;
+    let mut server = start(stage, voice).await;
     let since = Instant::now();
     let mut client = Client::start(options(&format!("{scheme}://{}", server.address)));
     server.until_reached().await;

@@ -1,21 +1,17 @@
 //! A relay that falls silent, or says a byte a second for ever: the dial ends at its bound, and the region is tried again.
-//!
-//! All that is said on sockets is said in real time. Once nobody has anything to say any more, time is paused, and passes at once.
 
 use bytes::BytesMut;
 use lowroad_wire::derp::Codec;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    time::{Instant, pause, resume, sleep},
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::Instant,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::codec::Encoder as _;
 
 use super::*;
-
-/// The clock of timers goes by milliseconds.
-const TICKS: Duration = Duration::from_millis(5);
+use crate::mute::{self, Mute, Voice, at_its_bound};
 
 /// How far the relay goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +24,6 @@ enum Stage {
     Key,
     /// It has said who it is, and the client who that is.
     Info,
-}
-
-/// What it does then.
-#[derive(Clone, Copy, Debug)]
-enum Voice {
-    Silent,
-    Trickle,
 }
 
 impl Stage {
@@ -52,46 +41,18 @@ impl Stage {
     }
 }
 
-/// A relay of which every connection ends up at the same stage.
-struct Mute {
-    node: DerpNode,
-    /// Of each connection: that it is there, and that the client has closed it.
-    reached: mpsc::UnboundedReceiver<()>,
-    closed: mpsc::UnboundedReceiver<()>,
-}
-
-impl Mute {
-    async fn start(stage: Stage, voice: Voice) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (acceptor, certificate) = relay::identity();
-        let node = relay::pinned("1b", HOME, listener.local_addr().unwrap(), &certificate);
-        let (reach, reached) = mpsc::unbounded_channel();
-        let (close, closed) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, reach, close) = (acceptor.clone(), reach.clone(), close.clone());
-                tokio::spawn(async move {
-                    let _ = serve(stream, &acceptor, stage, voice, &reach).await;
-                    let _ = close.send(());
-                });
-            }
-        });
-        Self {
-            node,
-            reached,
-            closed,
+/// A relay that ends up at the same stage with every connection.
+async fn start(stage: Stage, voice: Voice) -> (Mute, DerpNode) {
+    let (acceptor, certificate) = relay::identity();
+    let relay = Mute::start(voice, move |stream, arrived| {
+        let acceptor = acceptor.clone();
+        async move {
+            let _ = serve(stream, &acceptor, stage, arrived).await;
         }
-    }
-
-    async fn until_reached(&mut self) {
-        let reached = timeout(PATIENCE, self.reached.recv()).await;
-        reached.expect("the client comes").unwrap();
-    }
-
-    async fn until_closed(&mut self) {
-        let closed = timeout(PATIENCE, self.closed.recv()).await;
-        closed.expect("the client closes its connection").unwrap();
-    }
+    })
+    .await;
+    let node = relay::pinned("1b", HOME, relay.address, &certificate);
+    (relay, node)
 }
 
 /// Until the client closes the connection.
@@ -99,13 +60,11 @@ async fn serve(
     mut stream: TcpStream,
     acceptor: &TlsAcceptor,
     stage: Stage,
-    voice: Voice,
-    reach: &mpsc::UnboundedSender<()>,
+    arrived: mute::Stage,
 ) -> std::io::Result<()> {
     if stage == Stage::Accepted {
         stream.read_u8().await?;
-        let _ = reach.send(());
-        go_on(stream, stage, voice).await;
+        arrived.reached(stream, stage.rest()).await;
         return Ok(());
     }
     let mut stream = acceptor.accept(stream).await?;
@@ -126,57 +85,20 @@ async fn serve(
     if stage == Stage::Info {
         stream.read_u8().await?;
     }
-    let _ = reach.send(());
-    go_on(stream, stage, voice).await;
+    arrived.reached(stream, stage.rest()).await;
     Ok(())
 }
 
-async fn go_on(stream: impl AsyncRead + AsyncWrite, stage: Stage, voice: Voice) {
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let mut heard = Vec::new();
-    let speaks = async {
-        for byte in stage.rest() {
-            match voice {
-                Voice::Silent => std::future::pending().await,
-                Voice::Trickle => sleep(Duration::from_secs(1)).await,
-            }
-            if writer.write_u8(byte).await.is_err() || writer.flush().await.is_err() {
-                break;
-            }
-        }
-    };
-    tokio::select! {
-        _ = reader.read_to_end(&mut heard) => {}
-        () = speaks => {}
-    }
-}
-
-/// Everybody takes what has come: on loopback nothing is under way for longer than that.
-async fn settle() {
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
-}
-
-/// Nobody says more than that from now on. The client gives up at the bound, neither sooner nor later: it has not begun to wait before `since`, but now it waits.
+/// Why the client gives up, which it does at the bound.
 async fn gives_up(client: &mut Client, since: Instant, bound: Duration) -> String {
-    settle().await;
-    pause();
-    let begun = Instant::now();
-    let event = timeout(2 * bound, client.events.recv()).await;
-    let (waited, at_most) = (begun.elapsed(), since.elapsed());
-    resume();
-    let event = event.expect("there is a bound").expect("the pool lives");
-    let DerpEvent::Disconnected {
-        region: HOME,
-        why: Why::Failed(why),
-    } = event
-    else {
-        panic!("{event:?}")
-    };
-    assert!(waited <= bound + TICKS, "after {waited:?}: {why}");
-    assert!(at_most >= bound, "after {at_most:?} already: {why}");
-    why
+    let event = at_its_bound(since, bound, client.events.recv()).await;
+    match event.expect("the pool lives") {
+        DerpEvent::Disconnected {
+            region: HOME,
+            why: Why::Failed(why),
+        } => why,
+        event => panic!("{event:?}"),
+    }
 }
 
 /// A client whose home has these nodes.
@@ -196,9 +118,9 @@ fn at_home(nodes: Vec<DerpNode>, timings: Timings) -> Client {
 }
 
 async fn is_left(stage: Stage, voice: Voice) {
-    let mut relay = Mute::start(stage, voice).await;
+    let (mut relay, node) = start(stage, voice).await;
     let since = Instant::now();
-    let mut client = at_home(vec![relay.node.clone()], Timings::default());
+    let mut client = at_home(vec![node], Timings::default());
     relay.until_reached().await;
     let why = gives_up(&mut client, since, Timings::default().connect).await;
     assert_eq!(why, "no connection within 10.0s", "{stage:?} {voice:?}");
@@ -228,8 +150,8 @@ async fn a_silent_node_of_a_region_keeps_nobody_from_the_next() {
         ..Default::default()
     };
     for stage in [Stage::Accepted, Stage::Info] {
-        let mut silent = Mute::start(stage, Voice::Silent).await;
-        let mut client = at_home(vec![silent.node.clone(), home.node(HOME)], timings);
+        let (mut silent, node) = start(stage, Voice::Silent).await;
+        let mut client = at_home(vec![node, home.node(HOME)], timings);
         silent.until_reached().await;
         client
             .event(|event| *event == DerpEvent::Connected { region: HOME })

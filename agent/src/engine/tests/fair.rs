@@ -5,10 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_user_who_asks_without_end_does_not_hold_up_a_revocation() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, stream) = connected(&dir, &mut server).await;
     let answered = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let askers: Vec<_> = (0..64)
         .map(|_| {

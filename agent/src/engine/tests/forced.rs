@@ -16,12 +16,8 @@ async fn a_forced_login_of_an_expired_node_by_key_ends_with_another_node_key() {
     let register = expect_register(&mut server).await;
     assert_eq!(register.body["Auth"]["AuthKey"], "renewal");
     assert_eq!(register.body["OldNodeKey"], known);
-    let key = register.body["NodeKey"].clone();
     login(&agent).await.unwrap();
-    register.json(json!({"MachineAuthorized": true}));
-    let _stream = admit(&mut server).await;
-    while told(&mut bus, "SelfChange").await["Key"] != key {}
-    told_state(&mut bus, BackendState::Running).await;
+    is_let_in(register, &mut server, &mut bus).await;
     agent.end().await;
 }
 
@@ -43,11 +39,7 @@ async fn a_forced_login_by_key_of_a_node_that_is_stopped_ends_with_another_node_
     };
     assert_eq!(register.body["Auth"]["AuthKey"], "again");
     assert_eq!(register.body["OldNodeKey"], known);
-    let key = register.body["NodeKey"].clone();
-    register.json(json!({"MachineAuthorized": true}));
-    let _stream = admit(&mut server).await;
-    while told(&mut bus, "SelfChange").await["Key"] != key {}
-    told_state(&mut bus, BackendState::Running).await;
+    is_let_in(register, &mut server, &mut bus).await;
     agent.end().await;
 }
 
@@ -79,6 +71,15 @@ async fn a_key_that_is_refused_and_for_which_nobody_waits_is_left() {
     let register = expect_register(&mut server).await;
     assert_eq!(register.body["NodeKey"], known);
     agent.end().await;
+}
+
+/// The server takes the key that it was asked to, which is the node's then.
+async fn is_let_in(register: Call, server: &mut TestServer, bus: &mut Watcher) {
+    let key = register.body["NodeKey"].clone();
+    register.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(server).await;
+    while told(bus, "SelfChange").await["Key"] != key {}
+    told_state(bus, BackendState::Running).await;
 }
 
 /// A node whose key has expired, the key, what its watchers are told from there, and its map stream.

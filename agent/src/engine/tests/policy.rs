@@ -5,10 +5,7 @@ use super::*;
 #[tokio::test]
 async fn while_a_large_policy_is_compiled_the_engine_answers_and_takes_messages_after_it() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, stream) = connected(&dir, &mut server).await;
     let rule = |n: u32| json!({"SrcIPs": [format!("10.{}.{}.{}", n / 62_500, n / 250 % 250, n % 250)], "DstPorts": [{"IP": "*", "Ports": {"First": n % 60_000 + 1, "Last": n % 60_000 + 1}}]});
     let rules: Vec<_> = (0..60_000).map(rule).collect();
     stream.send(json!({"PacketFilter": rules})).await.unwrap();
@@ -39,17 +36,9 @@ async fn while_a_large_policy_is_compiled_the_engine_answers_and_takes_messages_
 async fn a_policy_that_the_kernel_refuses_closes_the_device_health_says_why_and_it_is_tried_again()
 {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, stream) = connected(&dir, &mut server).await;
     let kernel = agent.kernel();
-    let nothing_passes = async || {
-        let health = agent.status().await.health;
-        health
-            .into_iter()
-            .find(|line| line.starts_with("nothing passes"))
-    };
+    let nothing_passes = async || health_line(&agent, "nothing passes").await;
     assert_eq!(nothing_passes().await, None);
 
     // Once at first, once more at once, and once after a while.
@@ -70,12 +59,6 @@ async fn a_policy_that_the_kernel_refuses_closes_the_device_health_says_why_and_
     agent.end().await;
 }
 
-/// The line of health that begins so.
-async fn told(agent: &Agent, begins: &str) -> Option<String> {
-    let mut health = agent.status().await.health.into_iter();
-    health.find(|line| line.starts_with(begins))
-}
-
 fn admitting(port: u16) -> serde_json::Value {
     json!({"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": port, "Last": port}}]})
 }
@@ -83,10 +66,7 @@ fn admitting(port: u16) -> serde_json::Value {
 #[tokio::test]
 async fn a_policy_that_is_too_large_closes_the_device_and_health_says_that_none_is_in_force() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, stream) = connected(&dir, &mut server).await;
     let kernel = agent.kernel();
     // Each stands for 254 prefixes.
     let mut rule = admitting(80);
@@ -102,7 +82,7 @@ async fn a_policy_that_is_too_large_closes_the_device_and_health_says_that_none_
         stream.send(json!({"PacketFilter": rules})).await.unwrap();
         until(|| kernel.installed().len() > before).await;
         assert_eq!(kernel.installed()[before].rules.len(), in_force);
-        let line = told(&agent, "1 parts of the policy are not in force").await;
+        let line = health_line(&agent, "1 parts of the policy are not in force").await;
         let says = |line: &String| line.contains("prefixes: none is in force (see the log)");
         assert_eq!(line.as_ref().is_some_and(says), in_force == 0, "{line:?}");
         assert_eq!(line.is_some(), in_force == 0, "{line:?}");

@@ -146,14 +146,8 @@ async fn what_the_kernel_refuses_is_told_by_health_and_made_up_for() {
 #[tokio::test]
 async fn what_a_difference_has_no_room_for_is_told_by_health_until_there_is_a_new_netmap() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
-    let left_out = async || {
-        let mut health = agent.status().await.health.into_iter();
-        health.find(|line| line.starts_with("the netmap is too large"))
-    };
+    let (agent, stream) = connected(&dir, &mut server).await;
+    let left_out = async || health_line(&agent, "the netmap is too large").await;
     assert_eq!(left_out().await, None);
     let messages = (0..258).map(|n| (n.to_string(), json!({"Title": "x"})));
     let messages: serde_json::Map<_, _> = messages.collect();

@@ -5,10 +5,7 @@ use super::*;
 #[tokio::test]
 async fn preferences_set_while_running_take_effect_at_once() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let _stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let change = Change {
         shields_up: Some(true),
         ..Change::default()
@@ -55,10 +52,7 @@ async fn status_says_that_accept_dns_changes_nothing_as_long_as_it_is_on() {
 #[tokio::test]
 async fn no_way_of_setting_it_changes_the_server_of_a_registered_node() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let _stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, _stream) = connected(&dir, &mut server).await;
     agent.ask(|reply| Ask::Down { reply }).await.unwrap();
     let elsewhere = || Change {
         control_url: Some("http://192.0.2.1".to_owned()),
@@ -93,10 +87,7 @@ async fn no_way_of_setting_it_changes_the_server_of_a_registered_node() {
 #[tokio::test]
 async fn a_logout_that_the_server_never_answers_holds_up_nobody() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let agent = Agent::start(&dir);
-    let steps = agent.up(request(&server.url)).await;
-    let _stream = admit(&mut server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let (reply, mut answer) = oneshot::channel();
     agent.asks.send(Ask::Logout { reply }).await.unwrap();
     let _unanswered = expect_register(&mut server).await;
