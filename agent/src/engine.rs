@@ -16,7 +16,7 @@ mod measures;
 mod net;
 pub mod node;
 mod pings;
-mod probe;
+pub mod probe;
 mod revive;
 mod session;
 mod sources;

@@ -140,7 +140,8 @@ impl Probe {
     }
 
     /// What the answer says of the peer's API, if this is the answer. Of IPv4 a raw socket sees the header, too.
-    fn answered(&self, kind: PingKind, packet: &[u8]) -> Option<Option<u16>> {
+    #[must_use]
+    pub fn answered(&self, kind: PingKind, packet: &[u8]) -> Option<Option<u16>> {
         let header = match self.to {
             IpAddr::V4(_) => usize::from(packet.first()? & 15) * 4,
             IpAddr::V6(_) => 0,

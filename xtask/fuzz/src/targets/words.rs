@@ -1,10 +1,12 @@
 //! Short things that the agent reads: raw datagrams of anybody, and words of a control server.
 
-use std::time::{Duration, SystemTime};
+use std::{net::IpAddr, time::{Duration, SystemTime}};
 
 use hyper::{HeaderMap, header::HeaderValue};
 use lowroad_agent::{
     control::{c2n, retry_after},
+    engine::probe::Probe,
+    status::PingKind,
     tls::Verification,
     traversal::packet::{parse_ipv4, parse_udp},
 };
@@ -34,6 +36,37 @@ pub fn raw_datagrams(input: &[u8]) {
             ))
         );
     }
+    pinged(input);
+}
+
+/// What pings through the tunnel see: anything from the peer's address.
+fn pinged(input: &[u8]) {
+    const PORT_LEN: usize = 2;
+    for (to, header) in [("100.64.0.2", input.first().map_or(0, |first| usize::from(first & 15) * 4)), ("fd7a::2", 0)] {
+        let probe = probe(to);
+        let message = input.get(header..).unwrap_or_default();
+        if probe.answered(PingKind::Icmp, input).is_some() {
+            assert_eq!(message.len(), 8 + probe.data.len());
+            assert!(message.ends_with(&probe.data));
+        }
+        if let Some(port) = probe.answered(PingKind::Tsmp, input) {
+            let (data, rest) = message[1..].split_at(probe.data.len());
+            assert_eq!((message[0], data), (b'o', &probe.data[..]));
+            let said = port.expect("a pong says which").to_be_bytes();
+            assert_eq!(said, rest[..PORT_LEN]);
+        }
+    }
+}
+
+fn probe(to: &str) -> Probe {
+    let to: IpAddr = to.parse().expect("an address");
+    Probe {
+        device: "lowroad0".to_owned(),
+        mark: 1,
+        from: to,
+        to,
+        data: *b"abcdefgh",
+    }
 }
 
 pub fn raw_datagrams_seeds() -> Vec<Vec<u8>> {
@@ -58,6 +91,10 @@ pub fn raw_datagrams_seeds() -> Vec<Vec<u8>> {
         ip(0x40, 0),
         ip(0x46, 4)[..30].to_vec(),
         [&udp[..4], &[0, 7, 0, 0]].concat(),
+        b"oabcdefgh\x12\x34".to_vec(),
+        [&[0x45; 20][..], b"oabcdefgh\0\0"].concat(),
+        [&[0x45; 20][..], b"\0\0\0\0ab\0\x01abcdefgh"].concat(),
+        b"\x81\0\0\0ab\0\x01abcdefgh".to_vec(),
     ]
 }
 
