@@ -25,6 +25,7 @@ use crate::{
 use kernel::Kernel;
 
 pub use guest::{command_of_systemd, is_init, main as init};
+pub use image::OTHER_VERSION;
 pub use kernel::Debian;
 pub use qemu::Machine;
 

@@ -108,12 +108,13 @@ pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Resul
         stopped.start_agent()?;
         killed.serves_and_refuses(&hub)
     })?;
-    let other = upgrade::another_version(lab)?;
+    let another = upgrade::another_version(lab)?;
+    let other = upgrade::Other::or(&another)?;
     cases.run(
         ["upgrade", "upgrade, other maps"],
         |[upgraded, remapped]| {
             upgrade::to_another_version(lab, upgraded, &other)?;
-            upgrade::to_other_maps(remapped, &other)
+            upgrade::to_other_maps(remapped, &another)
         },
     )?;
     cases.run(["kill -9 in mid-reconcile"], |[crashed]| {

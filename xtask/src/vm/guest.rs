@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::image::{MODULES, SAMPLES};
+use super::image::{MODULES, OTHER_PROGRAM, OTHER_VERSION, SAMPLES};
 
 /// Kernel parameter with the command; spaces are written as `+`.
 pub const COMMAND: &str = "lowroad.command";
@@ -154,6 +154,9 @@ fn command() -> Result<u8> {
         .env("LOWROAD_FILTER_CASES", "8")
         .current_dir("/root")
         .process_group(0);
+    if Path::new(OTHER_PROGRAM).exists() {
+        shell.env(OTHER_VERSION, OTHER_PROGRAM);
+    }
     wait_for(shell.spawn().context("start the command")?.id())
 }
 

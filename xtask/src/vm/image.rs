@@ -1,7 +1,7 @@
 //! The initramfs: busybox, modules, our binaries with their libraries, and this xtask as its init.
 
 use std::{
-    fs,
+    env, fs,
     io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -22,6 +22,9 @@ const TESTS: &str = "/tests";
 /// Holds a folder for each kernel, named by its release.
 pub const MODULES: &str = "/modules";
 pub const SAMPLES: &str = "/samples";
+/// Names another build of `lowroad`, which agents are replaced by: here, and in the guest, where it lies at [`OTHER_PROGRAM`].
+pub const OTHER_VERSION: &str = "LOWROAD_OTHER_VERSION";
+pub const OTHER_PROGRAM: &str = "/other-version/lowroad";
 /// Below the folder that a test's package has: in the VM, that is root's home.
 const CORPUS: &str = "corpus/ebpf";
 const VECTORS: &str = "vectors/filter.jsonl";
@@ -82,6 +85,11 @@ pub fn build(
     let attacker = tailnet::binaries().join("lowroad-hostile");
     if attacker.exists() {
         image.program("/bin/lowroad-hostile", &attacker)?;
+    }
+    if let Some(other) = env::var_os(OTHER_VERSION) {
+        image
+            .program(OTHER_PROGRAM, Path::new(&other))
+            .context(OTHER_VERSION)?;
     }
     for test in tests {
         let name = format!("{TESTS}/{}--{}", test.package, test.target);
@@ -230,7 +238,7 @@ impl<W: Write> Image<W> {
             self.archive
                 .file(&format!("/root/{CORPUS}/{name}"), &fs::read(&path)?)?;
         }
-        let samples = std::env::var_os("LOWROAD_SAMPLES")
+        let samples = env::var_os("LOWROAD_SAMPLES")
             .map_or_else(|| root().join("../shared/samples"), PathBuf::from);
         let Ok(content) = fs::read(samples.join(VECTORS)) else {
             return Ok(());

@@ -1,35 +1,85 @@
 //! Agents that are replaced by another program: of another version, or with maps of another layout.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Case, LIMIT, installs};
-use crate::{lab::Lab, tailnet::binaries, wait};
+use crate::{lab::Lab, tailnet::binaries, vm::OTHER_VERSION, wait};
+
+/// What agents are replaced by.
+#[derive(Debug)]
+pub struct Other {
+    program: PathBuf,
+    /// Ours, with another version written into it. Another build may say the same version of itself.
+    is_ours: bool,
+}
+
+impl Other {
+    /// The build that `LOWROAD_OTHER_VERSION` names; without it `ours`, which [`another_version`] made.
+    pub fn or(ours: &Path) -> Result<Self> {
+        let Some(named) = env::var_os(OTHER_VERSION) else {
+            return Ok(Self {
+                program: ours.to_owned(),
+                is_ours: true,
+            });
+        };
+        let program = PathBuf::from(named);
+        let same = read(&program)? == read(&binaries().join("lowroad"))?;
+        ensure!(!same, "{OTHER_VERSION} names the program that is tested");
+        Ok(Self {
+            program,
+            is_ours: false,
+        })
+    }
+}
+
+fn read(program: &Path) -> Result<Vec<u8>> {
+    fs::read(program).with_context(|| format!("read {}", program.display()))
+}
 
 /// To another version and back, with SIGTERM as a service manager does it.
-pub fn to_another_version(lab: &Lab, case: &mut Case, other: &Path) -> Result<()> {
-    let ours = case.node.program.clone();
-    for program in [other, &ours, other] {
+pub fn to_another_version(lab: &Lab, case: &mut Case, other: &Other) -> Result<()> {
+    let (ours, pins) = (case.node.program.clone(), pins(case)?);
+    for program in [&other.program, &ours, &other.program] {
+        let maps = versions_of_maps(&pins)?;
         case.node.stop_agent_gracefully()?;
-        case.node.program = program.to_owned();
+        case.node.program.clone_from(program);
         case.start_agent()?;
+        // Another build's may have another layout: they take over once they hold the policy, and count anew.
+        if versions_of_maps(&pins)? != maps {
+            case.counter_kept = false;
+            wait::wait_for("the end of the maps before", LIMIT, || {
+                Ok((versions_of_maps(&pins)?.len() == 1).then_some(()))
+            })?;
+        }
     }
+    ensure!(
+        case.counter_kept || !other.is_ours,
+        "the same program has other maps"
+    );
     let versions = versions(&case.node.log())?;
     ensure!(
-        versions.len() == 4 && versions[0] != versions[1] && versions[0] == versions[2],
+        versions.len() == 4
+            && versions[0] == versions[2]
+            && (versions[0] != versions[1] || !other.is_ours),
         "the versions that ran: {versions:?}"
     );
     lab.note(&format!("upgrade: {}", versions.join(" → ")));
     Ok(())
 }
 
+/// Where the maps of a node's filter are pinned, in a folder for each layout.
+fn pins(case: &Case) -> Result<PathBuf> {
+    Ok(Path::new("/sys/fs/bpf/lowroad").join(case.node.state_id()?))
+}
+
 /// To a version whose maps have another layout: it finds the programs on the device, and pins of maps that it doesn't know.
 pub fn to_other_maps(case: &mut Case, program: &Path) -> Result<()> {
-    let pins = Path::new("/sys/fs/bpf/lowroad").join(case.node.state_id()?);
+    let pins = pins(case)?;
     let [ours] = &versions_of_maps(&pins)?[..] else {
         anyhow::bail!("not one folder of maps in {}", pins.display());
     };
