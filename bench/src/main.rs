@@ -35,6 +35,14 @@ use crate::{
 /// In front of the results on a console that carries other lines, too.
 const RESULTS: &str = "LOWROAD-BENCH-RESULTS ";
 
+/// What `cargo xtask bench` looks at, too; `bench/README.md` says more.
+const ENVIRONMENT: &str = "\
+Environment of `cargo xtask bench`, which starts this program:
+  LOWROAD_BIN_DIR=DIR         measure the programs in DIR instead of building them
+  LOWROAD_BENCH_DIR=DIR       scenarios and drivers of your own, in DIR/scenarios and DIR/drivers
+  LOWROAD_BENCH_PROGRAMS=A,B  programs that such drivers call, by name or path: with --vm they come along
+  LOWROAD_BENCH_OFFLINE=1     fetch no other WireGuards";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "lowroad-bench",
@@ -49,6 +57,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Run scenarios: all that make sense here, or those whose name contains one of these
+    #[command(after_help = ENVIRONMENT)]
     Run(Run),
     /// Print how many MB of memory a compiled policy takes (a process of its own, for scenarios)
     #[command(hide = true)]

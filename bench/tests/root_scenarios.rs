@@ -69,8 +69,50 @@ fn verdicts_are_measured_beside_an_empty_program_and_nftables() {
     }
 }
 
+/// Scenarios and drivers that are no part of this repository, beside drivers that are.
+#[test]
+fn a_folder_of_somebodys_own_is_measured_by_its_drivers_and_by_ours() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    for inside in ["drivers", "scenarios"] {
+        fs::create_dir(folder.path().join(inside)).expect("make a folder");
+    }
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("drivers");
+    for (from, to) in [("none", "foreign"), ("lib.sh", "lib.sh")] {
+        let to = folder.path().join("drivers").join(to);
+        fs::copy(ours.join(from), to).expect("copy a driver");
+    }
+    fs::write(folder.path().join("scenarios/own.toml"), OWN).expect("write a scenario");
+    let figures = measured_with("own", &[("LOWROAD_BENCH_DIR", folder.path())]);
+    for driver in ["foreign", "none"] {
+        assert_measured(&figures, "throughput, 1 flow, 1 peer", driver);
+    }
+    let rows = figures[0]["rows"].as_array().expect("rows");
+    let missing = rows.iter().find(|row| row["label"] == "absent");
+    let why = missing.and_then(|row| row["not_measured"].as_str());
+    let why = why.expect("a driver that is not there");
+    assert!(why.starts_with("there is no driver absent in "), "{why}");
+}
+
+const OWN: &str = r#"
+title = "Of somebody's own"
+about = "A driver that is not in this repository, and one that is nowhere."
+places = ["native"]
+
+[tunnel]
+drivers = ["foreign", "none", "absent"]
+cases = [{ peers = 1, flows = 1 }]
+rounds = 1
+seconds = 0.5
+quick_rounds = 1
+quick_seconds = 0.5
+"#;
+
 /// The figures of a quick round of this scenario.
 fn measured(name: &str) -> Value {
+    measured_with(name, &[])
+}
+
+fn measured_with(name: &str, environment: &[(&str, &Path)]) -> Value {
     let program = Path::new(env!("CARGO_BIN_EXE_lowroad-bench"));
     let out = tempfile::tempdir().expect("make a folder");
     let status = Command::new(program)
@@ -80,6 +122,7 @@ fn measured(name: &str) -> Value {
             "LOWROAD_BIN_DIR",
             program.parent().expect("it has a folder"),
         )
+        .envs(environment.iter().copied())
         .status()
         .expect("start lowroad-bench");
     assert!(status.success(), "{status}");

@@ -132,7 +132,7 @@ fn files() -> Result<Vec<(String, PathBuf)>> {
         "/bin/lowroad-bench".to_owned(),
         tailnet::binaries().join("lowroad-bench"),
     )];
-    for (program, path) in peers::found() {
+    for (program, path) in peers::found()? {
         files.push((format!("/bin/{program}"), path));
     }
     for (kind, base) in [

@@ -38,8 +38,11 @@ pub fn path() -> Result<std::ffi::OsString> {
     )?)
 }
 
-/// Those that are there: (program, path).
-pub fn found() -> Vec<(&'static str, PathBuf)> {
+/// By which drivers from elsewhere name the programs that they call: those of `PATH` by name, others by path, with commas between.
+const MORE: &str = "LOWROAD_BENCH_PROGRAMS";
+
+/// Those that are there, and all that were asked for: (program, path).
+pub fn found() -> Result<Vec<(String, PathBuf)>> {
     let own = folder()
         .map(|folder| folder.join("bin"))
         .unwrap_or_default();
@@ -48,17 +51,34 @@ pub fn found() -> Vec<(&'static str, PathBuf)> {
         .map(|(program, _)| *program)
         .chain(DEBIAN.iter().map(|(program, ..)| *program))
         .chain(CRATES.iter().map(|(program, ..)| *program));
-    names
-        .filter_map(|program| {
-            let fetched = own.join(program);
-            let path = if fetched.is_file() {
-                fetched
-            } else {
-                find_program(program)?
-            };
-            Some((program, path))
-        })
-        .collect()
+    let known = names.filter_map(|program| {
+        let fetched = own.join(program);
+        let path = if fetched.is_file() {
+            fetched
+        } else {
+            find_program(program)?
+        };
+        Some((program.to_owned(), path))
+    });
+    let more = env::var(MORE).unwrap_or_default();
+    let mut all: Vec<(String, PathBuf)> = named(&more).collect::<Result<_>>()?;
+    all.extend(known);
+    Ok(all)
+}
+
+/// Programs of a list of names and paths.
+fn named(list: &str) -> impl Iterator<Item = Result<(String, PathBuf)>> {
+    let entries = list.split(',').map(str::trim);
+    entries.filter(|entry| !entry.is_empty()).map(|entry| {
+        let path = if entry.contains('/') {
+            Some(PathBuf::from(entry)).filter(|path| path.is_file())
+        } else {
+            find_program(entry)
+        };
+        let path = path.with_context(|| format!("{MORE}: there is no program {entry}"))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Ok((name.into_owned(), path))
+    })
 }
 
 /// Fetches what is missing. Failures are said, and are no errors: `LOWROAD_BENCH_OFFLINE` leaves out the attempts.
@@ -110,4 +130,23 @@ fn from_crate(program: &str, package: &str, version: &str) -> Result<()> {
             .arg(&build),
     )?;
     fs::remove_dir_all(&build).context("remove the build folder")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_named_by_name_or_path_and_one_that_is_not_there_is_an_error() {
+        let sh = find_program("sh").unwrap();
+        let list = format!("sh, {},", sh.display());
+        let all: Vec<_> = named(&list).collect::<Result<_>>().unwrap();
+        assert_eq!(all, vec![("sh".to_owned(), sh); 2]);
+        assert_eq!(named("").count(), 0);
+        for missing in ["no-such-program", "/no/such/program"] {
+            let all: Result<Vec<_>> = named(missing).collect();
+            let error = format!("{:#}", all.unwrap_err());
+            assert!(error.contains(missing) && error.contains(MORE), "{error}");
+        }
+    }
 }

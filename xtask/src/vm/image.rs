@@ -67,6 +67,10 @@ pub fn build(
         }
         super::systemd::configure(&mut |path, content| image.archive.file(path, content))?;
     }
+    // Before busybox's, of which some may have the same name: what is there already stays.
+    for (inside, path) in files {
+        image.program(inside, path)?;
+    }
     image.base()?;
     for kernel in kernels {
         image.modules(kernel)?;
@@ -97,9 +101,6 @@ pub fn build(
     }
     if !tests.is_empty() {
         image.fixtures()?;
-    }
-    for (inside, path) in files {
-        image.program(inside, path)?;
     }
     image.archive.finish()?.flush()?;
     ensure!(zstd.wait()?.success(), "zstd failed");
