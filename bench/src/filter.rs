@@ -2,6 +2,7 @@
 
 mod loopback;
 mod nftables;
+mod profile;
 mod workload;
 
 use std::time::Instant;
@@ -68,6 +69,7 @@ pub fn run(filter: &scenario::Filter, plan: &Plan) -> Result<Vec<Figure>> {
         figure.push("an empty program", nothing.clone());
         figures.push(figure);
     }
+    figures.extend(profile::measure(repeat, rounds)?);
     figures.extend(beside_nftables(&sets, &cases, &verdicts, rounds)?);
     Ok(figures)
 }

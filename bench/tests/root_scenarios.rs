@@ -61,6 +61,11 @@ fn verdicts_are_measured_beside_an_empty_program_and_nftables() {
         let added = format!("added to {protocol} in, {family}, {outcome}");
         assert_measured(&figures, &added, "nftables, 10 rules");
     }
+    // What parts of a program add is a difference, and may be none in one round.
+    for family in ["v4", "v6"] {
+        let profile = format!("where the time goes, {family}");
+        assert_measured(&figures, &profile, "an empty program");
+    }
     for figure in figures.as_array().expect("figures") {
         for row in figure["rows"].as_array().expect("rows") {
             let samples = row["samples"].as_array().expect("samples");

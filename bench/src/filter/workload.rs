@@ -12,10 +12,10 @@ pub const PORT: u16 = 8080;
 /// A port that no rule opens.
 pub const CLOSED: u16 = 23;
 
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 const UDP: u8 = 17;
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
+pub const SYN: u8 = 0x02;
+pub const ACK: u8 = 0x10;
 
 /// What the filter holds.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +68,7 @@ impl RuleSet {
     }
 }
 
-fn rule(sources: Vec<String>, port: u16) -> FilterRule {
+pub fn rule(sources: Vec<String>, port: u16) -> FilterRule {
     let to = |ip: String| NetPortRange {
         ip,
         ports: PortRange {
@@ -126,7 +126,7 @@ impl Case {
 }
 
 /// Protocol and bytes of a TCP header. Its checksum is none: neither the filter nor nftables looks at it.
-fn tcp(flags: u8, port: u16) -> Vec<u8> {
+pub fn tcp(flags: u8, port: u16) -> Vec<u8> {
     let mut out = vec![TCP];
     out.extend(40_000u16.to_be_bytes());
     out.extend(port.to_be_bytes());
@@ -136,7 +136,7 @@ fn tcp(flags: u8, port: u16) -> Vec<u8> {
 }
 
 /// Protocol and bytes of a UDP datagram. Answers to what goes out come from its port: [`PORT`] and [`CLOSED`] are others.
-fn udp(port: u16) -> Vec<u8> {
+pub fn udp(port: u16) -> Vec<u8> {
     let mut out = vec![UDP];
     out.extend(40_000u16.to_be_bytes());
     out.extend(port.to_be_bytes());
@@ -145,7 +145,7 @@ fn udp(port: u16) -> Vec<u8> {
     out
 }
 
-fn v4(source: Ipv4Addr, destination: Ipv4Addr, segment: &[u8]) -> Vec<u8> {
+pub fn v4(source: Ipv4Addr, destination: Ipv4Addr, segment: &[u8]) -> Vec<u8> {
     let mut out = vec![0x45, 0, 0, 19 + segment.len() as u8, 0, 0, 0, 0, 64];
     out.extend([segment[0], 0, 0]);
     out.extend(source.octets());
@@ -166,7 +166,7 @@ fn checksum(header: &[u8]) -> u16 {
     !((folded & 0xffff) + (folded >> 16)) as u16
 }
 
-fn v6(source: Ipv6Addr, destination: Ipv6Addr, segment: &[u8]) -> Vec<u8> {
+pub fn v6(source: Ipv6Addr, destination: Ipv6Addr, segment: &[u8]) -> Vec<u8> {
     let mut out = vec![0x60, 0, 0, 0, 0, segment.len() as u8 - 1, segment[0], 64];
     out.extend(source.octets());
     out.extend(destination.octets());
