@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: exactly what continuous integration runs.
+//! `cargo xtask ci`: the tests, as continuous integration runs them (`.ci/run`), behind all that is checked without running anything.
 
 use std::process::ExitCode;
 

@@ -21,7 +21,7 @@ usage: cargo xtask <task>
                              libFuzzer on all targets, or those named, N minutes in all (10); fuzz TARGET FILE: one input
   interop --bin DIR [name]…  lowroad beside the stock programs in DIR (docs/interop.md; --list, --out DIR)
   tidy                       check the rules that a script can check
-  ci                         formatting, clippy, tidy, test: what continuous integration runs
+  ci                         formatting, clippy, tidy, and test, which is what continuous integration runs
 ";
 
 fn main() -> ExitCode {
