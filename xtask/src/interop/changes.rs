@@ -1,5 +1,7 @@
 //! What happens to a lowroad and a stock node that talk to each other: other addresses, restarts, a path that is cut, silence.
 
+mod pings;
+
 use std::{
     thread,
     time::{Duration, Instant},
@@ -7,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use self::pings::Pings;
 use super::{
     Lab,
     member::{Kind, Member},
@@ -23,8 +26,8 @@ use crate::{
 
 const PACE: Duration = Duration::from_millis(20);
 const LIMIT: Duration = secs(60);
-/// So many answers are no coincidence.
-const ANSWERS: usize = 25;
+/// By the relay, for a lowroad node that moves: a connection that is only asked whether it still answers takes 3 s.
+const RELAY_AGAIN: Duration = secs(2);
 /// A session of WireGuard is forgotten after 9 minutes (`REJECT_AFTER_TIME * 3`), a path by disco much sooner.
 const IDLE: Duration = secs(600);
 
@@ -46,6 +49,8 @@ enum Who {
 enum Change {
     /// To 203.0.113.x and 2001:db8::x, from the address before.
     Move(u8, u8),
+    /// The same while it can send no UDP.
+    MoveRelayed(u8, u8),
     /// Its router, so that nothing changes at the host itself.
     MoveRouter(u8, u8),
     Restart,
@@ -67,6 +72,18 @@ const CHANGES: &[(Who, &str, Change, u64)] = &[
     (Who::First, "moves back", Change::Move(131, 31), 1),
     (Who::First, "cannot send UDP for 20 s", Change::Mute(20), 8),
     (Who::Second, "cannot send UDP for 20 s", Change::Mute(20), 8),
+    (
+        Who::First,
+        "moves while relayed",
+        Change::MoveRelayed(31, 131),
+        8,
+    ),
+    (
+        Who::First,
+        "moves back while relayed",
+        Change::MoveRelayed(131, 31),
+        8,
+    ),
     (Who::First, "is cut off for 20 s", Change::Cut(20), 26),
     (Who::Second, "is cut off for 20 s", Change::Cut(20), 26),
     (Who::First, "is restarted", Change::Restart, 2),
@@ -194,11 +211,8 @@ impl Two {
         Ok(())
     }
 
-    fn pings(&self) -> Result<[Pinger; 2]> {
-        Ok([
-            Pinger::start(self.first.namespace(), self.second.ip(4)?, PACE)?,
-            Pinger::start(self.second.namespace(), self.first.ip(4)?, PACE)?,
-        ])
+    fn pings(&self) -> Result<Pings> {
+        Pings::between(&self.first, &self.second)
     }
 
     /// Both directions answer again after the change, silent for no longer than this, and become direct again.
@@ -210,41 +224,35 @@ impl Two {
         longest: Duration,
     ) -> Result<String> {
         let before = self.pings()?;
-        for ping in &before {
-            ping.first_answer(LIMIT)?;
-        }
+        before.first_answers()?;
         self.direct().context("before")?;
         drop(before);
         let pings = self.pings()?;
         wait::pass(secs(1))?;
         let relayed = self.apply(lab, who, change)?;
         let begin = Instant::now();
-        for ping in &pings {
-            let so_far = ping.answered();
-            wait::wait_for("answers", LIMIT, || {
-                Ok((ping.answered() >= so_far + ANSWERS).then_some(()))
-            })?;
-        }
+        pings.go_on()?;
         self.direct().context("afterwards")?;
         let direct = begin.elapsed();
-        let reports = pings.map(Pinger::stop);
-        for report in &reports {
+        let reports = pings.stop()?;
+        for (way, report) in &reports {
             let silent = report.longest_silence;
-            ensure!(silent <= longest, "silent for {silent:.2?}: {report}");
+            ensure!(
+                silent <= longest,
+                "{way}: silent for {silent:.2?}: {report}"
+            );
         }
-        let told = |report: &crate::traffic::Report| {
+        let told = reports.iter().map(|(way, report)| {
             format!(
-                "silent for {:.2} s, {} of {} lost",
+                "{way}: silent for {:.2} s, {} of {} lost; ",
                 report.longest_silence.as_secs_f64(),
                 report.lost(),
                 report.sent
             )
-        };
+        });
         Ok(format!(
-            "{0} to stock {1}; stock to {0} {2}; {relayed}direct {3:.1} s after it",
-            self.first.name(),
-            told(&reports[0]),
-            told(&reports[1]),
+            "{}{relayed}direct {:.1} s after it",
+            told.collect::<String>(),
             direct.as_secs_f64()
         ))
     }
@@ -257,6 +265,7 @@ impl Two {
         };
         match change {
             Change::Move(old, new) => member.move_on_segment(old, new)?,
+            Change::MoveRelayed(old, new) => return self.move_relayed(who, old, new),
             Change::MoveRouter(old, new) => return self.move_router(who, old, new),
             Change::Restart => member.restart()?,
             Change::Crash(seconds) => member.crash(secs(seconds))?,
@@ -295,6 +304,55 @@ impl Two {
 
     /// Pings go on over the relay.
     fn mute(&self, who: Who, time: Duration) -> Result<String> {
+        let first = self.without_udp(who, |member, other| {
+            let begin = Instant::now();
+            let first = relayed(time, member, other)?;
+            wait::pass(time.saturating_sub(begin.elapsed()))?;
+            still_relayed(member, other)?;
+            Ok(first)
+        })?;
+        Ok(format!(
+            "relayed {:.1} s after it began, ",
+            first.as_secs_f64()
+        ))
+    }
+
+    /// What goes over the relay goes on: the connection to it was by an address that is gone.
+    fn move_relayed(&self, who: Who, old: u8, new: u8) -> Result<String> {
+        let (first, reports) = self.without_udp(who, |member, other| {
+            let first = relayed(LIMIT, member, other)?;
+            let pings = self.pings()?;
+            pings.first_answers()?;
+            member.move_on_segment(old, new)?;
+            pings.go_on()?;
+            still_relayed(member, other)?;
+            Ok((first, pings.stop()?))
+        })?;
+        let longest = match self.pair(who).0.kind() {
+            Kind::Lowroad => RELAY_AGAIN,
+            Kind::Stock => LIMIT,
+        };
+        let mut silent = Duration::ZERO;
+        for (way, report) in &reports {
+            silent = silent.max(report.longest_silence);
+            ensure!(
+                report.longest_silence <= longest,
+                "{way}, over the relay: {report}"
+            );
+        }
+        Ok(format!(
+            "relayed {:.1} s after it began, silent for {:.2} s by the move, ",
+            first.as_secs_f64(),
+            silent.as_secs_f64()
+        ))
+    }
+
+    /// With all UDP of this one dropped.
+    fn without_udp<T>(
+        &self,
+        who: Who,
+        what: impl FnOnce(&Member, &Member) -> Result<T>,
+    ) -> Result<T> {
         let (member, other) = self.pair(who);
         member.namespace().nft(
             "table inet mute {
@@ -302,25 +360,25 @@ impl Two {
                 chain in { type filter hook input priority 0; iifname wan0 meta l4proto udp drop; }
             }",
         )?;
-        let relayed = relayed_for(time, member, other);
+        let result = what(member, other);
         // Also where it failed: the other cases want their UDP.
         member.namespace().nft("delete table inet mute")?;
-        Ok(format!(
-            "relayed {:.1} s after it began, ",
-            relayed?.as_secs_f64()
-        ))
+        result
     }
 }
 
 /// When the first answer came by the relay.
-fn relayed_for(time: Duration, member: &Member, other: &Member) -> Result<Duration> {
-    let begin = Instant::now();
+fn relayed(limit: Duration, member: &Member, other: &Member) -> Result<Duration> {
     let ping = Pinger::start(member.namespace(), other.ip(4)?, PACE)?;
-    let first = ping.first_answer(time)?;
+    let first = ping.first_answer(limit)?;
+    still_relayed(member, other)?;
+    Ok(first)
+}
+
+fn still_relayed(member: &Member, other: &Member) -> Result<()> {
     let path = member.path_to(other.name())?;
     ensure!(!path.is_direct(), "{path:?} without UDP");
-    wait::pass(time.saturating_sub(begin.elapsed()))?;
-    Ok(first)
+    Ok(())
 }
 
 /// Nobody sends anything for ten minutes, and then one does: in each direction, by nodes of their own.

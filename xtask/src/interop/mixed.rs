@@ -1,5 +1,9 @@
 //! Eight nodes, four of each kind, while nodes restart, addresses change and policies come and go.
 
+mod paths;
+mod turns;
+mod usage;
+
 use std::{
     net::{IpAddr, SocketAddr},
     thread,
@@ -8,6 +12,11 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use self::{
+    paths::Place,
+    turns::{Addresses, Change},
+    usage::Usage,
+};
 use super::{
     Lab,
     member::{Kind, Member},
@@ -16,7 +25,6 @@ use super::{
 };
 use crate::{
     lab::{ALLOW_ALL, secs},
-    process::{cpu_time, memory},
     signals,
     tailnet::Client,
     topology::Nat,
@@ -35,6 +43,10 @@ const QUICK: Duration = Duration::from_millis(20);
 const PORT: u16 = 80;
 const BYTES: usize = 100_000_000;
 const USERS: [&str; 2] = ["ann", "bob"];
+/// The first of the eight are on the public segment.
+const PUBLIC: usize = 4;
+/// Of them and of the others' routers: the last number of the first one's addresses.
+const FIRST: u8 = 30;
 /// Of the hosts of the public segment: lowroad 0 and 2, stock 1 and 3.
 const KINDS: [(usize, usize); 4] = [(0, 2), (0, 1), (1, 0), (1, 3)];
 
@@ -63,10 +75,18 @@ const POLICIES: [Policy; 3] = [
     },
 ];
 
+#[derive(Debug)]
+struct Node {
+    member: Member,
+    user: &'static str,
+    place: Place,
+    usage: Usage,
+}
+
 struct Eight {
     server: Server,
-    members: Vec<Member>,
-    users: Vec<&'static str>,
+    nodes: Vec<Node>,
+    addresses: Addresses,
     policy: &'static Policy,
 }
 
@@ -78,12 +98,16 @@ pub fn churn(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
     ));
     let mut eight = join(lab, kind)?;
     eight.check().context("before any change")?;
+    let watched = lab.minutes.min(usage::MINUTES);
     let begin = Instant::now();
     for minute in 1..=lab.minutes {
         signals::check()?;
         let mut done = String::new();
         table.try_it(&format!("minute {minute}"), || {
             let end = begin + MINUTE * u32::try_from(minute)?;
+            if minute + watched == lab.minutes + 1 {
+                eight.mark()?;
+            }
             done = eight.change(lab, minute)?;
             wait::pass((end - SETTLE).saturating_duration_since(Instant::now()))?;
             let pairs = eight.check().with_context(|| done.clone())?;
@@ -91,94 +115,105 @@ pub fn churn(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
             Ok(format!("{done}; {}: {pairs}", eight.policy.name))
         });
     }
-    eight.figures(table)
+    eight.figures(table, watched)
 }
 
-fn join(lab: &Lab, kind: server::Kind) -> Result<Eight> {
-    let server = Server::start(lab, kind, ALLOW_ALL)?;
-    let mut members = Vec::new();
-    let mut users = Vec::new();
-    for number in 0..8_u8 {
-        let kind = [Kind::Lowroad, Kind::Stock][usize::from(number % 2)];
-        let user = USERS[usize::from(number / 2 % 2)];
+/// Of the eight.
+fn kind(number: usize) -> Kind {
+    [Kind::Lowroad, Kind::Stock][number % 2]
+}
+
+fn place(number: usize) -> Place {
+    match number {
+        0..PUBLIC => Place::Public,
+        4 | 5 => Place::Behind(Nat::Easy),
+        6 => Place::Behind(Nat::Hard),
+        _ => Place::Behind(Nat::UdpBlocked),
+    }
+}
+
+fn join(lab: &Lab, server: server::Kind) -> Result<Eight> {
+    let server = Server::start(lab, server, ALLOW_ALL)?;
+    let mut nodes = Vec::new();
+    for (number, last) in (0..8).zip(FIRST..) {
+        let (kind, place) = (kind(number), place(number));
+        let user = USERS[number / 2 % 2];
         let name = format!("{}{number}", kind.name());
-        let last = 30 + number;
-        let member = match number {
-            0..4 => Member::public(lab, kind, &name, last)?,
-            4 | 5 => Member::behind(lab, kind, &name, last, Nat::Easy)?,
-            6 => Member::behind(lab, kind, &name, last, Nat::Hard)?,
-            _ => Member::behind(lab, kind, &name, last, Nat::UdpBlocked)?,
-        };
+        let member = place.start(lab, kind, &name, last)?;
         member.up(&server.auth_key(user, KeyOptions::default())?)?;
-        members.push(member);
-        users.push(user);
+        nodes.push(Node {
+            member,
+            user,
+            place,
+            usage: Usage::default(),
+        });
     }
     Ok(Eight {
         server,
-        members,
-        users,
+        nodes,
+        addresses: Addresses::at_first(),
         policy: &POLICIES[0],
     })
 }
 
-/// Whether pings are answered, as is wanted of these two.
-fn pair(from: &Member, to: &Member, address: IpAddr, wanted: bool) -> Result<()> {
-    let what = || format!("{} to {}", from.name(), to.name());
-    let ping = Pinger::start(from.namespace(), address, PACE)?;
+/// Whether pings to both addresses are answered, as is wanted of these two.
+fn pair(from: &Member, to: &Member, addresses: [IpAddr; 2], wanted: bool) -> Result<()> {
+    let [v4, v6] = addresses.map(|address| Pinger::start(from.namespace(), address, PACE));
+    let pings = [v4?, v6?];
+    let seen = || {
+        let [v4, v6] = pings.each_ref().map(Pinger::answered);
+        format!(
+            "{} to {}: {v4} answers over IPv4, {v6} over IPv6",
+            from.name(),
+            to.name()
+        )
+    };
     if wanted {
-        return ping.first_answer(SETTLE).map(drop).with_context(what);
+        let all = || {
+            let all = pings.iter().all(|ping| ping.answered() > 0);
+            Ok(all.then_some(()))
+        };
+        let answered = wait::wait_for("answers over both", SETTLE, all);
+        return answered.map(drop).with_context(seen);
     }
     wait::pass(SILENCE)?;
-    let report = ping.report();
-    ensure!(
-        report.answered == 0,
-        "{} is refused, and answered: {report}",
-        what()
-    );
+    let silent = pings.iter().all(|ping| ping.answered() == 0);
+    ensure!(silent, "refused, and answered: {}", seen());
     Ok(())
+}
+
+impl Node {
+    /// Its daemon ends by this.
+    fn ends(&mut self, by: impl FnOnce(&mut Member) -> Result<()>) -> Result<()> {
+        let noted = self.usage.ends(&self.member);
+        by(&mut self.member)?;
+        noted
+    }
 }
 
 impl Eight {
     /// What happens in this minute, in turns.
     fn change(&mut self, lab: &Lab, minute: u64) -> Result<String> {
-        let chosen = usize::try_from(minute)? * 3 % self.members.len();
-        let name = self.members[chosen].name().to_owned();
-        Ok(match minute % 5 {
-            0 => {
-                self.members[chosen].restart()?;
+        let chosen = turns::chosen(minute);
+        let node = &mut self.nodes[chosen];
+        let name = node.member.name().to_owned();
+        Ok(match Change::of(minute) {
+            Change::Restart => {
+                node.ends(Member::restart)?;
                 format!("{name} restarted")
             }
-            1 => {
-                self.members[chosen].crash(Duration::ZERO)?;
+            Change::Kill => {
+                node.ends(|member| member.crash(Duration::ZERO))?;
                 format!("{name} killed and started again")
             }
-            2 => {
-                self.policy = &POLICIES[(usize::try_from(minute)? / 5 + 1) % POLICIES.len()];
+            Change::Policy => {
+                self.policy = &POLICIES[(turns::round(minute) + 1) % POLICIES.len()];
                 self.server.set_policy(self.policy.text)?;
                 "another policy".to_owned()
             }
-            3 => {
-                // Only the hosts of the public segment.
-                let chosen = chosen % 4;
-                let (old, new) = match minute / 5 % 2 {
-                    0 => (30 + chosen, 130 + chosen),
-                    _ => (130 + chosen, 30 + chosen),
-                };
-                let member = &self.members[chosen];
-                // Whichever it has now.
-                let _ = member
-                    .namespace()
-                    .ip(&format!("addr del 203.0.113.{old}/24 dev wan0"));
-                let _ = member
-                    .namespace()
-                    .ip(&format!("addr del 203.0.113.{new}/24 dev wan0"));
-                member
-                    .namespace()
-                    .ip(&format!("addr add 203.0.113.{new}/24 dev wan0"))?;
-                format!("{} moved to 203.0.113.{new}", member.name())
-            }
-            _ => {
-                let last = 30 + u8::try_from(chosen)?;
+            Change::Move => self.moves(minute)?,
+            Change::Cut => {
+                let last = FIRST + u8::try_from(chosen)?;
                 lab.net.cut(last)?;
                 wait::pass(secs(10))?;
                 lab.net.heal(last)?;
@@ -187,24 +222,47 @@ impl Eight {
         })
     }
 
+    /// A host of the public segment, in both families.
+    fn moves(&mut self, minute: u64) -> Result<String> {
+        let step = self.addresses.step(minute);
+        let member = &self.nodes[step.host].member;
+        member.move_on_segment(step.old, step.new)?;
+        self.addresses.made(&step);
+        Ok(format!(
+            "{} moved to 203.0.113.{1} and 2001:db8::{1}",
+            member.name(),
+            step.new
+        ))
+    }
+
+    /// What is used from now on is told by itself.
+    fn mark(&mut self) -> Result<()> {
+        for Node { member, usage, .. } in &mut self.nodes {
+            usage.mark(member)?;
+        }
+        Ok(())
+    }
+
     /// Every pair that the policy allows answers, and no other.
     fn check(&self) -> Result<String> {
-        let addresses: Vec<_> = self
-            .members
+        let addresses: Vec<[IpAddr; 2]> = self
+            .nodes
             .iter()
-            .map(|member| member.ip(4))
+            .map(|node| Ok([node.member.ip(4)?, node.member.ip(6)?]))
             .collect::<Result<_>>()?;
         let one = |from: usize, to: usize| -> Result<bool> {
-            let wanted = (self.policy.allows)(self.users[from], self.users[to]);
-            let (from, to, address) = (&self.members[from], &self.members[to], addresses[to]);
+            let address = addresses[to];
+            let (from, to) = (&self.nodes[from], &self.nodes[to]);
+            let wanted = (self.policy.allows)(from.user, to.user);
+            let (from, to) = (&from.member, &to.member);
             pair(from, to, address, wanted).map_err(|error| {
                 let (from, to) = (from.knows_of(to.name()), to.knows_of(from.name()));
                 anyhow!("{error:#} ({from}; {to})")
             })?;
             Ok(wanted)
         };
-        let all = (0..self.members.len())
-            .flat_map(|from| (0..self.members.len()).map(move |to| (from, to)));
+        let all = (0..self.nodes.len())
+            .flat_map(|from| (0..self.nodes.len()).map(move |to| (from, to)));
         let pairs: Vec<_> = all.filter(|(from, to)| from != to).collect();
         let results: Vec<Result<bool>> = thread::scope(|scope| {
             let running: Vec<_> = pairs
@@ -238,36 +296,25 @@ impl Eight {
         ))
     }
 
-    /// What it costs with either kind, side by side.
-    fn figures(&mut self, table: &mut Table) -> Result<()> {
-        self.memory_and_cpu(table);
+    /// What it costs with either kind, side by side, and by which paths they reach each other.
+    fn figures(&mut self, table: &mut Table, minutes: u64) -> Result<()> {
+        for kind in [Kind::Lowroad, Kind::Stock] {
+            table.try_it(&format!("{} nodes: memory and CPU", kind.name()), || {
+                let nodes = self.nodes.iter();
+                usage::told(nodes.filter(|node| node.member.kind() == kind), minutes)
+            });
+        }
         self.policy = &POLICIES[0];
         self.server.set_policy(self.policy.text)?;
+        paths::of_all(&self.nodes, table)?;
         for (from, to) in KINDS {
-            let [from, to] = [&self.members[from], &self.members[to]];
+            let [from, to] = [from, to].map(|number| &self.nodes[number].member);
             let what = format!("{} to {}", from.kind().name(), to.kind().name());
             table.try_it(&format!("{what}, after all that: ping and TCP"), || {
                 latency_and_throughput(from, to)
             });
         }
         Ok(())
-    }
-
-    fn memory_and_cpu(&self, table: &mut Table) {
-        for kind in [Kind::Lowroad, Kind::Stock] {
-            table.try_it(&format!("{} nodes: memory and CPU", kind.name()), || {
-                let mut all = Vec::new();
-                for member in self.members.iter().filter(|member| member.kind() == kind) {
-                    let pid = member.pid()?;
-                    all.push(format!(
-                        "{} MB, {:.1} CPU-s since its last start",
-                        memory(pid, "VmRSS")?,
-                        cpu_time(pid)?.as_secs_f64()
-                    ));
-                }
-                Ok(all.join("; "))
-            });
-        }
     }
 }
 
