@@ -31,7 +31,8 @@ const PARTS: [&str; 5] = [
 pub fn measure(repeat: u32, rounds: usize) -> Result<Vec<Figure>> {
     let compiled = compile(&input());
     ensure!(compiled.notes.is_empty(), "{:?}", compiled.notes);
-    let mut filter = Filter::detached(&FilterOptions::new("bench", 0)).context("load the filter")?;
+    let mut filter =
+        Filter::detached(&FilterOptions::new("bench", 0)).context("load the filter")?;
     filter.install(&compiled)?;
     [4, 6]
         .into_iter()

@@ -261,8 +261,8 @@ impl Eight {
             })?;
             Ok(wanted)
         };
-        let all = (0..self.nodes.len())
-            .flat_map(|from| (0..self.nodes.len()).map(move |to| (from, to)));
+        let all =
+            (0..self.nodes.len()).flat_map(|from| (0..self.nodes.len()).map(move |to| (from, to)));
         let pairs: Vec<_> = all.filter(|(from, to)| from != to).collect();
         let results: Vec<Result<bool>> = thread::scope(|scope| {
             let running: Vec<_> = pairs
