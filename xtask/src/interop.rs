@@ -121,6 +121,30 @@ const PARTS: &[(&str, Part)] = &[
     ("peers-headscale-hard", Part::Pair(Headscale, peers::HARD)),
     ("peers-ours-hard", Part::Pair(Ours, peers::HARD)),
     (
+        "peers-headscale-hard-lowroad",
+        Part::Pair(Headscale, peers::HARD_LOWROAD),
+    ),
+    (
+        "peers-ours-hard-lowroad",
+        Part::Pair(Ours, peers::HARD_LOWROAD),
+    ),
+    (
+        "peers-headscale-hard-lowroad-public",
+        Part::Pair(Headscale, peers::HARD_LOWROAD_PUBLIC),
+    ),
+    (
+        "peers-ours-hard-lowroad-public",
+        Part::Pair(Ours, peers::HARD_LOWROAD_PUBLIC),
+    ),
+    (
+        "peers-headscale-hard-stock-public",
+        Part::Pair(Headscale, peers::HARD_STOCK_PUBLIC),
+    ),
+    (
+        "peers-ours-hard-stock-public",
+        Part::Pair(Ours, peers::HARD_STOCK_PUBLIC),
+    ),
+    (
         "peers-headscale-relayed",
         Part::Pair(Headscale, peers::RELAYED),
     ),

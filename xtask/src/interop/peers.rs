@@ -1,29 +1,30 @@
 //! lowroad and stock nodes as peers, in both directions.
 
+mod relays;
+mod shown;
+
 use std::{
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use super::{
     Lab,
-    hosts::RELAY_HOST,
     member::{Kind, Member},
-    relay,
     server::{self, KeyOptions, Server},
-    shape,
     table::Table,
 };
 use crate::{
     lab::{ALLOW_ALL, secs},
-    tailnet::{COORDINATOR, Client, PathKind},
+    tailnet::{Client, PathKind},
     topology::{Namespace, Nat},
     traffic::{self, Flood, Pinger, Report, fits},
     wait,
 };
+
+pub use relays::{Homes, OWN, STOCK_RELAY, by_relays};
 
 /// Where the two are, and what has to become of the path between them.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +71,24 @@ pub const HARD: Places = Places {
     stock: Behind::V4(Nat::Hard),
     direct: false,
 };
+pub const HARD_LOWROAD: Places = Places {
+    name: "lowroad behind a hard NAT, stock behind an easy one",
+    lowroad: Behind::V4(Nat::Hard),
+    stock: Behind::V4(Nat::Easy),
+    direct: false,
+};
+pub const HARD_LOWROAD_PUBLIC: Places = Places {
+    name: "lowroad behind a hard NAT, stock behind none",
+    lowroad: Behind::V4(Nat::Hard),
+    stock: Behind::Nothing,
+    direct: true,
+};
+pub const HARD_STOCK_PUBLIC: Places = Places {
+    name: "stock behind a hard NAT, lowroad behind none",
+    lowroad: Behind::Nothing,
+    stock: Behind::V4(Nat::Hard),
+    direct: true,
+};
 pub const RELAYED: Places = Places {
     name: "no UDP",
     lowroad: Behind::V4(Nat::UdpBlocked),
@@ -85,8 +104,6 @@ pub const V6: Places = Places {
 
 const FIRST: Duration = secs(20);
 const UPGRADE: Duration = secs(30);
-/// A node measures its relays again at least every half minute.
-const MEASURED_AGAIN: Duration = secs(90);
 const PACE: Duration = Duration::from_millis(20);
 const MTU: usize = 1280;
 const DATAGRAMS: u64 = 500;
@@ -116,8 +133,11 @@ pub fn pair(lab: &Lab, table: &mut Table, kind: server::Kind, places: Places) ->
     for (from, to) in [(&lowroad, &stock), (&stock, &lowroad)] {
         traffic_between(table, from, to)?;
     }
-    seen_by_stock(table, &stock, &lowroad)?;
-    looks_like_stock(lab, table, &stock, &lowroad, &key)
+    shown::by_commands(table, kind, &stock, &lowroad)?;
+    let other = Member::public(lab, Kind::Stock, "other", 23)?;
+    other.up(&key)?;
+    shown::as_a_stock_peer(table, &stock, &lowroad, &other);
+    Ok(())
 }
 
 /// The lowroad and the stock node at their places; they join nothing yet.
@@ -146,132 +166,6 @@ fn both(lab: &Lab, places: Places) -> Result<[Member; 2]> {
         node(Kind::Lowroad, 21, places.lowroad)?,
         node(Kind::Stock, 22, places.stock)?,
     ])
-}
-
-/// In what programs read of a stock client.
-fn looks_like_stock(
-    lab: &Lab,
-    table: &mut Table,
-    stock: &Member,
-    lowroad: &Member,
-    key: &str,
-) -> Result<()> {
-    let other = Member::public(lab, Kind::Stock, "other", 23)?;
-    other.up(key)?;
-    table.try_it(
-        "stock: status --json and whois --json, as of a stock peer",
-        || {
-            // What a node tells of itself comes to the others by and by.
-            wait::wait_for("the same fields of both", UPGRADE, || {
-                let found = shape::differences(stock, lowroad, &other)?;
-                ensure!(found.is_empty(), "{}", found.join("; "));
-                Ok(Some(()))
-            })?;
-            Ok("the same fields, of the same types".to_owned())
-        },
-    );
-    Ok(())
-}
-
-/// Which home relays two nodes have that reach each other by relays only: the server's own, or the stock relay.
-#[derive(Debug, Clone, Copy)]
-pub struct Homes {
-    name: &'static str,
-    lowroad: Home,
-    stock: Home,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Home {
-    Servers,
-    StockRelay,
-}
-
-pub const OWN: Homes = Homes {
-    name: "each with a home relay of its own",
-    lowroad: Home::Servers,
-    stock: Home::StockRelay,
-};
-pub const STOCK_RELAY: Homes = Homes {
-    name: "both at home on the stock relay",
-    lowroad: Home::StockRelay,
-    stock: Home::StockRelay,
-};
-
-impl Home {
-    /// Host of the relay whose STUN server does not answer: that one is no home.
-    fn deaf_to(self) -> u8 {
-        match self {
-            Self::Servers => RELAY_HOST,
-            Self::StockRelay => COORDINATOR,
-        }
-    }
-
-    /// Whether that is the relay with this code.
-    fn is(self, code: &str) -> bool {
-        !code.is_empty() && (code == relay::CODE) == (self == Self::StockRelay)
-    }
-}
-
-/// Two nodes behind hard NATs: each reaches the other over the other's home relay.
-pub fn by_relays(lab: &Lab, table: &mut Table, kind: server::Kind, homes: Homes) -> Result<()> {
-    table.area(&format!(
-        "lowroad and stock on {}, {}",
-        kind.name(),
-        homes.name
-    ));
-    let _relay = relay::start(lab)?;
-    let server = Server::with_second_relay(lab, kind, ALLOW_ALL)?;
-    let key = server.auth_key("ann", KeyOptions::default())?;
-    let behind = |member, name, last, home: Home| -> Result<Member> {
-        let router = lab.net.router(&format!("{name}-nat"), last, Nat::Hard)?;
-        router.namespace.nft(&format!(
-            "table inet deaf {{ chain out {{ type filter hook forward priority 0; \
-             ip daddr 203.0.113.{} udp dport 3478 drop; }}; }}",
-            home.deaf_to()
-        ))?;
-        Member::start(lab, member, name, &lab.net.behind(name, &router, 2)?)
-    };
-    let lowroad = behind(Kind::Lowroad, "lowroad", 21, homes.lowroad)?;
-    let stock = behind(Kind::Stock, "stock", 22, homes.stock)?;
-    for (node, wanted) in [(&lowroad, homes.lowroad), (&stock, homes.stock)] {
-        node.up(&key)?;
-        // A host that is short of time may hear no STUN server in time, and choose by HTTPS, until it measures again.
-        let home = || {
-            let home = node.status()?["Self"]["Relay"].clone();
-            let code = home.as_str().unwrap_or_default();
-            Ok(wanted.is(code).then_some(()))
-        };
-        wait::wait_for("the home relay that it has to have", MEASURED_AGAIN, home)
-            .with_context(|| node.name().to_owned())?;
-    }
-    for (from, to, home) in [
-        (&lowroad, &stock, homes.stock),
-        (&stock, &lowroad, homes.lowroad),
-    ] {
-        table.try_it(&format!("{} to {}", from.name(), to.name()), || {
-            from.wait_for_peer(to.name(), FIRST)?;
-            let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
-            let begin = Instant::now();
-            let first = ping.first_answer(FIRST)?;
-            wait::pass(secs(2))?;
-            let path = from.path_to(to.name())?;
-            let wanted = match &path {
-                PathKind::Relay(code) => home.is(code),
-                PathKind::Direct(_) | PathKind::None => false,
-            };
-            ensure!(wanted, "by {path:?}");
-            let report = ping.stop();
-            let lost = lost_since_the_first_answer(&report, begin)?;
-            Ok(format!(
-                "{path:?}, first after {:.2} s, {lost} of {} lost since",
-                first.as_secs_f64(),
-                report.sent
-            ))
-        });
-        traffic_between(table, from, to)?;
-    }
-    Ok(())
 }
 
 /// Of pings that began then; one of a hundred may be.
@@ -384,49 +278,4 @@ pub fn datagrams(from: &Namespace, to: &Namespace, address: IpAddr) -> Result<St
     })
     .with_context(|| format!("{} of {sent} arrived", flood.received()))?;
     Ok(format!("{sent} of {sent} datagrams"))
-}
-
-/// A lowroad peer looks to a stock client's commands like any other.
-fn seen_by_stock(table: &mut Table, stock: &Member, lowroad: &Member) -> Result<()> {
-    let address = lowroad.ip(4)?.to_string();
-    for (what, flags) in [
-        ("disco", &["ping", "-c", "3", "--until-direct=false"][..]),
-        ("TSMP", &["ping", "--tsmp", "-c", "3"]),
-        ("ICMP", &["ping", "--icmp", "-c", "3"]),
-    ] {
-        table.try_it(&format!("stock: ping, {what}"), || {
-            let text = stock.cli(&[flags, &[&address]].concat())?;
-            last(&text).context("it says nothing")
-        });
-    }
-    table.try_it("stock: whois", || {
-        let text = stock.cli(&["whois", "--json", &address])?;
-        let who: Value = serde_json::from_str(&text)?;
-        ensure!(who["Node"]["ComputedName"] == "lowroad", "{text}");
-        Ok(format!(
-            "{} of {}",
-            who["Node"]["Name"], who["UserProfile"]["LoginName"]
-        ))
-    });
-    table.try_it("stock: status", || {
-        let peer = stock.peer("lowroad")?.context("no such peer")?;
-        for field in ["Online", "InNetworkMap", "InMagicSock", "InEngine"] {
-            ensure!(peer[field] == true, "{field}: {peer}");
-        }
-        ensure!(peer["OS"] == "linux", "{peer}");
-        Ok("Online, InNetworkMap, InMagicSock, InEngine".to_owned())
-    });
-    table.try_it("stock: netcheck", || {
-        let text = stock.cli(&["netcheck"])?;
-        let relay = text.lines().find(|line| line.contains("Nearest DERP"));
-        Ok(relay.context("no nearest relay")?.trim().to_owned())
-    });
-    table.try_it("stock: no health warning", || {
-        super::healthy(stock).map(|()| String::new())
-    });
-    Ok(())
-}
-
-fn last(text: &str) -> Option<String> {
-    text.lines().last().map(|line| line.trim().to_owned())
 }

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{
     Lab,
     hosts::{self, RELAY, RELAY_HOST},
+    server,
 };
 use crate::{lab::secs, process::Daemon, wait};
 
@@ -50,8 +51,18 @@ pub fn write_maps(folder: &Path) -> Result<()> {
     Ok(fs::write(folder.join(HEADSCALES_MAP), text)?)
 }
 
-/// Runs until dropped.
+/// Runs until dropped, for everybody.
 pub fn start(lab: &Lab) -> Result<Daemon> {
+    start_with(lab, &[])
+}
+
+/// The same, for those only whom the server calls nodes of its tailnet.
+pub fn start_verifying(lab: &Lab) -> Result<Daemon> {
+    let ask = format!("-verify-client-url={}/verify", server::URL);
+    start_with(lab, &[&ask, "-verify-client-url-fail-open=false"])
+}
+
+fn start_with(lab: &Lab, flags: &[&str]) -> Result<Daemon> {
     let folder = lab.net.folder();
     let host = hosts::with_etc(&lab.net.public("relay2", RELAY_HOST)?, folder)?;
     let mut command = host.command(lab.programs.join("derper"));
@@ -60,7 +71,8 @@ pub fn start(lab: &Lab) -> Result<Daemon> {
         .args(["-hostname", RELAY, "-certmode", "manual", "-certdir"])
         .arg(folder)
         .arg("-c")
-        .arg(folder.join("derper.json"));
+        .arg(folder.join("derper.json"))
+        .args(flags);
     let daemon = Daemon::spawn(&mut command, &folder.join("derper.log"))?;
     let address = SocketAddr::from(([203, 0, 113, RELAY_HOST], 443));
     wait::wait_for("the stock relay's port", LIMIT, || {

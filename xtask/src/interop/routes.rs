@@ -29,6 +29,9 @@ const PACE: Duration = Duration::from_millis(20);
 /// Behind both gateways, each of which has a host of this address there.
 pub const SUBNET: &str = "192.168.24.0/24";
 pub const INSIDE: &str = "192.168.24.2";
+/// Beside it, for the one row that offers it.
+const SUBNET_V6: &str = "fd00:24::/64";
+const INSIDE_V6: &str = "fd00:24::2";
 
 /// A stock node that routes to [`SUBNET`], and the host there.
 pub struct Gateway {
@@ -88,6 +91,10 @@ pub fn of_stock_nodes(lab: &Lab, table: &mut Table, kind: server::Kind) -> Resul
         wait::wait_for("the host again", LIMIT, || Ok(get(100).ok()))?;
         Ok(String::new())
     });
+    table.try_it("an IPv6 subnet beside it", || {
+        with_ipv6(&gateway)?;
+        beside_it(&server, &gateway, &lowroad)
+    });
     let second = self::gateway(lab, "second", 25, &key)?;
     table.try_it("a second gateway takes over", || {
         server.wait_for_offer("second", SUBNET, LIMIT)?;
@@ -114,6 +121,50 @@ pub fn of_stock_nodes(lab: &Lab, table: &mut Table, kind: server::Kind) -> Resul
     });
     drop(second);
     Ok(())
+}
+
+fn with_ipv6(gateway: &Gateway) -> Result<()> {
+    let router = gateway.node.namespace();
+    router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    router.ip("addr add fd00:24::1/64 dev lan0 nodad")?;
+    gateway.inside.ip(&format!(
+        "addr add {INSIDE_V6}/64 dev eth0 nodad\n\
+         route add default via fd00:24::1"
+    ))
+}
+
+/// Offered, approved, used, and withdrawn.
+fn beside_it(server: &Server, gateway: &Gateway, user: &Member) -> Result<String> {
+    let name = gateway.node.name();
+    let inside: IpAddr = INSIDE_V6.parse()?;
+    let to = SocketAddr::new(inside, 80);
+    let get = |bytes| traffic::get(user.namespace(), to, bytes, TRY);
+    let both = format!("{SUBNET},{SUBNET_V6}");
+    let offer = |routes: &str| {
+        let flag = format!("--advertise-routes={routes}");
+        gateway.node.cli(&["set", &flag]).map(drop)
+    };
+    offer(&both)?;
+    server.wait_for_offer(name, SUBNET_V6, LIMIT)?;
+    stays_closed(get)?;
+    server.approve_routes(name, &both)?;
+    let (_, time) = wait::wait_for("the host behind it", LIMIT, || Ok(get(100).ok()))?;
+    let got = traffic::get(user.namespace(), to, 20_000_000, secs(60))?;
+    let ping = Pinger::start(user.namespace(), inside, PACE)?;
+    ping.first_answer(LIMIT)?;
+    drop(ping);
+    super::peers::datagrams(user.namespace(), &gateway.inside, inside)?;
+    server.approve_routes(name, SUBNET)?;
+    wait::wait_for("the end of it", LIMIT, || {
+        Ok(get(100).is_err().then_some(()))
+    })?;
+    stays_closed(get)?;
+    offer(SUBNET)?;
+    Ok(format!(
+        "{:.2} s after its approval, 20 MB byte-exact at {:.0} Mbit/s",
+        time.as_secs_f64(),
+        got.megabits_per_second()
+    ))
 }
 
 /// One attempt that fails may be a packet that was lost.
