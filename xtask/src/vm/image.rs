@@ -78,11 +78,6 @@ pub fn build(
     for name in ["lowroad", "lowroad-coordinator"] {
         image.program(&format!("/bin/{name}"), &tailnet::binaries().join(name))?;
     }
-    // Only tests attack.
-    let attacker = tailnet::binaries().join("lowroad-hostile");
-    if attacker.exists() {
-        image.program("/bin/lowroad-hostile", &attacker)?;
-    }
     for test in tests {
         let name = format!("{TESTS}/{}--{}", test.package, test.target);
         image.program(&name, &test.executable)?;
