@@ -35,7 +35,7 @@ pub fn to_other_maps(case: &mut Case, program: &Path) -> Result<()> {
     };
     case.node.stop_agent_gracefully()?;
     fs::rename(ours, pins.join("v0")).context("rename the folder of pinned maps")?;
-    case.counter_kept = false;
+    case.load.counter_kept = false;
     case.node.program = program.to_owned();
     let known = installs(&case.node.log())?;
     case.start_agent()?;
