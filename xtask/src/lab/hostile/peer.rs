@@ -130,14 +130,14 @@ pub fn a_hostile_peer_harms_no_other(lab: &Lab) -> Result<()> {
 }
 
 /// The innocent pair's, in the kernel's WireGuard of one of them.
-struct Session<'a> {
+pub(super) struct Session<'a> {
     of: &'a Node,
     prefix: String,
     before: WgPeer,
 }
 
 impl<'a> Session<'a> {
-    fn of(of: &'a Node, with: &Node) -> Result<Self> {
+    pub(super) fn of(of: &'a Node, with: &Node) -> Result<Self> {
         for node in [of, with] {
             let plane = node.dataplane()?;
             ensure!(plane == "kernel", "{}'s data plane is {plane}", node.name);
@@ -163,7 +163,7 @@ impl<'a> Session<'a> {
     }
 
     /// It is the same as before, and has carried more.
-    fn goes_on(&mut self) -> Result<()> {
+    pub(super) fn goes_on(&mut self) -> Result<()> {
         let after = self.of.wireguard_peer_with(&self.prefix)?;
         self.before.has_become(&after).map_err(anyhow::Error::msg)?;
         ensure!(
