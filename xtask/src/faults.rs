@@ -47,6 +47,13 @@ pub struct Account {
     pub hit: bool,
 }
 
+impl Account {
+    /// How many changes there were, if the fault did not happen.
+    pub fn missed(&self) -> Option<usize> {
+        (!self.hit).then_some(self.changes.len())
+    }
+}
+
 /// Called before each change, while the program waits.
 pub type Observer = Box<dyn FnMut(&str) + Send>;
 

@@ -36,7 +36,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use self::{
     losses::{Traffic, Verdict},
-    scenarios::{IN_THE_VM, On, SCENARIOS, Scenario},
+    scenarios::{IN_THE_VM, SCENARIOS, Scenario},
 };
 use crate::{
     setup, signals,
@@ -92,13 +92,12 @@ pub fn run(names: &[&str], tally: &mut Tally) -> Result<()> {
 
 /// The VM's scenarios, on the kernel of this release.
 pub fn run_in_vm(debian: Debian, names: &[&str], tally: &mut Tally) -> Result<()> {
-    let left_out = |(_, on, _): &&(_, On, _)| on.left_out(debian, long());
-    for (name, ..) in IN_THE_VM.iter().filter(left_out) {
-        if names.is_empty() {
-            tally.skip(
-                &format!("lab/{name}"),
-                "takes long, and ran on the other kernel: here by its name, or with LOWROAD_LONG=1",
+    for (name, on, _) in IN_THE_VM.iter().filter(|_| names.is_empty()) {
+        if let Some(elsewhere) = on.left_out(debian, long()) {
+            let why = format!(
+                "takes long, and ran {elsewhere}: here by its name, or with LOWROAD_LONG=1"
             );
+            tally.skip(&format!("lab/{name}"), &why);
         }
     }
     run_some(&in_vm(debian, names, long()), names, tally)

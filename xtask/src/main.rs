@@ -14,7 +14,8 @@ usage: cargo xtask <task>
   lab [name]…                run scenarios in network namespaces: all, or those whose name contains one of these
   vm [--kernel NAME] [command]
                              run a shell command, or a shell, in QEMU on the kernel of Debian 13 (trixie) or 12 (bookworm):
-                             for 20 minutes at most, with LOWROAD_LONG=1 (before all this, or in the command) for 3 hours
+                             for 20 minutes at most, with LOWROAD_LONG=1 (before all this, or in the command) for 3 hours;
+                             `xtask vm-suite NAME [scenario|tests]…`: there, some of what `test vm` runs
   vm-units                   the service units under Debian 13's systemd, there
   bench [--vm] [name]…       measure: all scenarios, or those named (bench/README.md; --list, --quick, --rounds N)
   fuzz [--list] [target]… [--minutes N]

@@ -1,5 +1,5 @@
 //! `cargo xtask vm [--kernel trixie|bookworm] [command]`: a kernel of Debian's in QEMU, with an initramfs made here and nothing
-//! shared with the host.
+//! shared with the host. `xtask vm-suite KERNEL [name]…` is a command of the guest: the suite, or of it scenarios and the packed tests (`tests`).
 
 mod cpio;
 mod guest;
@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    apt, signals,
+    apt, ebpf, signals,
     tailnet::{self, Build},
     test::{self, Binary, Tally},
 };
@@ -47,6 +47,13 @@ const LONG_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 /// By which a command, or our own environment, asks for what takes hours.
 const LONG: &str = "LOWROAD_LONG=";
 
+/// What runs scenarios there, and the name by which it runs the packed test binaries.
+const SUITE: &str = "vm-suite";
+const TESTS: &str = "tests";
+
+/// Of the scenarios `hostile-*`.
+const ATTACKER: &str = "lowroad-hostile";
+
 /// Runs a shell command in the VM, or without one an interactive shell; `--kernel NAME` in front names the kernel.
 pub fn main(arguments: &[&str]) -> Result<ExitCode> {
     if let Some(why) = unavailable() {
@@ -59,7 +66,7 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
         }
         command => (Debian::Trixie, command),
     };
-    let machine = prepare(debian)?;
+    let machine = prepare(debian, Wanted::by(command))?;
     if command.is_empty() {
         return machine.shell();
     }
@@ -112,9 +119,60 @@ fn kernels() -> Result<Vec<Kernel>> {
     Debian::ALL.into_iter().map(kernel::ensure).collect()
 }
 
-/// Builds everything and packs it, for a machine with the kernel of this release.
-fn prepare(debian: Debian) -> Result<Machine> {
-    prepare_with(debian, Build::Release, &[], &[])
+/// What the image has to hold for a command.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    /// Lowroad as the tests build it, and what attacks it.
+    scenarios: bool,
+    tests: bool,
+}
+
+impl Wanted {
+    fn by(command: &[&str]) -> Self {
+        let text = command.join(" ");
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let suite = words.iter().position(|word| *word == SUITE);
+        // Behind the kernel's; without one it runs everything.
+        let names = suite.map(|at| words.get(at + 2..).unwrap_or_default());
+        Self {
+            scenarios: suite.is_some() || words.contains(&"lab"),
+            tests: names.is_some_and(|names| names.is_empty() || names.contains(&TESTS)),
+        }
+    }
+}
+
+/// Builds what a command wants and packs it, for a machine with the kernel of this release.
+fn prepare(debian: Debian, wanted: Wanted) -> Result<Machine> {
+    let tests = if wanted.tests {
+        ebpf::build()?;
+        packed(&test::build()?)
+    } else {
+        Vec::new()
+    };
+    let build = if wanted.scenarios {
+        Build::Tests
+    } else {
+        Build::Release
+    };
+    prepare_with(debian, build, &tests, &[])
+}
+
+fn packed(binaries: &[Binary]) -> Vec<Binary> {
+    let of_vm = binaries.iter().filter(|binary| binary.goes_to_vm());
+    of_vm.cloned().collect()
+}
+
+/// The attacker's place in the image. Whoever names a folder of programs (`LOWROAD_BIN_DIR`) may have none there.
+fn attacker() -> Option<(String, PathBuf)> {
+    let path = tailnet::binaries().join(ATTACKER);
+    if !path.exists() {
+        eprintln!(
+            "   there is no {}: in this machine the scenarios `hostile-*` fail",
+            path.display()
+        );
+        return None;
+    }
+    Some((format!("/bin/{ATTACKER}"), path))
 }
 
 /// With tests in the image, and more files: (path inside, path here).
@@ -127,7 +185,11 @@ fn prepare_with(
     setup()?;
     tailnet::build(build)?;
     let _lock = crate::workspace::lock_tools()?;
-    let initramfs = image::build(&kernels()?, tests, files, None)?;
+    let mut files = files.to_vec();
+    if matches!(build, Build::Tests) {
+        files.extend(attacker());
+    }
+    let initramfs = image::build(&kernels()?, tests, &files, None)?;
     Ok(Machine {
         kernel: kernel::ensure(debian)?.image,
         initramfs,
@@ -154,11 +216,7 @@ pub fn suite(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
         tally.skip("vm", &why);
         return Ok(());
     }
-    let tests: Vec<Binary> = binaries
-        .iter()
-        .filter(|binary| binary.goes_to_vm())
-        .cloned()
-        .collect();
+    let tests = packed(binaries);
     let mut machine = prepare_with(Debian::Trixie, Build::Tests, &tests, &[])?;
     let long = if crate::lab::long() {
         "LOWROAD_LONG=1 "
@@ -171,7 +229,7 @@ pub fn suite(binaries: &[Binary], tally: &mut Tally) -> Result<()> {
         inside(
             &machine,
             &format!("vm/{suite}"),
-            &format!("{long}xtask vm-suite {suite}"),
+            &format!("{long}xtask {SUITE} {suite}"),
             tally,
         )?;
     }
@@ -250,19 +308,31 @@ const LEFT_OUT_ON_TRIXIE: [(&str, &str); 2] = [
     ),
 ];
 
-/// Inside the VM: the suite itself, or of it the scenarios with these names.
+/// Inside the VM: the suite itself, or of it what has these names: `tests`, and scenarios.
 pub fn suite_inside(kernel: &str, names: &[&str]) -> Result<ExitCode> {
     signals::catch();
     let debian = named(kernel)?;
     let mut tally = Tally::default();
-    if names.is_empty() {
-        let binaries = image::tests_inside()?;
-        test::side_by_side(&binaries, &mut tally, |binary, tally| {
-            run_inside(debian, binary, tally)
-        })?;
+    let scenarios = names.iter().copied().filter(|name| *name != TESTS);
+    let scenarios: Vec<&str> = scenarios.collect();
+    if names.is_empty() || names.contains(&TESTS) {
+        tests_inside(debian, &mut tally)?;
     }
-    crate::lab::run_in_vm(debian, names, &mut tally)?;
+    // None of them by its name: all of them, or `tests` alone.
+    if names.is_empty() || !scenarios.is_empty() {
+        crate::lab::run_in_vm(debian, &scenarios, &mut tally)?;
+    }
     Ok(tally.print())
+}
+
+fn tests_inside(debian: Debian, tally: &mut Tally) -> Result<()> {
+    let binaries = image::tests_inside()?;
+    if binaries.is_empty() {
+        tally.fail(TESTS, "this machine's image was packed without them");
+    }
+    test::side_by_side(&binaries, tally, |binary, tally| {
+        run_inside(debian, binary, tally)
+    })
 }
 
 fn run_inside(debian: Debian, binary: &Binary, tally: &mut Tally) -> Result<()> {
@@ -311,7 +381,7 @@ pub fn demo() -> Result<ExitCode> {
         bail!("{why}");
     }
     signals::catch();
-    let machine = prepare(Debian::Trixie)?;
+    let machine = prepare_with(Debian::Trixie, Build::Release, &[], &[])?;
     let code = machine.run("xtask demo", LIMIT, &mut |line| println!("{line}"))?;
     Ok(ExitCode::from(code))
 }
@@ -319,6 +389,30 @@ pub fn demo() -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_of_scenarios_gets_the_tests_build_and_one_of_tests_has_them_packed() {
+        let wanted = |command: &str| {
+            let words: Vec<&str> = command.split(' ').collect();
+            // As words of their own, and as one.
+            let wanted = Wanted::by(&words);
+            assert_eq!(wanted, Wanted::by(&[command]), "{command}");
+            (wanted.scenarios, wanted.tests)
+        };
+        for (command, scenarios, tests) in [
+            ("xtask vm-suite trixie hostile-peer", true, false),
+            ("LOWROAD_LONG=1 xtask vm-suite bookworm tests", true, true),
+            ("xtask vm-suite trixie kernel tests", true, true),
+            ("xtask vm-suite trixie", true, true),
+            ("xtask lab hostile-peer", true, false),
+            ("xtask demo", false, false),
+            ("ls /tests", false, false),
+        ] {
+            assert_eq!(wanted(command), (scenarios, tests), "{command}");
+        }
+        let shell = Wanted::by(&[]);
+        assert!(!shell.scenarios && !shell.tests);
+    }
 
     #[test]
     fn what_takes_hours_is_asked_for_in_the_command_or_before_it() {

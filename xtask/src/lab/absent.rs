@@ -1,21 +1,21 @@
 //! Peers that come and go while no agent runs, or while one dies: the next one changes what differs, and nothing else.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    ALLOW_ALL, Lab, foreign,
-    losses::Traffic,
-    ms,
+    Lab, foreign,
     peers::prefix,
     secs,
-    survival::{find_direct_path, start_watched},
+    survival::{
+        Load, POLICY, find_direct_path, start_watched, what_was_refused_would_have_been_seen,
+    },
 };
 use crate::{
     faults::{Account, Fault, Watched},
     tailnet::{Client as _, Coordinator, Node},
-    traffic::{Pinger, Stalls, unmade_answers},
+    traffic::Stalls,
     wait,
 };
 
@@ -43,7 +43,7 @@ struct Member {
 pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> Result<()> {
     // Dropped last: a watch ends when its agent has ended.
     let mut watches = Vec::new();
-    let coordinator = lab.coordinator(ALLOW_ALL)?;
+    let coordinator = lab.coordinator(POLICY)?;
     let key = coordinator.auth_key("ann", "")?;
     let member = |name: &str, last| {
         let mut node = lab.single_path_node(name, last)?;
@@ -62,10 +62,8 @@ pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> R
     alpha.up(&key)?;
     find_direct_path(&alpha, &bravo)?;
     let stalls = Stalls::watch();
-    let unmade = unmade_answers(&bravo.namespace)?;
-    let start = Instant::now();
-    let ping = Pinger::start(&alpha.namespace, bravo.ip(4)?, ms(50))?;
-    ping.first_answer(LIMIT)?;
+    let load = Load::start(&bravo, &alpha)?;
+    load.goes_on(&alpha)?;
     let before = alpha.wireguard_peer_with(&prefix(&bravo)?)?;
 
     let mut trouble = Trouble {
@@ -102,22 +100,24 @@ pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> R
         lab.note(&format!("killed at {at}: it left {left}"));
     }
 
+    load.goes_on(&trouble.alpha)?;
+    let mut row = load.end("bravo to alpha", &trouble.alpha)?;
     let after = trouble.alpha.wireguard_peer_with(&prefix(&bravo)?)?;
-    before.has_become(&after).map_err(anyhow::Error::msg)?;
-    let report = ping.stop();
-    lab.note(&report.to_string());
-    let unmade = unmade_answers(&bravo.namespace)?.saturating_sub(unmade);
+    row.session = before.has_become(&after);
+    lab.note(&format!(
+        "{}; {} of {} TCP segments lost; {} of {} refused packets counted, {} passed",
+        row.ping,
+        row.stream.lost,
+        row.stream.segments,
+        row.refused_counted,
+        row.refused_sent,
+        row.refused_passed
+    ));
+    row.check_kept()?;
+    what_was_refused_would_have_been_seen(&coordinator, &bravo, &trouble.alpha)?;
     // A watch outlives no agent.
     trouble.alpha.stop_agent();
-    let traffic = Traffic {
-        what: "alpha to bravo",
-        ran: (start, Instant::now()),
-        ping: &report,
-        unmade,
-        stream: None,
-        refused: None,
-    };
-    lab.lost(&[traffic], &stalls)
+    lab.lost(&[row.traffic()], &stalls)
 }
 
 /// WireGuard was told of the peers that came and went, and other peers at most where they are; a route came and a route went.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{ALLOW_ALL, Lab, kernel::device_index, ms, secs};
+use super::{ALLOW_ALL, Lab, kernel::device_index, ms, policy, secs};
 use crate::{
     process,
     shell::find_program,
@@ -18,6 +18,19 @@ use crate::{
 };
 
 const LIMIT: std::time::Duration = secs(60);
+/// Sides of the device.
+const SIDES: [&str; 2] = ["ingress", "egress"];
+/// Others' filters, each of which lets the next one decide.
+const FILTERS: [&str; 3] = [
+    "prio 7 handle 7 matchall action continue",
+    "prio 8 handle 8 bpf bytecode PROGRAM action continue",
+    // Beside ours on kernels without TCX, and asked before it: of one priority the newest is.
+    "prio 1 handle 9 bpf bytecode PROGRAM direct-action",
+];
+/// One of a single instruction, in classic BPF, whose answer is -1: of a classifier that it matches, of a verdict that the next filter has it (tc-bpf(8)).
+const PROGRAM: &str = "1,6 0 0 4294967295,";
+/// Of those that count, the priorities.
+const COUNTING: [u16; 2] = [7, 8];
 
 fn two_nodes(lab: &Lab) -> Result<(Coordinator, Node, Node)> {
     let coordinator = lab.coordinator(ALLOW_ALL)?;
@@ -37,12 +50,14 @@ pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Res
     if !tc(&host, "qdisc show dev lowroad0")?.contains("clsact") {
         tc(&host, "qdisc add dev lowroad0 clsact")?;
     }
-    for command in [
+    tc(
+        &host,
         "qdisc add dev lowroad0 root handle 77: pfifo limit 500",
-        "filter add dev lowroad0 ingress prio 7 handle 7 matchall action continue",
-        "filter add dev lowroad0 egress prio 7 handle 7 matchall action continue",
-    ] {
-        tc(&host, command)?;
+    )?;
+    for side in SIDES {
+        for filter in FILTERS {
+            add_filter(&host, side, filter)?;
+        }
     }
     host.ip("route add 198.51.100.0/24 dev lowroad0 proto 99\n\
          route add 198.51.100.0/24 dev lowroad0 table 7052 proto 99\n\
@@ -51,11 +66,7 @@ pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Res
          rule add pref 5210 fwmark 0x78 lookup 52 protocol 99")?;
     let before = theirs(&host)?;
     let ping = Pinger::start(&bravo.namespace, alpha.ip(4)?, ms(50))?;
-    for way in ["ingress", "egress"] {
-        wait::wait_for(&format!("packets at their {way} filter"), LIMIT, || {
-            Ok((seen_by_them(&host, way)? > 20).then_some(()))
-        })?;
-    }
+    they_see_more(&host, 20)?;
     alpha.kill_9();
     alpha.start_agent()?;
     alpha.wait_until_running(LIMIT)?;
@@ -66,12 +77,12 @@ pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Res
     })?;
     let after = theirs(&host)?;
     ensure!(before == after, "before:\n{before}\nafter:\n{after}");
-    for way in ["ingress", "egress"] {
-        let seen = seen_by_them(&host, way)?;
-        wait::wait_for(&format!("packets at their {way} filter"), LIMIT, || {
-            Ok((seen_by_them(&host, way)? > seen).then_some(()))
-        })?;
-    }
+    they_see_more(&host, 1)?;
+    // What they let pass ours still judges.
+    let closed = SocketAddr::new(alpha.ip(4)?, 81);
+    wait::wait_for("a refusal behind their filters", LIMIT, || {
+        policy::refused_by(&alpha, &bravo, closed).map(Some)
+    })?;
     let report = ping.stop();
     lab.note(&report.to_string());
     ensure!(report.lost() == 0, "{report}");
@@ -160,6 +171,14 @@ fn theirs(host: &Namespace) -> Result<String> {
         ("tc", "qdisc show", "77:"),
         ("tc", "filter show dev lowroad0 ingress pref 7", ""),
         ("tc", "filter show dev lowroad0 egress pref 7", ""),
+        ("tc", "filter show dev lowroad0 ingress pref 8", ""),
+        ("tc", "filter show dev lowroad0 egress pref 8", ""),
+        (
+            "tc",
+            "filter show dev lowroad0 ingress pref 1",
+            "handle 0x9",
+        ),
+        ("tc", "filter show dev lowroad0 egress pref 1", "handle 0x9"),
         ("ip", "-N route show table all", "proto 99"),
     ];
     Ok(marked(host, &on_the_device)? + &marked(host, &ELSEWHERE)?)
@@ -183,9 +202,24 @@ fn marked(host: &Namespace, commands: &[(&str, &str, &str)]) -> Result<String> {
     Ok(all)
 }
 
-/// How many packets their filter has counted.
-fn seen_by_them(host: &Namespace, way: &str) -> Result<u64> {
-    let text = tc(host, &format!("-s filter show dev lowroad0 {way} pref 7"))?;
+/// Waits until each of their filters that counts has counted so many more packets.
+fn they_see_more(host: &Namespace, more: u64) -> Result<()> {
+    for side in SIDES {
+        for priority in COUNTING {
+            let seen = seen_by_them(host, side, priority)?;
+            let what = format!("packets at their {side} filter of priority {priority}");
+            wait::wait_for(&what, LIMIT, || {
+                Ok((seen_by_them(host, side, priority)? >= seen + more).then_some(()))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// How many packets their filter of this priority has counted.
+fn seen_by_them(host: &Namespace, side: &str, priority: u16) -> Result<u64> {
+    let list = format!("-s filter show dev lowroad0 {side} pref {priority}");
+    let text = tc(host, &list)?;
     let words: Vec<&str> = text.split_whitespace().collect();
     let Some(at) = words.iter().position(|word| *word == "pkt") else {
         bail!("no counter in {text}");
@@ -193,14 +227,28 @@ fn seen_by_them(host: &Namespace, way: &str) -> Result<u64> {
     Ok(words[at - 1].parse()?)
 }
 
+fn add_filter(host: &Namespace, side: &str, filter: &str) -> Result<()> {
+    let command = format!("filter add dev lowroad0 {side} {filter}");
+    let words = command.split(' ').map(|word| match word {
+        "PROGRAM" => PROGRAM,
+        other => other,
+    });
+    run_words(host, "tc", &words.collect::<Vec<_>>()).map(drop)
+}
+
 fn tc(host: &Namespace, arguments: &str) -> Result<String> {
     run(host, "tc", arguments)
 }
 
 pub fn run(host: &Namespace, program: &str, arguments: &str) -> Result<String> {
+    let words: Vec<&str> = arguments.split_whitespace().collect();
+    run_words(host, program, &words)
+}
+
+fn run_words(host: &Namespace, program: &str, words: &[&str]) -> Result<String> {
     let path = find_program(program).with_context(|| format!("there is no {program}"))?;
     let mut command = host.command(path);
-    command.args(arguments.split_whitespace());
-    let finished = process::run(&mut command, "", secs(30))?;
-    Ok(finished.ok(&format!("{program} {arguments}"))?.stdout)
+    let finished = process::run(command.args(words), "", secs(30))?;
+    let what = format!("{program} {}", words.join(" "));
+    Ok(finished.ok(&what)?.stdout)
 }

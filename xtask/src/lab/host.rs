@@ -310,10 +310,13 @@ fn descriptors(pid: u32) -> String {
 pub struct Standing {
     device: u32,
     pins: String,
+    /// All rules of its namespace, and the routes of our table.
+    rules: String,
+    routes: String,
 }
 
 /// # Errors
-/// It has no device that is up with its filter, or no pins.
+/// It has no device that is up with its filter, no pins, no rule or no route.
 pub fn standing(node: &Node) -> Result<Standing> {
     let look = || Ok::<_, anyhow::Error>((index_of(DEVICE), is_up(DEVICE)?));
     let (device, up) = node.namespace.enter(look)??;
@@ -325,7 +328,25 @@ pub fn standing(node: &Node) -> Result<Standing> {
         "{} has no pinned maps:\n{pins}",
         node.name
     );
-    Ok(Standing { device, pins })
+    let lists = |what: &str| {
+        let list = |family: &str| listing(&node.namespace, &format!("ip {family} {what}"));
+        Ok::<_, anyhow::Error>(list("-4")? + "\n" + &list("-6")?)
+    };
+    let rules = lists("rule")?;
+    let routes = lists("route show table all")?;
+    let ours = routes.lines().filter(|line| line.contains("table 7052"));
+    let routes = ours.collect::<Vec<_>>().join("\n");
+    ensure!(
+        rules.contains("7052") && !routes.is_empty(),
+        "{} has no rule or no route of ours:\n{rules}\n{routes}",
+        node.name
+    );
+    Ok(Standing {
+        device,
+        pins,
+        rules,
+        routes,
+    })
 }
 
 /// No device is ever up without its filter.

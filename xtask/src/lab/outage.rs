@@ -20,7 +20,7 @@ const WEB_AND_90: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": 
 const LIMIT: Duration = secs(120);
 /// How many seconds both are gone, and for how long one of them doesn't get through: always, and with `LOWROAD_LONG`.
 const BOTH: [u32; 2] = [30, 180];
-const ONE: [Duration; 2] = [secs(10), secs(60)];
+const ONE: [Duration; 2] = [secs(10), secs(150)];
 /// In the last seconds of the outage nobody may knock more often than this: for the relay every 2.5 to 5 s, for control after
 /// ever longer pauses.
 const LAST: Duration = secs(20);

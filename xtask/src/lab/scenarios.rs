@@ -157,6 +157,8 @@ pub enum On {
     Only(Debian),
     /// On the other kernel with `LOWROAD_LONG`: there it shows little that is new, and the tests have 45 minutes.
     OnlyUnlessLong(Debian),
+    /// With `LOWROAD_LONG` on this one: on the host it runs by itself, with the userspace device.
+    OnlyLong(Debian),
 }
 
 impl On {
@@ -165,12 +167,17 @@ impl On {
             Self::Both => true,
             Self::Only(one) => debian == one,
             Self::OnlyUnlessLong(one) => debian == one || long,
+            Self::OnlyLong(one) => debian == one && long,
         }
     }
 
-    /// Whether `LOWROAD_LONG` would make a difference there.
-    pub fn left_out(self, debian: Debian, long: bool) -> bool {
-        self.includes(debian, true) && !self.includes(debian, long)
+    /// Where else it ran, if `LOWROAD_LONG` would make a difference there.
+    pub fn left_out(self, debian: Debian, long: bool) -> Option<&'static str> {
+        let left_out = self.includes(debian, true) && !self.includes(debian, long);
+        left_out.then_some(match self {
+            Self::OnlyLong(_) => "on the host",
+            _ => "on the other kernel",
+        })
     }
 }
 
@@ -266,6 +273,11 @@ pub const IN_THE_VM: &[(&str, On, Scenario)] = &[
         "hostile-peer",
         On::OnlyUnlessLong(Debian::Trixie),
         hostile::peer::a_hostile_peer_harms_no_other,
+    ),
+    (
+        "hostile-relay",
+        On::OnlyLong(Debian::Trixie),
+        hostile::relay::a_hostile_relay_harms_no_path_but_its_own,
     ),
     (
         "outage",

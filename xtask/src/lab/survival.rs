@@ -4,12 +4,13 @@
 //! both directions and a flood of packets that the policy refuses.
 
 mod crash;
+mod load;
 mod table;
 mod upgrade;
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::Path,
     time::{Duration, Instant},
 };
@@ -21,15 +22,16 @@ use crate::{
     process,
     tailnet::{Client as _, Coordinator, Node, WgPeer},
     topology::{Events, Nat},
-    traffic::{self, Flood, Pinger, Stalls, Stream, Unanswered, unmade_answers},
+    traffic::{self, Flood, Pinger, Stalls, Unanswered},
     wait,
 };
 use table::{Adoption, Row};
 
 pub use crash::start_watched;
+pub use load::Load;
 
 /// Port 80 for the stream; pings are admitted with it. Nobody may send to [`REFUSED`].
-const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}"#;
+pub const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}"#;
 const STREAM: u16 = 80;
 const REFUSED: u16 = 81;
 const PING: Duration = ms(10);
@@ -54,23 +56,13 @@ struct Case {
     what: &'static str,
     node: Node,
     device: u32,
-    start: Instant,
-    address: IpAddr,
-    ping: Pinger,
-    stream: Stream,
-    flood: Flood,
+    load: Load,
     /// The hub in this node's WireGuard, before the trouble.
     before: WgPeer,
-    refused_before: u64,
-    /// Packets that asked for connections, beside the flood.
-    refused_connecting: u64,
-    unmade_before: usize,
     hub_prefix: String,
     events: Events,
     adopted: Vec<Adoption>,
     crashed_at: Vec<String>,
-    /// Whether the filter's counters go on.
-    counter_kept: bool,
 }
 
 pub fn nothing_is_lost_while_agents_die_and_others_take_over(lab: &Lab) -> Result<()> {
@@ -184,7 +176,7 @@ impl<'a> Cases<'a> {
         };
         trouble(&mut cases)?;
         for case in &cases {
-            case.goes_on()?;
+            case.load.goes_on(&case.node)?;
         }
         for case in cases {
             let (row, node) = case.finish(self.hub)?;
@@ -215,7 +207,7 @@ impl<'a> Cases<'a> {
 }
 
 /// The flood again, with a policy that admits it.
-fn what_was_refused_would_have_been_seen(
+pub fn what_was_refused_would_have_been_seen(
     coordinator: &Coordinator,
     hub: &Node,
     node: &Node,
@@ -238,33 +230,12 @@ pub fn find_direct_path(hub: &Node, node: &Node) -> Result<()> {
 
 impl Case {
     fn start(lab: &Lab, hub: &Node, node: Node, what: &'static str) -> Result<Self> {
-        let start = Instant::now();
-        let address = node.ip(4)?;
-        let stream = Stream::start(
-            &hub.namespace,
-            &node.namespace,
-            SocketAddr::new(address, STREAM),
-        )?;
         let hub_prefix = format!("{}/32", hub.ip(4)?);
-        let refused_before = node.refused_packets()?;
-        let flood = Flood::start(
-            &hub.namespace,
-            &node.namespace,
-            SocketAddr::new(address, REFUSED),
-            FLOOD,
-        )?;
         let case = Self {
             what,
             device: device_index(&node)?,
-            start,
-            address,
-            ping: Pinger::start(&hub.namespace, address, PING)?,
-            stream,
-            flood,
+            load: Load::start(hub, &node)?,
             before: node.wireguard_peer_with(&hub_prefix)?,
-            refused_before,
-            refused_connecting: 0,
-            unmade_before: unmade_answers(&node.namespace)?,
             hub_prefix,
             events: Events::watch(
                 &node.namespace,
@@ -273,39 +244,21 @@ impl Case {
             node,
             adopted: Vec::new(),
             crashed_at: Vec::new(),
-            counter_kept: true,
         };
-        case.goes_on()?;
+        case.load.goes_on(&case.node)?;
         Ok(case)
-    }
-
-    /// Pings, stream and flood all make progress.
-    fn goes_on(&self) -> Result<()> {
-        let (answered, bytes, sent) = (
-            self.ping.answered(),
-            self.stream.progress(),
-            self.flood.sent(),
-        );
-        let what = format!("traffic of {}", self.node.name);
-        wait::wait_for(&what, LIMIT, || {
-            let more = self.ping.answered() > answered + MORE_ANSWERS
-                && self.stream.progress() > bytes
-                && self.flood.sent() > sent;
-            Ok(more.then_some(()))
-        })
-        .map(drop)
     }
 
     /// A new connection is served where the policy admits it and dropped where not, whether an agent runs or none.
     fn serves_and_refuses(&mut self, hub: &Node) -> Result<()> {
-        let [open, closed] = [STREAM, REFUSED].map(|port| SocketAddr::new(self.address, port));
+        let address = self.load.address;
+        let [open, closed] = [STREAM, REFUSED].map(|port| SocketAddr::new(address, port));
         let _both = [
             traffic::Server::start(&self.node.namespace, STREAM)?,
             traffic::Server::start(&self.node.namespace, REFUSED)?,
         ];
         traffic::get(&hub.namespace, open, 10_000, secs(20)).context(self.what)?;
         // How often a kernel asks for a connection depends on how long a second is.
-        let address = self.address;
         hub.namespace.nft(&format!(
             "table inet asked {{}}
              delete table inet asked
@@ -315,7 +268,7 @@ impl Case {
         policy::refused(hub, closed).context(self.what)?;
         let asked = hub.namespace.nft_counter("asked")?;
         ensure!(asked > 0, "{}: nobody asked for a connection", self.what);
-        self.refused_connecting += asked;
+        self.load.refused_connecting += asked;
         Ok(())
     }
 
@@ -356,7 +309,7 @@ impl Case {
     }
 
     /// Ends the traffic, and says what was lost and what has changed.
-    fn finish(mut self, hub: &Node) -> Result<(Row, Node)> {
+    fn finish(self, hub: &Node) -> Result<(Row, Node)> {
         ensure!(
             device_index(&self.node)? == self.device,
             "{}: another device",
@@ -367,54 +320,25 @@ impl Case {
             "{}: the path is no longer direct",
             self.what
         );
-        let ping = self.ping.stop();
-        let stream = self.stream.stop()?;
-        self.flood.end_sending();
-        let sent = self.flood.sent() + self.refused_connecting;
-        let before = if self.counter_kept {
-            self.refused_before
-        } else {
-            0
-        };
-        let counted = || {
-            let now = self.node.refused_packets()?;
-            now.checked_sub(before)
-                .context("the filter's counter went back")
-        };
-        if self.counter_kept {
-            let _ = wait::wait_for("the last refused packets", secs(10), || {
-                Ok((counted()? >= sent).then_some(()))
-            });
-        }
-        let after = self.node.wireguard_peer_with(&self.hub_prefix)?;
-        if ping.lost() > 0 || stream.lost > 0 {
+        let mut row = self.load.end(self.what, &self.node)?;
+        if row.ping.lost() > 0 || row.stream.lost > 0 {
             let beside = |one: &Unanswered| (one.number, one.beside.as_millis());
             eprintln!(
                 "      lost, and how many ms those beside took: {:?}",
-                ping.unanswered.iter().map(beside).collect::<Vec<_>>()
+                row.ping.unanswered.iter().map(beside).collect::<Vec<_>>()
             );
             eprintln!(
-                "      {}: {ping}; {}; {}",
+                "      {}: {}; {}; {}",
                 self.what,
+                row.ping,
                 drops(hub)?,
                 drops(&self.node)?
             );
         }
-        let refused_counted = counted()?;
-        let row = Row {
-            what: self.what,
-            ran: (self.start, Instant::now()),
-            ping,
-            stream,
-            refused_sent: sent,
-            refused_passed: self.flood.received(),
-            refused_counted,
-            counter_kept: self.counter_kept,
-            session: self.before.has_become(&after),
-            events: self.events.seen()?,
-            unmade: unmade_answers(&self.node.namespace)?.saturating_sub(self.unmade_before),
-            adopted: self.adopted,
-        };
+        let after = self.node.wireguard_peer_with(&self.hub_prefix)?;
+        row.session = self.before.has_become(&after);
+        row.events = self.events.seen()?;
+        row.adopted = self.adopted;
         Ok((row, self.node))
     }
 }

@@ -47,6 +47,7 @@ fn a_scenario_runs_by_itself_on_its_own_kernels_and_by_its_name_on_any() {
         ("kernel-survival", false, true, true),
         ("agents-die", true, false, true),
         ("hostile-peer", true, false, true),
+        ("hostile-relay", false, false, false),
         ("outage", true, false, false),
     ] {
         assert_eq!(runs(name, Debian::Trixie, &[]), trixie, "{name}");
@@ -56,6 +57,7 @@ fn a_scenario_runs_by_itself_on_its_own_kernels_and_by_its_name_on_any() {
             assert!(runs(name, debian, &[name]), "{name}");
         }
     }
+    assert!(in_vm("hostile-relay", Debian::Trixie, &[], true));
     // A part of many names is none of theirs.
     assert!(!runs("kernel-tcx", Debian::Bookworm, &["kernel"]));
 }

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use self::choice::kinds;
 use self::{
-    choice::{CLOSE, Hits, Spoilt, chosen, kind, last_of_each_kind, some},
+    choice::{CLOSE, Hits, Spoilt, chosen, kind, last_of_each_kind, some, until_hit},
     watcher::{Watcher, for_steps, tailnet},
 };
 use super::{Lab, host, secs};
@@ -144,9 +144,13 @@ fn refuse_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
             let before = Arc::clone(&watcher.before);
             let mut results = Vec::new();
             for &step in share {
-                results.push(refuse(lab, watcher, Fault::Refused(step), &before)?);
+                let spoil = |fault: fn(usize) -> Fault| {
+                    let spoil = |step| refuse(lab, watcher, fault(step), &before);
+                    until_hit(lab, step, spoil).map(|result| (step, result))
+                };
+                results.push(spoil(Fault::Refused)?);
                 if (!lab.emulated || lab.long) && is_message(&steps[step - 1]) {
-                    results.push(refuse(lab, watcher, Fault::Unsent(step), &before)?);
+                    results.push(spoil(Fault::Unsent)?);
                 }
             }
             Ok(results)
@@ -155,10 +159,10 @@ fn refuse_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
     let hits = Hits::of(
         results
             .iter()
-            .map(|result| !matches!(result, Refused::Missed)),
+            .map(|(step, result)| (*step, !matches!(result, Refused::Missed))),
     );
     let (mut failed, mut went_on, mut lines) = (0, Vec::new(), BTreeMap::new());
-    for result in results {
+    for (_, result) in results {
         match result {
             Refused::Failed { step, line } => {
                 failed += 1;
@@ -180,6 +184,7 @@ fn refuse_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
     for (step, line) in lines {
         lab.note(&format!("{step}: {line}"));
     }
+    hits.tell(lab, "refused", steps);
     hits.judge("refused")?;
     ensure!(
         failed > went_on.len() / 2,
@@ -192,7 +197,13 @@ fn is_message(step: &str) -> bool {
     step.starts_with("RTM_") || step.starts_with("WG_")
 }
 
-fn refuse(lab: &Lab, watcher: &Watcher, fault: Fault, before: &host::Footprint) -> Result<Refused> {
+/// What came of it, and how many steps there were if the fault did not happen.
+fn refuse(
+    lab: &Lab,
+    watcher: &Watcher,
+    fault: Fault,
+    before: &host::Footprint,
+) -> Result<(Refused, Option<usize>)> {
     let (finished, account) = watcher.faulty_up(fault)?;
     let name = account.changes.last().cloned().unwrap_or_default();
     let what = format!("`up` with {fault:?} ({name})");
@@ -216,7 +227,7 @@ fn refuse(lab: &Lab, watcher: &Watcher, fault: Fault, before: &host::Footprint) 
         }
     };
     host::is_as_before(&watcher.node, before, lab.emulated, SETTLE).context(what)?;
-    Ok(result)
+    Ok((result, account.missed()))
 }
 
 fn last_line(finished: &Finished) -> String {
@@ -291,14 +302,15 @@ fn kill_at_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
             let mut results = Vec::new();
             for (turn, step) in share.iter().enumerate() {
                 for broom in Broom::of(lab, turn) {
-                    results.push(kill(lab, watcher, *step, *broom)?);
+                    let spoil = |step| kill(lab, watcher, step, *broom);
+                    results.push((*step, until_hit(lab, *step, spoil)?));
                 }
             }
             Ok(results)
         },
     )?;
-    let hits = Hits::of(results.iter().map(|result| result.hit));
-    let left = results.iter().filter(|result| result.left).count();
+    let hits = Hits::of(results.iter().map(|(step, result)| (*step, result.hit)));
+    let left = results.iter().filter(|(_, result)| result.left).count();
     lab.note(&format!(
         "killed {} of {} times at {} steps in {:.0} s; something was left {left} times, and removed by the next command",
         hits.hit,
@@ -306,6 +318,7 @@ fn kill_at_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
         steps.len(),
         start.elapsed().as_secs_f32(),
     ));
+    hits.tell(lab, "killed", steps);
     hits.judge("killed")?;
     ensure!(left > 0, "agents were not killed at work");
     Ok(())
@@ -317,7 +330,13 @@ struct Killed {
     left: bool,
 }
 
-fn kill(lab: &Lab, watcher: &mut Watcher, step: usize, broom: Broom) -> Result<Killed> {
+/// What came of it, and how many steps there were if it was not killed.
+fn kill(
+    lab: &Lab,
+    watcher: &mut Watcher,
+    step: usize,
+    broom: Broom,
+) -> Result<(Killed, Option<usize>)> {
     watcher.start()?;
     let (_, account) = watcher.faulty_up(Fault::Killed(step))?;
     let name = account.changes.last().cloned().unwrap_or_default();
@@ -329,8 +348,6 @@ fn kill(lab: &Lab, watcher: &mut Watcher, step: usize, broom: Broom) -> Result<K
         .difference(&host::of(&watcher.node, lab.emulated)?)
         .is_empty();
     broom.sweep(lab, watcher, &before).context(what)?;
-    Ok(Killed {
-        hit: account.hit,
-        left,
-    })
+    let hit = account.hit;
+    Ok((Killed { hit, left }, account.missed()))
 }

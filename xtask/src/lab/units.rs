@@ -1,6 +1,7 @@
 //! The service units of both daemons under a real systemd: how confined they run, and that nothing of what the kernel holds depends on the service.
 
 mod fallback;
+mod probe;
 
 use std::{
     fs,
@@ -50,6 +51,7 @@ pub fn the_units_run_confined_and_what_they_made_in_the_kernel_stays(lab: &Lab) 
 
 fn scenario(lab: &Lab, ourselves: &Namespace) -> Result<()> {
     configure_coordinator()?;
+    probe::what_the_units_forbid_is_refused(lab)?;
     systemd("systemctl", &["start", SERVER, AGENT])?;
     let bravo = lab.public_node("bravo", 31)?;
     let server = SocketAddr::from(([203, 0, 113, COORDINATOR], 8080));
@@ -164,7 +166,8 @@ fn secrets(key: &str) -> Result<Secrets> {
     let mut secrets = Secrets::default();
     for folder in ["/var/lib/lowroad", "/var/lib/lowroad-coordinator"] {
         let found = secrets.of_folder(Path::new(folder))?;
-        ensure!(found >= 2, "found only {found} keys in {folder}");
+        // Machine, disco and node key; control and relay key, and a certificate's.
+        ensure!(found >= 3, "found only {found} keys in {folder}");
     }
     secrets.text("the coordinator's auth keys", key);
     Ok(secrets)

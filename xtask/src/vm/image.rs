@@ -85,11 +85,6 @@ pub fn build(
     for name in ["lowroad", "lowroad-coordinator"] {
         image.program(&format!("/bin/{name}"), &tailnet::binaries().join(name))?;
     }
-    // Only tests attack.
-    let attacker = tailnet::binaries().join("lowroad-hostile");
-    if attacker.exists() {
-        image.program("/bin/lowroad-hostile", &attacker)?;
-    }
     if let Some(other) = env::var_os(OTHER_VERSION) {
         image
             .program(OTHER_PROGRAM, Path::new(&other))

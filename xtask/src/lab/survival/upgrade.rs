@@ -51,14 +51,14 @@ pub fn to_another_version(lab: &Lab, case: &mut Case, other: &Other) -> Result<(
         case.start_agent()?;
         // Another build's may have another layout: they take over once they hold the policy, and count anew.
         if versions_of_maps(&pins)? != maps {
-            case.counter_kept = false;
+            case.load.counter_kept = false;
             wait::wait_for("the end of the maps before", LIMIT, || {
                 Ok((versions_of_maps(&pins)?.len() == 1).then_some(()))
             })?;
         }
     }
     ensure!(
-        case.counter_kept || !other.is_ours,
+        case.load.counter_kept || !other.is_ours,
         "the same program has other maps"
     );
     let versions = versions(&case.node.log())?;
@@ -85,7 +85,7 @@ pub fn to_other_maps(case: &mut Case, program: &Path) -> Result<()> {
     };
     case.node.stop_agent_gracefully()?;
     fs::rename(ours, pins.join("v0")).context("rename the folder of pinned maps")?;
-    case.counter_kept = false;
+    case.load.counter_kept = false;
     case.node.program = program.to_owned();
     let known = installs(&case.node.log())?;
     case.start_agent()?;

@@ -93,32 +93,69 @@ pub(super) fn last_of_each_kind(changes: &[String]) -> Vec<usize> {
     steps
 }
 
+/// Spoils a step, and with `LOWROAD_LONG` does not leave it at a miss: a run that was over before has its last step spoilt instead, or the last ones that
+/// were counted would stay untried each time. `spoil` says how many steps there were if the fault did not happen.
+pub(super) fn until_hit<T>(
+    lab: &Lab,
+    step: usize,
+    spoil: impl FnMut(usize) -> Result<(T, Option<usize>)>,
+) -> Result<T> {
+    const ATTEMPTS: usize = 4;
+    within(if lab.long { ATTEMPTS } else { 1 }, step, spoil)
+}
+
+fn within<T>(
+    mut attempts: usize,
+    mut step: usize,
+    mut spoil: impl FnMut(usize) -> Result<(T, Option<usize>)>,
+) -> Result<T> {
+    loop {
+        let (result, there_were) = spoil(step)?;
+        attempts -= 1;
+        match there_were {
+            Some(count) if attempts > 0 => step = count.clamp(1, step),
+            _ => return Ok(result),
+        }
+    }
+}
+
 /// How often a fault was tried and happened: a run that has fewer steps than the one that was counted has no last ones.
-#[derive(Default)]
 pub(super) struct Hits {
     pub(super) tried: usize,
     pub(super) hit: usize,
+    /// Steps at which it never happened.
+    missed: Vec<usize>,
 }
 
 impl Hits {
     /// Background tasks make a step more or less; of few steps a third may be missed.
     const MISSED: usize = 2;
 
-    pub(super) fn add(&mut self, hit: bool) {
-        self.tried += 1;
-        self.hit += usize::from(hit);
+    /// Of steps, and whether the fault happened.
+    pub(super) fn of(all: impl IntoIterator<Item = (usize, bool)>) -> Self {
+        let (hit, missed): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, hit)| *hit);
+        Self {
+            tried: hit.len() + missed.len(),
+            hit: hit.len(),
+            missed: missed.into_iter().map(|(step, _)| step).collect(),
+        }
     }
 
-    pub(super) fn of(all: impl IntoIterator<Item = bool>) -> Self {
-        let mut hits = Self::default();
-        all.into_iter().for_each(|hit| hits.add(hit));
-        hits
+    /// Says which of the counted steps met no fault, if any.
+    pub(super) fn tell(&self, lab: &Lab, what: &str, counted: &[String]) {
+        let name = |step: usize| step.checked_sub(1).and_then(|at| counted.get(at));
+        let one = |step: &usize| format!("{step} ({})", name(*step).map_or("", String::as_str));
+        let missed: Vec<String> = self.missed.iter().map(one).collect();
+        if !missed.is_empty() {
+            let (missed, counted) = (missed.join(", "), counted.len());
+            lab.note(&format!("{what}: never at {missed} of {counted} steps"));
+        }
     }
 
     /// # Errors
     /// Next to nothing was tried, or it mostly didn't happen.
     pub(super) fn judge(&self, what: &str) -> Result<()> {
-        let Self { tried, hit } = *self;
+        let Self { tried, hit, .. } = *self;
         ensure!(
             hit + Self::MISSED.min(tried / 3) >= tried.max(1),
             "{what} at {hit} of {tried} steps that were to be tried"
@@ -189,10 +226,34 @@ mod tests {
 
     #[test]
     fn faults_that_mostly_did_not_happen_show_nothing() {
-        let judged = |hit, tried| Hits { tried, hit }.judge("refused").is_ok();
+        let judged = |hit, tried| {
+            let all = (1..=tried).map(|step| (step, step <= hit));
+            Hits::of(all).judge("refused").is_ok()
+        };
         assert!(judged(60, 60) && judged(58, 60) && judged(1, 1));
         assert!(judged(4, 6) && judged(2, 3) && judged(2, 2));
         assert!(!judged(57, 60) && !judged(1, 60) && !judged(0, 0) && !judged(1, 2));
         assert!(!judged(1, 3) && !judged(3, 5));
+    }
+
+    #[test]
+    fn after_a_miss_the_last_step_that_there_was_is_spoilt_a_few_times_at_most() {
+        // A run of so many steps; those at which it was to be spoilt, and whether the last of them was.
+        let spoilt = |attempts, step, steps: &[usize]| {
+            let (mut runs, mut at) = (steps.iter(), Vec::new());
+            let hit = within(attempts, step, |step| {
+                let count = *runs.next().expect("no more runs than wanted");
+                at.push(step);
+                let hit = step <= count;
+                Ok((hit, (!hit).then_some(count)))
+            });
+            (hit.expect("no error"), at)
+        };
+        assert_eq!(spoilt(4, 7, &[7]), (true, vec![7]));
+        assert_eq!(spoilt(4, 9, &[7, 7]), (true, vec![9, 7]));
+        assert_eq!(spoilt(4, 9, &[8, 7, 7]), (true, vec![9, 8, 7]));
+        assert_eq!(spoilt(1, 9, &[8]), (false, vec![9]));
+        assert_eq!(spoilt(2, 9, &[8, 7]), (false, vec![9, 8]));
+        assert_eq!(spoilt(2, 1, &[0, 0]), (false, vec![1, 1]));
     }
 }

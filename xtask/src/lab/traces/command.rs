@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    CLOSE, Hits, Lab, SETTLE, Steps, Watcher, host, last_of_each_kind, watcher::for_steps,
+    CLOSE, Hits, Lab, SETTLE, Steps, Watcher, host, last_of_each_kind, until_hit,
+    watcher::for_steps,
 };
 use crate::{
     process::Daemon,
@@ -25,10 +26,16 @@ pub fn kill_at_each_kind(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
         tried.retain(|step| CLOSE.contains(&&*steps.up[step - 1]));
     }
     let results = for_steps(lab, key, &tried, |watcher, share| {
-        share.iter().map(|step| kill(lab, watcher, *step)).collect()
+        let kill = |step| until_hit(lab, step, |step| kill(lab, watcher, step));
+        let ends = share.iter().map(|&step| kill(step).map(|end| (step, end)));
+        ends.collect()
     })?;
-    let hits = Hits::of(results.iter().map(|end| *end != End::Missed));
-    let back = results.iter().filter(|end| **end == End::TakenBack).count();
+    let ends = results.iter().map(|(_, end)| end);
+    let back = ends.filter(|end| **end == End::TakenBack).count();
+    let hits = results
+        .iter()
+        .map(|(step, end)| (*step, *end != End::Missed));
+    let hits = Hits::of(hits);
     lab.note(&format!(
         "the command of an `up` killed {} times at {} of {} steps in {:.0} s: taken back {back} times, else it had connected",
         hits.hit,
@@ -36,6 +43,7 @@ pub fn kill_at_each_kind(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
         steps.up.len(),
         start.elapsed().as_secs_f32(),
     ));
+    hits.tell(lab, "the command killed", &steps.up);
     hits.judge("the command killed")?;
     ensure!(
         back > hits.hit / 2,
@@ -52,9 +60,10 @@ enum End {
     Missed,
 }
 
-fn kill(lab: &Lab, watcher: &Watcher, step: usize) -> Result<End> {
+/// What became of it, and how many steps there were if it had ended before.
+fn kill(lab: &Lab, watcher: &Watcher, step: usize) -> Result<(End, Option<usize>)> {
     let what = format!("an `up` whose command was killed at step {step}");
-    let hit = kill_command(lab, watcher, step).context(what.clone())?;
+    let missed = kill_command(lab, watcher, step).context(what.clone())?;
     host::is_guarded(&watcher.node.namespace).context(what.clone())?;
     // It is undecided as long as the agent still connects or takes back.
     let (connected, _) = wait::wait_for("what becomes of it", SETTLE, || {
@@ -70,11 +79,12 @@ fn kill(lab: &Lab, watcher: &Watcher, step: usize) -> Result<End> {
         watcher.node.cli(&["down"])?;
     }
     host::is_as_before(&watcher.node, &watcher.before, lab.emulated, SETTLE).context(what)?;
-    Ok(match (hit, connected) {
-        (false, _) => End::Missed,
-        (true, false) => End::TakenBack,
-        (true, true) => End::Connected,
-    })
+    let end = match (missed, connected) {
+        (Some(_), _) => End::Missed,
+        (None, false) => End::TakenBack,
+        (None, true) => End::Connected,
+    };
+    Ok((end, missed))
 }
 
 /// As it is kept for the next agent: written when an `up` is done.
@@ -86,8 +96,9 @@ fn wants_to_run(node: &Node) -> Result<bool> {
         .with_context(|| format!("the state says that it wants to run: {kept}"))
 }
 
-/// While the agent waits to make its step. By turns as by Ctrl-C and by `kill -9`. Says whether the command still ran.
-fn kill_command(lab: &Lab, watcher: &Watcher, step: usize) -> Result<bool> {
+/// While the agent waits to make its step. By turns as by Ctrl-C and by `kill -9`. Says how many steps there were if the command had ended
+/// before.
+fn kill_command(lab: &Lab, watcher: &Watcher, step: usize) -> Result<Option<usize>> {
     let command: Arc<Mutex<Option<Daemon>>> = Arc::default();
     let watched = watcher.watched()?;
     let (victim, mut number) = (Arc::clone(&command), 0);
@@ -116,10 +127,11 @@ fn kill_command(lab: &Lab, watcher: &Watcher, step: usize) -> Result<bool> {
     let ended = wait::wait_for("the end of the command", super::secs(60), || {
         Ok(lock(&command).as_mut().and_then(Daemon::ended))
     });
-    watched.disarm();
+    let steps = watched.disarm().changes.len();
     watched.observe(Box::new(|_| {}));
     ended?;
-    Ok(*lock(&hit))
+    let hit = *lock(&hit);
+    Ok((!hit).then_some(steps))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    Broom, Hits, Lab, SETTLE, Spoilt, Steps, Watcher, host, kind, one_clear_line, some,
+    Broom, Hits, Lab, SETTLE, Spoilt, Steps, Watcher, host, kind, one_clear_line, some, until_hit,
     watcher::for_steps,
 };
 use crate::{faults::Fault, tailnet::Client as _};
@@ -22,10 +22,14 @@ pub fn interrupt(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
         for (turn, &step) in share.iter().enumerate() {
             if to_refuse.contains(&step) {
                 watcher.start()?;
-                results.push(refuse(lab, watcher, step)?);
+                let tried = until_hit(lab, step, |step| refuse(lab, watcher, step))?;
+                results.push((step, tried));
             }
             if to_kill.contains(&step) {
-                results.extend(kill(lab, watcher, step, turn)?);
+                for broom in Broom::of(lab, turn) {
+                    let spoil = |step| kill(lab, watcher, step, *broom);
+                    results.push((step, until_hit(lab, step, spoil)?));
+                }
             }
         }
         Ok(results)
@@ -34,12 +38,12 @@ pub fn interrupt(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
         Hits::of(
             results
                 .iter()
-                .filter(|tried| tried.how == how)
-                .map(|tried| tried.hit),
+                .filter(|(_, tried)| tried.how == how)
+                .map(|(step, tried)| (*step, tried.hit)),
         )
     };
     let (refused, killed) = (hits(Spoilt::Refused), hits(Spoilt::Killed));
-    let failed = results.iter().filter(|tried| tried.failed).count();
+    let failed = results.iter().filter(|(_, tried)| tried.failed).count();
     lab.note(&format!(
         "`down` refused {} and killed {} times at {} of {} steps in {:.0} s: it failed {failed} times, and the next command removed the rest",
         refused.hit,
@@ -48,8 +52,10 @@ pub fn interrupt(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
         steps.len(),
         start.elapsed().as_secs_f32(),
     ));
-    refused.judge("`down` refused")?;
-    killed.judge("`down` killed")?;
+    for (hits, what) in [(refused, "`down` refused"), (killed, "`down` killed")] {
+        hits.tell(lab, what, steps);
+        hits.judge(what)?;
+    }
     ensure!(failed > 0, "no refusal made `down` fail");
     Ok(())
 }
@@ -79,7 +85,8 @@ struct Tried {
     failed: bool,
 }
 
-fn refuse(lab: &Lab, watcher: &Watcher, step: usize) -> Result<Tried> {
+/// What came of it, and how many steps there were if the fault did not happen.
+fn refuse(lab: &Lab, watcher: &Watcher, step: usize) -> Result<(Tried, Option<usize>)> {
     watcher.up()?.ok("up")?;
     let (finished, account) = watcher.faulty_down(Fault::Refused(step))?;
     let name = account.changes.last().cloned().unwrap_or_default();
@@ -96,30 +103,33 @@ fn refuse(lab: &Lab, watcher: &Watcher, step: usize) -> Result<Tried> {
         watcher.node.cli(&["down"]).context(what.clone())?;
     }
     host::is_as_before(&watcher.node, &watcher.before, lab.emulated, SETTLE).context(what)?;
-    Ok(Tried {
+    let tried = Tried {
         how: Spoilt::Refused,
         hit: account.hit,
         failed,
-    })
+    };
+    Ok((tried, account.missed()))
 }
 
-/// Once for each way of cleaning up.
-fn kill(lab: &Lab, watcher: &mut Watcher, step: usize, turn: usize) -> Result<Vec<Tried>> {
+/// As [`refuse`].
+fn kill(
+    lab: &Lab,
+    watcher: &mut Watcher,
+    step: usize,
+    broom: Broom,
+) -> Result<(Tried, Option<usize>)> {
     let before = Arc::clone(&watcher.before);
-    let mut results = Vec::new();
-    for broom in Broom::of(lab, turn) {
-        watcher.start()?;
-        watcher.up()?.ok("up")?;
-        let (_, account) = watcher.faulty_down(Fault::Killed(step))?;
-        watcher.end();
-        let what = format!("an agent killed at step {step} of `down`");
-        host::is_guarded(&watcher.node.namespace).context(what.clone())?;
-        broom.sweep(lab, watcher, &before).context(what)?;
-        results.push(Tried {
-            how: Spoilt::Killed,
-            hit: account.hit,
-            failed: false,
-        });
-    }
-    Ok(results)
+    watcher.start()?;
+    watcher.up()?.ok("up")?;
+    let (_, account) = watcher.faulty_down(Fault::Killed(step))?;
+    watcher.end();
+    let what = format!("an agent killed at step {step} of `down`");
+    host::is_guarded(&watcher.node.namespace).context(what.clone())?;
+    broom.sweep(lab, watcher, &before).context(what)?;
+    let tried = Tried {
+        how: Spoilt::Killed,
+        hit: account.hit,
+        failed: false,
+    };
+    Ok((tried, account.missed()))
 }
