@@ -71,12 +71,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 /// When the first answers came, or the last ones, since the command began that sets the policy.
-fn change(
-    server: &Server,
-    policy: &str,
-    opens: bool,
-    pings: &[Pinger],
-) -> Result<Vec<Duration>> {
+fn change(server: &Server, policy: &str, opens: bool, pings: &[Pinger]) -> Result<Vec<Duration>> {
     let start = Instant::now();
     let mut answered: Vec<usize> = pings.iter().map(Pinger::answered).collect();
     let mut changed: Vec<Option<Duration>> = vec![None; pings.len()];
