@@ -157,8 +157,11 @@ impl Engine {
                 magic_dns_enabled: map.dns.proxied,
                 magic_dns_suffix: suffix,
             }),
-            cert_domains: None,
-            extra_records: None,
+            cert_domains: map.and_then(|map| filled(map.dns.cert_domains.clone())),
+            extra_records: map.and_then(|map| {
+                let records = map.dns.extra_records.iter();
+                filled(records.map(|record| json!(record)).collect())
+            }),
             peer: peers.then(|| self.peers()),
             user: map.map(|map| {
                 map.users
@@ -442,6 +445,11 @@ fn home_code(session: &Session) -> String {
     let home = session.net.as_ref().and_then(super::net::Net::home);
     home.map(|home| session.region_code(home))
         .unwrap_or_default()
+}
+
+/// Null for an empty list, as the stock client shows it.
+fn filled<T>(list: Vec<T>) -> Option<Vec<T>> {
+    Some(list).filter(|list| !list.is_empty())
 }
 
 /// The name behind the first label, without the trailing dot.

@@ -1,13 +1,15 @@
-//! What Headscale's administration and a peer itself change of that peer, as two others see it: lowroad's status has to become what a stock node's is, field by field.
+//! What Headscale's administration and a peer itself change of that peer, and what Headscale changes of itself and of its nodes, as two others see it: lowroad's
+//! status has to become what a stock node's is, field by field.
 
 mod seen;
+mod settings;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use self::seen::{OWNER, Seen, WATCHERS, has, in_order, is};
+use self::seen::{OWNER, Seen, WATCHERS, has, in_order, is, own};
 use super::{
     Lab,
     member::{Kind, Member},
@@ -92,6 +94,7 @@ pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     ));
     let _relay = relay::start(lab)?;
     let mut server = Server::with_second_relay(lab, server::Kind::Headscale, POLICY)?;
+    settings::prepare(lab, &mut server)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
     let lowroad = Member::public(lab, Kind::Lowroad, WATCHERS[0], 30)?;
     let stock = Member::public(lab, Kind::Stock, WATCHERS[1], 31)?;
@@ -108,6 +111,7 @@ pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     let join = || peer.up(&key).map(drop);
     let joined = watchers.row(table, "joins", join, is("Online", true));
     ensure!(joined, "without this there is nothing more to try");
+    settings::relays(table, lab, &watchers, &server);
     names(table, &watchers, &server, &peer);
     if kind == Kind::Stock {
         // A lowroad node offers no routes yet, and its home relay is the nearest.
@@ -118,8 +122,14 @@ pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     // Not before its daemon ends: for Headscale it is online as long as the connection lives that it had at the address before.
     moves(table, &watchers, &peer);
     keys(table, &watchers, &server, &peer, &key);
+    settings::records(table, lab, &watchers);
+    settings::pings(table, &watchers, &server);
+    settings::attributes(table, &watchers, &server);
+    settings::everything(table, &watchers, &server);
     base_domain(table, &watchers, &mut server);
-    owners(table, &watchers, &server, &peer)
+    owners(table, &watchers, &mut server, &peer)?;
+    watchers_themselves(table, &watchers, &server);
+    Ok(())
 }
 
 fn names(table: &mut Table, watchers: &Watchers, server: &Server, peer: &Member) {
@@ -326,7 +336,12 @@ fn base_domain(table: &mut Table, watchers: &Watchers, server: &mut Server) {
 }
 
 /// Other owners, and none.
-fn owners(table: &mut Table, watchers: &Watchers, server: &Server, peer: &Member) -> Result<()> {
+fn owners(
+    table: &mut Table,
+    watchers: &Watchers,
+    server: &mut Server,
+    peer: &Member,
+) -> Result<()> {
     let bobs = server.auth_key("bob", KeyOptions::default())?;
     watchers.row(
         table,
@@ -337,6 +352,15 @@ fn owners(table: &mut Table, watchers: &Watchers, server: &Server, peer: &Member
             server.leave_only("peer", &peer.status()?["Self"]["PublicKey"])
         },
         |seen| seen.peers.len() == 1 && is(OWNER, "bob")(seen) && is("Online", true)(seen),
+    );
+    watchers.row(
+        table,
+        "its user renamed, which Headscale tells when it starts again",
+        || {
+            server.rename_user("bob", "robert")?;
+            server.start_again()
+        },
+        |seen| is(OWNER, "robert")(seen) && is("Online", true)(seen),
     );
     watchers.row(
         table,
@@ -357,4 +381,27 @@ fn owners(table: &mut Table, watchers: &Watchers, server: &Server, peer: &Member
         |seen| seen.peers.is_empty(),
     );
     Ok(())
+}
+
+/// Last: who has a tag is never again a user's.
+fn watchers_themselves(table: &mut Table, watchers: &Watchers, server: &Server) {
+    let both = |change: &dyn Fn(&str) -> Result<()>| WATCHERS.into_iter().try_for_each(change);
+    watchers.row(
+        table,
+        "the watchers' own keys get an end",
+        || both(&|name| server.set_expiry(name, Some(END))),
+        own("KeyExpiry", END),
+    );
+    watchers.row(
+        table,
+        "and have none",
+        || both(&|name| server.set_expiry(name, None)),
+        own("KeyExpiry", Value::Null),
+    );
+    watchers.row(
+        table,
+        "the watchers are tagged",
+        || both(&|name| server.tag(name, "tag:web")),
+        |seen| own("Tags", vec!["tag:web"])(seen) && !own(OWNER, "ann")(seen),
+    );
 }

@@ -1,6 +1,10 @@
 //! Headscale's policies on a lowroad node and on a stock one, by the same packets: both must let through the same.
 
+mod app;
+mod begun;
 pub mod routed;
+mod sctp;
+pub mod tagged;
 mod timed;
 
 use std::{
@@ -19,7 +23,7 @@ use super::{
     table::Table,
 };
 use crate::{
-    lab::{ALLOW_ALL, secs},
+    lab::secs,
     tailnet::Client,
     traffic::{self, Flood, Pinger},
     wait,
@@ -27,12 +31,24 @@ use crate::{
 
 const LIMIT: Duration = secs(20);
 const SILENCE: Duration = Duration::from_millis(400);
+/// What is tried of each node.
+const KINDS: [&str; 5] = ["80", "81", "udp", "sctp", "ping"];
+/// For UDP and SCTP.
+const PORT: u16 = 9000;
 static UDP: Mutex<()> = Mutex::new(());
+/// Of both nodes, as policies name them.
+const ADDRESSES: [&str; 2] = ["100.64.0.2", "100.64.0.4"];
+/// Everything, and tags to join with.
+const OPEN: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
+    "tagOwners": {"tag:web": ["ann@"], "tag:other": ["ann@"]}}"#;
+/// All are peers of both nodes, and may begin nothing with them.
+const CLOSED: &str =
+    r#"{"acls": [{"action": "accept", "src": ["100.64.0.2", "100.64.0.4"], "dst": ["*:9"]}]}"#;
 
 /// Who may reach a port may ping as well, whatever the rule's protocol: the stock filter asks no more of an echo request than its addresses.
 ///
-/// A policy without its rule for [`OUTSIDE`], and who may do what with either node: ann (their owner), bob and the tagged one, each TCP 80, TCP 81, UDP 9000 and
-/// ping, over IPv4 and over IPv6.
+/// A policy without its rule for [`OUTSIDE`], and who may do what with either node: ann (by whose keys they joined), bob and the tagged one, each TCP 80, TCP 81,
+/// UDP 9000, SCTP 9000 and ping, over IPv4 and over IPv6.
 struct Case {
     name: &'static str,
     policy: &'static str,
@@ -149,6 +165,67 @@ const CASES: &[Case] = &[
         tagged: "",
     },
     Case {
+        name: "a user as destination",
+        policy: r#"{"acls": [{"action": "accept", "src": ["bob@"], "dst": ["ann@:80"]}]}"#,
+        ann: "",
+        bob: "80 ping",
+        tagged: "",
+    },
+    Case {
+        name: "a group as destination",
+        policy: r#"{"groups": {"group:owners": ["ann@"]},
+            "acls": [{"action": "accept", "src": ["bob@"], "dst": ["group:owners:81"]}]}"#,
+        ann: "",
+        bob: "81 ping",
+        tagged: "",
+    },
+    Case {
+        name: "hosts by name as destinations",
+        policy: r#"{"hosts": {"one": "100.64.0.2/32", "other": "100.64.0.4/32"},
+            "acls": [{"action": "accept", "src": ["bob@"], "dst": ["one:80", "other:80"]}]}"#,
+        ann: "",
+        bob: "80/4 ping/4",
+        tagged: "",
+    },
+    Case {
+        name: "a tag as destination, which neither has",
+        policy: r#"{"tagOwners": {"tag:web": ["ann@"]},
+            "acls": [{"action": "accept", "src": ["*"], "dst": ["tag:web:*"]}]}"#,
+        ann: "",
+        bob: "",
+        tagged: "",
+    },
+    Case {
+        name: "a list of ports",
+        policy: r#"{"acls": [{"action": "accept", "proto": "tcp", "src": ["bob@"], "dst": ["*:80,81"]}]}"#,
+        ann: "",
+        bob: "80 81 ping",
+        tagged: "",
+    },
+    Case {
+        name: "a protocol by number: SCTP",
+        policy: r#"{"acls": [{"action": "accept", "proto": "132", "src": ["bob@"], "dst": ["*:9000"]}]}"#,
+        ann: "",
+        bob: "sctp ping",
+        tagged: "",
+    },
+    Case {
+        name: "IPv6's ICMP, for an IPv6 host and for a user",
+        policy: r#"{"hosts": {"bobs": "fd7a:115c:a1e0::3/128"},
+            "acls": [{"action": "accept", "proto": "ipv6-icmp", "src": ["bobs"], "dst": ["*:*"]},
+                     {"action": "accept", "proto": "ipv6-icmp", "src": ["ann@"], "dst": ["*:*"]}]}"#,
+        ann: "ping",
+        bob: "ping/6",
+        tagged: "",
+    },
+    Case {
+        name: "a grant of a capability alone",
+        policy: r#"{"grants": [{"src": ["bob@"], "dst": ["ann@"], "app": {"lab.example/cap/x": [{"n": 1}]}}]}"#,
+        ann: "",
+        bob: "",
+        tagged: "",
+    },
+    Case {
         name: "a grant of two protocols",
         policy: r#"{"grants": [{"src": ["bob@"], "dst": ["ann@"], "ip": ["tcp:81", "udp:9000"]}]}"#,
         ann: "",
@@ -164,88 +241,137 @@ const CASES: &[Case] = &[
     },
 ];
 
-pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
-    table.area("Headscale's policies, on lowroad and on stock");
-    let server = Server::start(lab, server::Kind::Headscale, ALLOW_ALL)?;
-    let key = |user, tags| {
-        server.auth_key(
-            user,
-            KeyOptions {
+impl Case {
+    fn said(&self) -> String {
+        let open = [
+            ("ann", self.ann),
+            ("bob", self.bob),
+            ("tagged", self.tagged),
+        ];
+        open.map(|(name, open)| match open {
+            "" => format!("{name}: nothing"),
+            open => format!("{name}: {open}"),
+        })
+        .join("; ")
+    }
+}
+
+/// Two nodes whose filters are tried, and three that try them.
+struct Tailnet {
+    _web: Vec<traffic::Server>,
+    tagged: Member,
+    stock: Member,
+    bob: Member,
+    lowroad: Member,
+    ann: Member,
+    server: Server,
+}
+
+impl Tailnet {
+    /// The tags of both nodes, if they have any, and of the third source.
+    fn start(lab: &Lab, of_both: &'static str, of_source: &'static str) -> Result<Self> {
+        let server = Server::start(lab, server::Kind::Headscale, OPEN)?;
+        let join = |kind, name, last, user, tags| -> Result<Member> {
+            let options = KeyOptions {
                 tags,
-                ephemeral: false,
-            },
-        )
-    };
-    // In the order of their addresses, which one policy names.
-    let ann = Member::public(lab, Kind::Stock, "anns", 30)?;
-    ann.up(&key("ann", "")?)?;
-    let lowroad = Member::public(lab, Kind::Lowroad, "lowroad", 31)?;
-    lowroad.up(&key("ann", "")?)?;
-    let bob = Member::public(lab, Kind::Lowroad, "bobs", 32)?;
-    bob.up(&key("bob", "")?)?;
-    let stock = Member::public(lab, Kind::Stock, "stock", 33)?;
-    stock.up(&key("ann", "")?)?;
-    server.set_policy(r#"{"tagOwners": {"tag:web": ["ann@"]}, "acls": []}"#)?;
-    let tagged = Member::public(lab, Kind::Stock, "tagged", 34)?;
-    tagged.up(&key("ann", "tag:web")?)?;
-    let both = [&lowroad, &stock];
-    let mut servers = Vec::new();
-    for node in both {
-        for port in [80, 81] {
-            servers.push(traffic::Server::start(node.namespace(), port)?);
+                ..KeyOptions::default()
+            };
+            let member = Member::public(lab, kind, name, last)?;
+            member.up(&server.auth_key(user, options)?)?;
+            Ok(member)
+        };
+        // In the order of their addresses, which policies name.
+        let ann = join(Kind::Stock, "anns", 30, "ann", "")?;
+        let lowroad = join(Kind::Lowroad, "lowroad", 31, "ann", of_both)?;
+        let bob = join(Kind::Lowroad, "bobs", 32, "bob", "")?;
+        let stock = join(Kind::Stock, "stock", 33, "ann", of_both)?;
+        let tagged = join(Kind::Stock, "tagged", 34, "ann", of_source)?;
+        let mut web = Vec::new();
+        for (node, address) in [&lowroad, &stock].into_iter().zip(ADDRESSES) {
+            let has = node.ip(4)?.to_string();
+            ensure!(has == address, "{} has {has}, not {address}", node.name());
+            for port in [80, 81] {
+                web.push(traffic::Server::start(node.namespace(), port)?);
+            }
+        }
+        Ok(Self {
+            _web: web,
+            tagged,
+            stock,
+            bob,
+            lowroad,
+            ann,
+            server,
+        })
+    }
+
+    fn nodes(&self) -> [&Member; 2] {
+        [&self.lowroad, &self.stock]
+    }
+
+    fn sources(&self) -> [&Member; 3] {
+        [&self.ann, &self.bob, &self.tagged]
+    }
+
+    /// With the rule for [`OUTSIDE`].
+    fn set_policy(&self, policy: &str) -> Result<()> {
+        self.server.set_policy(&with_outside(policy))
+    }
+
+    fn try_all(&self, table: &mut Table, cases: &[Case]) {
+        for case in cases {
+            table.try_it(case.name, || {
+                self.set_policy(case.policy)?;
+                self.let_through(case)?;
+                Ok(case.said())
+            });
         }
     }
-    for (node, address) in [(&lowroad, "100.64.0.2"), (&stock, "100.64.0.4")] {
-        ensure!(
-            node.ip(4)?.to_string() == address,
-            "the rule for others is about {address}"
-        );
-    }
-    for case in CASES {
-        table.try_it(case.name, || {
-            let [acls, grants] = OUTSIDE;
-            let policy = case
-                .policy
-                .replace(acls.0, acls.1)
-                .replace(grants.0, grants.1);
-            server.set_policy(&policy)?;
-            let wanted = [(&ann, case.ann), (&bob, case.bob), (&tagged, case.tagged)];
-            // One after another with each node: what its filter counts meanwhile is one's alone.
-            let with = |to: &Member| {
-                wanted
-                    .iter()
-                    .try_for_each(|(from, open)| exactly(from, to, open))
-            };
-            let results: Vec<Result<()>> = thread::scope(|scope| {
-                let running = both.map(|to| scope.spawn(|| with(to)));
-                running
-                    .into_iter()
-                    .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("panicked"))))
-                    .collect()
-            });
-            results.into_iter().collect::<Result<()>>()?;
-            Ok(wanted
-                .map(|(from, open)| {
-                    format!(
-                        "{}: {}",
-                        from.name(),
-                        if open.is_empty() { "nothing" } else { open }
-                    )
-                })
-                .join("; "))
+
+    /// One source after another with each node: what its filter counts meanwhile is one's alone.
+    fn let_through(&self, case: &Case) -> Result<()> {
+        let open = [case.ann, case.bob, case.tagged];
+        let with = |to: &Member| {
+            let mut wanted = self.sources().into_iter().zip(open);
+            wanted.try_for_each(|(from, open)| exactly(from, to, open))
+        };
+        let results: Vec<Result<()>> = thread::scope(|scope| {
+            let running = self.nodes().map(|to| scope.spawn(move || with(to)));
+            running
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("panicked"))))
+                .collect()
         });
+        results.into_iter().collect()
     }
+}
+
+fn with_outside(policy: &str) -> String {
+    let [acls, grants] = OUTSIDE;
+    policy.replace(acls.0, acls.1).replace(grants.0, grants.1)
+}
+
+pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
+    table.area("Headscale's policies, on lowroad and on stock");
+    let tailnet = Tailnet::start(lab, "", "tag:web")?;
+    tailnet.try_all(table, CASES);
+    table.try_it("capabilities for an application, as whois shows them", || {
+        app::granted(&tailnet)
+    });
     table.try_it("a change is in force as soon as with a stock node", || {
-        timed::in_force(&server, &bob, both)
+        timed::in_force(&tailnet.server, &tailnet.bob, tailnet.nodes())
+    });
+    table.try_it("what was begun before a policy that closes it", || {
+        begun::goes_on(&tailnet.server, &tailnet.bob, tailnet.nodes())
     });
     Ok(())
 }
 
-/// Of TCP 80, TCP 81, UDP 9000 and ping, what is named gets through, and soon nothing else.
+/// Of [`KINDS`], what is named gets through, and soon nothing else.
 fn exactly(from: &Member, to: &Member, open: &str) -> Result<()> {
     from.wait_for_peer(to.name(), LIMIT)?;
     for family in [4, 6] {
-        for what in ["80", "81", "udp", "ping"] {
+        for what in KINDS {
             let one_family = format!("{what}/{family}");
             let wanted = open.split(' ').any(|one| one == what || one == one_family);
             let is = format!(
@@ -299,7 +425,7 @@ fn through(from: &Member, to: &Member, family: u8, what: &str) -> Result<bool> {
             ping.report().answered > 0
         }
         "udp" => {
-            let to_port = SocketAddr::new(address, 9000);
+            let to_port = SocketAddr::new(address, PORT);
             // One socket of this port at a time, on each node.
             let _turn = UDP.lock().unwrap_or_else(PoisonError::into_inner);
             let pace = Duration::from_millis(20);
@@ -307,9 +433,45 @@ fn through(from: &Member, to: &Member, family: u8, what: &str) -> Result<bool> {
             wait::pass(SILENCE)?;
             flood.received() > 0
         }
+        "sctp" => {
+            let to_port = SocketAddr::new(address, PORT);
+            sctp::passes(from.namespace(), to.namespace(), to_port, SILENCE)?
+        }
         port => {
             let to = SocketAddr::new(address, port.parse()?);
             traffic::get(from.namespace(), to, 100, SILENCE).is_ok()
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn policies_are_json_that_has_room_for_the_rule_for_outside() {
+        for case in CASES.iter().chain(tagged::CASES) {
+            let [before, after] = [case.policy.to_owned(), with_outside(case.policy)].map(|text| {
+                // Headscale takes a comma behind the last one.
+                let policy = serde_json::from_str(&text.replace(", ]", "]"));
+                let policy: Value = policy.expect(case.name);
+                let rules = ["acls", "grants"].map(|rules| policy[rules].as_array());
+                rules.into_iter().flatten().map(Vec::len).sum::<usize>()
+            });
+            assert_eq!(after, before + 1, "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn what_a_case_opens_is_what_is_tried() {
+        for case in CASES.iter().chain(tagged::CASES) {
+            let open = [case.ann, case.bob, case.tagged].map(|open| open.split(' '));
+            for one in open.into_iter().flatten().filter(|one| !one.is_empty()) {
+                let what = one.trim_end_matches("/4").trim_end_matches("/6");
+                assert!(KINDS.contains(&what), "{}: {one}", case.name);
+            }
+        }
+    }
 }

@@ -284,15 +284,31 @@ impl Server {
         self.cli(&arguments).map(drop)
     }
 
+    /// Gives a user another name.
+    pub fn rename_user(&self, user: &str, new: &str) -> Result<()> {
+        self.only_headscale("renames a user")?;
+        let id = self.headscale_user(user)?;
+        // By its identifier: this Headscale finds no user to rename by a name.
+        self.cli(&["users", "rename", "-i", &id, "-r", new])
+            .map(drop)
+    }
+
     /// Starts it again with another name behind those of all nodes.
     pub fn change_base_domain(&mut self, domain: &str) -> Result<()> {
-        self.only_headscale("changes the base domain")?;
+        let [old, new] = [BASE_DOMAIN, domain].map(|domain| format!("base_domain: {domain}\n"));
+        self.reconfigure(&[(old.as_str(), new.as_str())])
+    }
+
+    /// Starts it again with other lines in its configuration.
+    pub fn reconfigure(&mut self, lines: &[(&str, &str)]) -> Result<()> {
+        self.only_headscale("changes its configuration")?;
         let file = self.folder.join(CONFIG);
-        let config = fs::read_to_string(&file)?;
-        let line = |domain: &str| format!("base_domain: {domain}\n");
-        let changed = config.replace(&line(BASE_DOMAIN), &line(domain));
-        ensure!(changed != config, "{CONFIG} names no {BASE_DOMAIN}");
-        fs::write(&file, changed)?;
+        let mut config = fs::read_to_string(&file)?;
+        for &(line, other) in lines {
+            ensure!(config.contains(line), "{CONFIG} has no {line:?}");
+            config = config.replace(line, other);
+        }
+        fs::write(&file, config)?;
         self.start_again()
     }
 

@@ -50,6 +50,26 @@ async fn status_says_that_accept_dns_changes_nothing_as_long_as_it_is_on() {
 }
 
 #[tokio::test]
+async fn status_shows_the_dns_records_and_names_of_certificates_that_the_server_tells() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, stream) = connected(&dir, &mut server).await;
+    let shown = async || {
+        let status = agent.status().await;
+        (status.cert_domains, status.extra_records)
+    };
+    assert_eq!(shown().await, (None, None));
+    let record = json!({"Name": "wiki.lab", "Type": "A", "Value": "192.0.2.1"});
+    let some = json!({"CertDomains": ["gate.lab"], "ExtraRecords": [record]});
+    let wanted = (Some(vec!["gate.lab".to_owned()]), Some(vec![record]));
+    for (config, wanted) in [(some, wanted), (json!({}), (None, None))] {
+        stream.send(json!({"DNSConfig": config})).await.unwrap();
+        let seen = async { while shown().await != wanted {} };
+        timeout(PATIENCE, seen).await.expect("status shows them");
+    }
+    agent.end().await;
+}
+
+#[tokio::test]
 async fn no_way_of_setting_it_changes_the_server_of_a_registered_node() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     let (agent, _stream) = connected(&dir, &mut server).await;

@@ -1,4 +1,4 @@
-//! What two nodes' statuses show of a third that changes, and where they differ.
+//! What two nodes' statuses show of a third that changes, of the tailnet and of themselves, and where they differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,11 +34,27 @@ const FIELDS: &[&str] = &[
 ];
 /// The login of its user, which a status has elsewhere.
 pub const OWNER: &str = "User.LoginName";
+/// What it says of the node itself, where the two that look are not told apart.
+const OWN_FIELDS: &[&str] = &[
+    "OS",
+    "UserID",
+    OWNER,
+    "Tags",
+    "PrimaryRoutes",
+    "Online",
+    "ExitNodeOption",
+    "InNetworkMap",
+    "Expired",
+    "KeyExpiry",
+    "CapMap",
+];
 
 /// What a node's status shows of the tailnet.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Seen {
     pub tailnet: Value,
+    /// [`OWN_FIELDS`].
+    pub own: Value,
     /// [`FIELDS`], by ID. Without the watchers, each of which sees the other alone.
     pub peers: BTreeMap<String, Value>,
 }
@@ -58,9 +74,12 @@ impl Seen {
             tailnet: json!({
                 "MagicDNSSuffix": status["MagicDNSSuffix"],
                 "CurrentTailnet": status["CurrentTailnet"],
+                "ExtraRecords": status["ExtraRecords"],
+                "CertDomains": status["CertDomains"],
             }),
+            own: facts(&status["Self"], &status["User"], OWN_FIELDS),
             peers: others
-                .map(|(_, peer)| (peer["ID"].to_string(), facts(peer, &status["User"])))
+                .map(|(_, peer)| (peer["ID"].to_string(), facts(peer, &status["User"], FIELDS)))
                 .collect(),
         }
     }
@@ -79,6 +98,10 @@ impl Seen {
             }
         };
         compare("tailnet", &self.tailnet, &lowroad.tailnet);
+        for field in OWN_FIELDS {
+            let what = format!("own {field}");
+            compare(&what, &self.own[*field], &lowroad.own[*field]);
+        }
         let both = self.peers.keys().chain(lowroad.peers.keys());
         for id in both.collect::<BTreeSet<_>>() {
             let theirs = self.peers.get(id).unwrap_or(&Value::Null);
@@ -91,18 +114,33 @@ impl Seen {
     }
 }
 
-fn facts(peer: &Value, users: &Value) -> Value {
+fn facts(node: &Value, users: &Value, fields: &[&str]) -> Value {
     let mut facts = Map::new();
-    for field in FIELDS {
-        facts.insert((*field).to_owned(), in_order(&peer[*field]));
+    for field in fields {
+        let value = match *field {
+            "CapMap" => capabilities(&node[*field]),
+            _ => in_order(&node[*field]),
+        };
+        facts.insert((*field).to_owned(), value);
     }
-    let user = peer["UserID"].to_string();
+    let user = node["UserID"].to_string();
     facts.insert(OWNER.to_owned(), users[user.as_str()]["LoginName"].clone());
-    if peer["Expired"] == true {
+    if node["Expired"] == true {
         // Stock spoils the key of a peer that it finds expired, where the server has not.
         facts.insert("PublicKey".to_owned(), Value::Null);
     }
     facts.into()
+}
+
+/// Those without values have null or an empty list.
+fn capabilities(map: &Value) -> Value {
+    let mut map = map.clone();
+    if let Some(all) = map.as_object_mut() {
+        for values in all.values_mut().filter(|values| values.is_null()) {
+            *values = json!([]);
+        }
+    }
+    map
 }
 
 /// Lists stand for sets.
@@ -122,6 +160,12 @@ pub fn is(field: &'static str, value: impl Into<Value>) -> impl Fn(&Seen) -> boo
         let peer = seen.peer();
         !peer.is_null() && peer[field] == value
     }
+}
+
+/// The watcher's own field is this; null for one that is not there.
+pub fn own(field: &'static str, value: impl Into<Value>) -> impl Fn(&Seen) -> bool {
+    let value = value.into();
+    move |seen: &Seen| seen.own[field] == value
 }
 
 /// The peer's list has this entry.
@@ -165,6 +209,30 @@ mod tests {
             r#"Online of "2": stock null, lowroad true"#,
         ];
         assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn what_is_the_watchers_own_is_compared_but_for_what_tells_them_apart() {
+        let seen = |name: &str, tags: Value, caps: Value, records: Value| {
+            Seen::of(&json!({
+                "ExtraRecords": records, "User": {"7": {"LoginName": "ann"}},
+                "Self": {"ID": name, "UserID": 7, "Tags": tags, "CapMap": caps},
+            }))
+        };
+        let stock = seen("1", json!(["tag:a"]), json!({"ssh": null}), Value::Null);
+        let same = seen("2", json!(["tag:a"]), json!({"ssh": []}), Value::Null);
+        assert!(stock.differences(&same).is_empty());
+        assert!(own(OWNER, "ann")(&same) && own("Tags", vec!["tag:a"])(&same));
+        assert!(own("KeyExpiry", Value::Null)(&same) && !own("Tags", Value::Null)(&same));
+        let other = seen("2", Value::Null, json!({}), json!([]));
+        let found = stock.differences(&other);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].starts_with("tailnet: stock {"), "{found:?}");
+        let wanted = [
+            r#"own Tags: stock ["tag:a"], lowroad null"#,
+            r#"own CapMap: stock {"ssh":[]}, lowroad {}"#,
+        ];
+        assert_eq!(found[1..], wanted);
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
     let key = server.auth_key("ann", KeyOptions::default())?;
     let tagged = KeyOptions {
         tags: "tag:router",
-        ephemeral: false,
+        ..KeyOptions::default()
     };
     let lowroad = Member::behind(lab, Kind::Lowroad, "lowroad", 21, Nat::Easy)?;
     let stock = Member::behind(lab, Kind::Stock, "stock", 22, Nat::Easy)?;

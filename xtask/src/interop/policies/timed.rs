@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::LIMIT;
+use super::{CLOSED, LIMIT};
 use crate::{
     interop::{member::Member, server::Server},
     lab::ALLOW_ALL,
@@ -22,20 +22,22 @@ const SILENCE: Duration = Duration::from_millis(700);
 const ROUNDS: usize = 5;
 /// By how much lowroad may be later, in the median.
 const SLACK: Duration = Duration::from_millis(300);
-/// The nodes' peers, who may begin nothing with them.
-const CLOSED: &str =
-    r#"{"acls": [{"action": "accept", "src": ["100.64.0.2", "100.64.0.4"], "dst": ["*:9"]}]}"#;
+const FAMILIES: [u8; 2] = [4, 6];
 
-/// Pings of both by one node, as the policy closes and opens them.
+/// Pings of both by one node, over either family, as the policy closes and opens them.
 pub fn in_force(server: &Server, from: &Member, nodes: [&Member; 2]) -> Result<String> {
     server.set_policy(ALLOW_ALL)?;
-    let [lowroad, stock] = nodes.map(|to| Pinger::start(from.namespace(), to.ip(4)?, PACE));
-    let pings = [lowroad?, stock?];
+    let mut pings = Vec::new();
+    for family in FAMILIES {
+        for to in nodes {
+            pings.push(Pinger::start(from.namespace(), to.ip(family)?, PACE)?);
+        }
+    }
     for ping in &pings {
         ping.first_answer(LIMIT)?;
     }
     let mut said = Vec::new();
-    let mut times: [[Vec<Duration>; 2]; 2] = Default::default();
+    let mut times: [Vec<Vec<Duration>>; 2] = [false, true].map(|_| vec![Vec::new(); pings.len()]);
     for _ in 0..ROUNDS {
         for (opens, times) in [false, true].into_iter().zip(&mut times) {
             let policy = if opens { ALLOW_ALL } else { CLOSED };
@@ -46,13 +48,16 @@ pub fn in_force(server: &Server, from: &Member, nodes: [&Member; 2]) -> Result<S
         }
     }
     for (what, times) in ["closed", "opened"].into_iter().zip(times) {
-        let [lowroad, stock] = times.map(median);
-        said.push(format!(
-            "{what} after {:.2} s by lowroad, {:.2} s by stock",
-            lowroad.as_secs_f64(),
-            stock.as_secs_f64()
-        ));
-        ensure!(lowroad <= stock + SLACK, "{}", said.join("; "));
+        let mut medians = times.into_iter().map(median);
+        for family in FAMILIES {
+            let (lowroad, stock) = medians.next().zip(medians.next()).context("no times")?;
+            said.push(format!(
+                "IPv{family} {what} after {:.2} s by lowroad, {:.2} s by stock",
+                lowroad.as_secs_f64(),
+                stock.as_secs_f64()
+            ));
+            ensure!(lowroad <= stock + SLACK, "{}", said.join("; "));
+        }
     }
     Ok(format!(
         "{}: medians of {ROUNDS}, Headscale's command included",
@@ -66,15 +71,10 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 /// When the first answers came, or the last ones, since the command began that sets the policy.
-fn change(
-    server: &Server,
-    policy: &str,
-    opens: bool,
-    pings: &[Pinger; 2],
-) -> Result<[Duration; 2]> {
+fn change(server: &Server, policy: &str, opens: bool, pings: &[Pinger]) -> Result<Vec<Duration>> {
     let start = Instant::now();
-    let mut answered = pings.each_ref().map(Pinger::answered);
-    let mut changed = [None; 2];
+    let mut answered: Vec<usize> = pings.iter().map(Pinger::answered).collect();
+    let mut changed: Vec<Option<Duration>> = vec![None; pings.len()];
     thread::scope(|scope| {
         let command = scope.spawn(|| server.set_policy(policy));
         let mut ended = None;
@@ -106,6 +106,8 @@ fn change(
         command.join().map_err(|_| anyhow!("panicked"))??;
         watched
     })?;
-    let [lowroad, stock] = changed.map(|at| at.context("a ping without any answer"));
-    Ok([lowroad?, stock?])
+    let times = changed.into_iter();
+    times
+        .map(|at| at.context("a ping without any answer"))
+        .collect()
 }
