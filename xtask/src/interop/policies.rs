@@ -355,9 +355,10 @@ pub fn on_headscale(lab: &Lab, table: &mut Table) -> Result<()> {
     table.area("Headscale's policies, on lowroad and on stock");
     let tailnet = Tailnet::start(lab, "", "tag:web")?;
     tailnet.try_all(table, CASES);
-    table.try_it("capabilities for an application, as whois shows them", || {
-        app::granted(&tailnet)
-    });
+    table.try_it(
+        "capabilities for an application, as whois shows them",
+        || app::granted(&tailnet),
+    );
     table.try_it("a change is in force as soon as with a stock node", || {
         timed::in_force(&tailnet.server, &tailnet.bob, tailnet.nodes())
     });

@@ -34,7 +34,10 @@ pub(super) fn prepare(lab: &Lab, server: &mut Server) -> Result<()> {
     let dns = "  override_local_dns: false\n";
     let with_records = format!("{dns}  extra_records_path: {}\n", records.display());
     server.reconfigure(&[
-        ("auto_update_enabled: false\n", "auto_update_enabled: true\n"),
+        (
+            "auto_update_enabled: false\n",
+            "auto_update_enabled: true\n",
+        ),
         ("update_frequency: 24h\n", "update_frequency: 5s\n"),
         (dns, with_records.as_str()),
     ])?;
@@ -62,7 +65,10 @@ pub(super) fn relays(table: &mut Table, lab: &Lab, watchers: &Watchers, server: 
         server.namespace.nft(HEARING)?;
         relay::write_maps(lab.net.folder())?;
         let told = the_same_map(lab, watchers, |map| !second_region(map).is_null())?;
-        Ok(format!("the same map at both after {:.2} s", told.as_secs_f64()))
+        Ok(format!(
+            "the same map at both after {:.2} s",
+            told.as_secs_f64()
+        ))
     });
 }
 
@@ -205,22 +211,25 @@ pub(super) fn attributes(table: &mut Table, watchers: &Watchers, server: &Server
 
 /// Upon a user that goes Headscale sends everything, though nothing else is.
 pub(super) fn everything(table: &mut Table, watchers: &Watchers, server: &Server) {
-    table.try_it("a user made and deleted: all is sent, and stays as it is", || {
-        let [lowroad, stock] = watchers.both().map(Seen::by);
-        let before = [lowroad?, stock?];
-        server.cli(&["users", "create", "carol"])?;
-        server.cli(&["users", "destroy", "--name", "carol", "--force"])?;
-        // Comes after it.
-        let said = answers(watchers, server)?;
-        wait::pass(secs(1))?;
-        for (watcher, before) in watchers.both().into_iter().zip(before) {
-            let what = format!("what {} saw before", watcher.name());
-            wait::wait_for(&what, LIMIT, || {
-                let seen = Seen::by(watcher)?;
-                ensure!(seen == before, "{before:?} became {seen:?}");
-                Ok(Some(()))
-            })?;
-        }
-        Ok(said)
-    });
+    table.try_it(
+        "a user made and deleted: all is sent, and stays as it is",
+        || {
+            let [lowroad, stock] = watchers.both().map(Seen::by);
+            let before = [lowroad?, stock?];
+            server.cli(&["users", "create", "carol"])?;
+            server.cli(&["users", "destroy", "--name", "carol", "--force"])?;
+            // Comes after it.
+            let said = answers(watchers, server)?;
+            wait::pass(secs(1))?;
+            for (watcher, before) in watchers.both().into_iter().zip(before) {
+                let what = format!("what {} saw before", watcher.name());
+                wait::wait_for(&what, LIMIT, || {
+                    let seen = Seen::by(watcher)?;
+                    ensure!(seen == before, "{before:?} became {seen:?}");
+                    Ok(Some(()))
+                })?;
+            }
+            Ok(said)
+        },
+    );
 }
