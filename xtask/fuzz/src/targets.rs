@@ -208,7 +208,7 @@ pub static TARGETS: &[Target] = &[
     .mutations(150),
     target(
         "raw_datagrams",
-        "what the raw sockets beside WireGuard's port see",
+        "what raw sockets see: datagrams beside WireGuard's port, and what may answer pings through the tunnel",
         words::raw_datagrams,
         words::raw_datagrams_seeds,
     )
