@@ -5,6 +5,7 @@ mod control;
 mod control_client;
 mod coordinator;
 mod datagrams;
+mod events;
 mod filters;
 mod netmaps;
 mod paths;
@@ -357,7 +358,7 @@ pub static TARGETS: &[Target] = &[
     .mutations(500),
     target(
         "packets",
-        "packets into the reference of the filter",
+        "packets into the reference of the filter, and what the programs report of packets",
         filters::packets,
         filters::packets_seeds,
     )
@@ -374,7 +375,7 @@ pub static TARGETS: &[Target] = &[
         "ebpf",
         "packets into the programs in the kernel, beside the reference",
         filters::ebpf,
-        filters::packets_seeds,
+        filters::ebpf_seeds,
     )
     .limits(64 * MIB, 64, 5000, 1000)
     .mutations(50)
