@@ -4,6 +4,7 @@ mod agent;
 mod control;
 mod control_client;
 mod coordinator;
+mod coordinator_state;
 mod datagrams;
 mod events;
 mod filters;
@@ -298,6 +299,14 @@ pub static TARGETS: &[Target] = &[
     )
     .limits(MIB, 256, 200, 100)
     .mutations(1000),
+    target(
+        "coordinator_state",
+        "the coordinator's database and certificate, as they are found at a start",
+        coordinator_state::coordinator_state,
+        coordinator_state::coordinator_state_seeds,
+    )
+    .limits(72 * MIB, 1024, 1000, 500)
+    .mutations(150),
     target(
         "coordinator_requests",
         "machines that register, report and poll",

@@ -44,6 +44,7 @@ targets![
     policy,
     policy_edit,
     coordinator_config,
+    coordinator_state,
     coordinator_requests,
     coordinator_http,
     coordinator_channel,

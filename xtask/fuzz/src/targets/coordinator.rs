@@ -180,7 +180,7 @@ struct Tailnet {
     new_key: String,
 }
 
-fn key_of(user: UserId) -> NewAuthKey {
+pub fn key_of(user: UserId) -> NewAuthKey {
     NewAuthKey {
         user,
         reusable: true,
