@@ -263,10 +263,10 @@ fn tailnet(store: &Store) -> State {
     let state = State::load(store, settings, now, Instant::now());
     let mut state = state.expect("an empty store");
     populate(&mut state, now);
-    let text = r#"{"tagOwners": {"tag:a": ["ann@"]}, "acls": [{"action": "accept", "src": ["ann@"], "dst": ["tag:a:443"]}]}"#;
+    let text = r#"{"tagOwners": {"tag:a": ["bea@"]}, "acls": [{"action": "accept", "src": ["bea@"], "dst": ["tag:a:443"]}]}"#;
     let new = NewPolicy {
         text: text.to_owned(),
-        author: "ann".to_owned(),
+        author: "bea".to_owned(),
         account: "root".to_owned(),
         note: "why".to_owned(),
     };
@@ -278,7 +278,7 @@ fn tailnet(store: &Store) -> State {
 
 /// A user with an auth key and a node, and a node with a tag.
 pub fn populate(state: &mut State, now: OffsetDateTime) {
-    let user = state.create_user("ann", "Ann", now);
+    let user = state.create_user("bea", "Bea", now);
     let user = user.expect("a good name").id;
     let text = AuthKeyText::from_random([5; 30]);
     state.create_auth_key(key_of(user), &text, now);
