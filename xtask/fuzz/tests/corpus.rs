@@ -92,6 +92,22 @@ fn every_seed_is_a_file_of_its_corpus() {
 }
 
 #[test]
+fn the_security_document_names_every_target() {
+    const DOCUMENT: &str = include_str!("../../../docs/security.md");
+    let (_, section) = DOCUMENT.split_once("\n## Bytes of others\n").expect("there");
+    let (section, _) = section.split_once("\n## ").expect("another follows");
+    // Who, what, and in the last cell the targets.
+    let cells = section
+        .lines()
+        .filter_map(|line| line.strip_prefix('|')?.strip_suffix('|')?.rsplit('|').next());
+    let named: BTreeSet<&str> = cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect();
+    let listed: BTreeSet<&str> = TARGETS.iter().map(|target| target.name).collect();
+    assert_eq!(named, listed);
+}
+
+#[test]
 fn the_corpus_stays_small() {
     const MOST: u64 = 3 << 20;
     let folders = std::fs::read_dir(lowroad_fuzz::folder()).expect("the corpus is committed");
