@@ -58,7 +58,7 @@ pub fn seeds() -> impl Iterator<Item = String> {
 }
 
 /// Serves a channel until the client has gone, and what it asks on other connections meanwhile.
-pub async fn serve(server: &Server<'_>, channel: NoiseStream<TcpStream>) {
+pub(super) async fn serve(server: &Server<'_>, channel: NoiseStream<TcpStream>) {
     let asked = Arc::new(Asked::default());
     let right = PINGS.iter().find(|(line, _)| line.as_bytes() == server.words);
     let polled = Answer {
