@@ -35,6 +35,10 @@ pub fn main(arguments: &[&str]) -> Result<ExitCode> {
     ebpf::build()?;
     match arguments {
         ["--list"] => println!("{}", output(&mut plain(&["--list"]))?),
+        ["--seeds"] => {
+            let corpus = root().join(keep::CORPUS);
+            output(&mut plain(&["--seeds", &corpus.to_string_lossy()]))?;
+        }
         [name, files @ ..] if files.iter().any(|file| Path::new(file).is_file()) => {
             let status = plain(&[&[*name], files].concat()).status()?;
             return Ok(ExitCode::from(u8::from(!status.success())));
@@ -58,7 +62,7 @@ fn options<'a>(arguments: &[&'a str]) -> Result<(f64, Vec<&'a str>)> {
                 bail!("--minutes {text}: between 0 and a million");
             }
         } else if argument.starts_with('-') {
-            bail!("no option `{argument}`; there are --list and --minutes N");
+            bail!("no option `{argument}`; there are --list, --seeds and --minutes N");
         } else {
             names.push(*argument);
         }

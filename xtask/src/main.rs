@@ -19,7 +19,8 @@ usage: cargo xtask <task>
   vm-units                   the service units under Debian 13's systemd, there
   bench [--vm] [name]…       measure: all scenarios, or those named (bench/README.md; --list, --quick, --rounds N)
   fuzz [--list] [target]… [--minutes N]
-                             libFuzzer on all targets, or those named, N minutes in all (10); fuzz TARGET FILE: one input
+                             libFuzzer on all targets, or those named, N minutes in all (10); fuzz TARGET FILE: one input;
+                             fuzz --seeds: write the seeds into the corpus
   interop --bin DIR [name]…  lowroad beside the stock programs in DIR (docs/interop.md; --list, --out DIR)
   tidy                       check the rules that a script can check
   ci                         formatting, clippy, tidy, and test, which is what continuous integration runs

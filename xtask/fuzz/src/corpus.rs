@@ -7,6 +7,9 @@ use std::{
 
 use crate::Target;
 
+/// How the files of seeds begin; a number follows.
+const SEED: &str = "seed-";
+
 /// Where the inputs of all targets are.
 pub fn folder() -> PathBuf {
     // Tests are also run from elsewhere, with this variable saying where.
@@ -20,6 +23,17 @@ pub fn shared_samples() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/samples");
     let folder = std::env::var_os("LOWROAD_SAMPLES").map_or(beside, PathBuf::from);
     folder.is_dir().then_some(folder)
+}
+
+/// A target's seeds by the names of their files.
+pub fn seeds(target: &Target) -> impl Iterator<Item = (String, Vec<u8>)> {
+    let seeds = (target.seeds)().into_iter().enumerate();
+    seeds.map(|(number, seed)| (format!("{SEED}{number:02}"), seed))
+}
+
+/// Whether a file is called as a seed's is.
+pub fn is_seed(name: &str) -> bool {
+    name.starts_with(SEED)
 }
 
 /// The inputs of one target, by name.

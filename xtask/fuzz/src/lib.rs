@@ -10,7 +10,7 @@ mod script;
 mod targets;
 
 pub use check::{Failure, Spent, check};
-pub use corpus::{Corpus, folder, shared_samples};
+pub use corpus::{Corpus, folder, is_seed, seeds, shared_samples};
 pub use limits::{Counting, Limits};
 pub use mutate::Mutator;
 pub use targets::TARGETS;

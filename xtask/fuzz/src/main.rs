@@ -1,9 +1,9 @@
 //! Lists the targets, runs single inputs, writes the seeds; `cargo xtask fuzz` calls it.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
-use lowroad_fuzz::{Corpus, TARGETS, Target, check, folder};
+use lowroad_fuzz::{Corpus, TARGETS, Target, check, folder, is_seed, seeds};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> Result<ExitCode> {
     match arguments {
         ["--list"] => list(),
-        ["--seeds", folder] => seeds(&PathBuf::from(folder))?,
+        ["--seeds", folder] => write_seeds(Path::new(folder))?,
         [name, files @ ..] if !files.is_empty() && !name.starts_with('-') => {
             return replay(name, files);
         }
@@ -45,13 +45,19 @@ fn list() {
     eprintln!("corpus: {}", folder().display());
 }
 
-/// `FOLDER/TARGET/seed-N`.
-fn seeds(into: &std::path::Path) -> Result<()> {
+/// `FOLDER/TARGET/seed-N`; what is called so and is no seed any more goes.
+fn write_seeds(into: &Path) -> Result<()> {
     for target in TARGETS {
         let folder = into.join(target.name);
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        for (number, seed) in (target.seeds)().iter().enumerate() {
-            fs::write(folder.join(format!("seed-{number:02}")), seed)?;
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if is_seed(&entry.file_name().to_string_lossy()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        for (name, seed) in seeds(target) {
+            fs::write(folder.join(name), seed)?;
         }
     }
     Ok(())

@@ -4,7 +4,9 @@ mod agent;
 mod control;
 mod control_client;
 mod coordinator;
+mod coordinator_state;
 mod datagrams;
+mod events;
 mod filters;
 mod netmaps;
 mod paths;
@@ -208,7 +210,7 @@ pub static TARGETS: &[Target] = &[
     .mutations(150),
     target(
         "raw_datagrams",
-        "what the raw sockets beside WireGuard's port see",
+        "what raw sockets see: datagrams beside WireGuard's port, and what may answer pings through the tunnel",
         words::raw_datagrams,
         words::raw_datagrams_seeds,
     )
@@ -298,6 +300,14 @@ pub static TARGETS: &[Target] = &[
     .limits(MIB, 256, 200, 100)
     .mutations(1000),
     target(
+        "coordinator_state",
+        "the coordinator's database and certificate, as they are found at a start",
+        coordinator_state::coordinator_state,
+        coordinator_state::coordinator_state_seeds,
+    )
+    .limits(72 * MIB, 1024, 1000, 500)
+    .mutations(150),
+    target(
         "coordinator_requests",
         "machines that register, report and poll",
         coordinator::coordinator_requests,
@@ -357,7 +367,7 @@ pub static TARGETS: &[Target] = &[
     .mutations(500),
     target(
         "packets",
-        "packets into the reference of the filter",
+        "packets into the reference of the filter, and what the programs report of packets",
         filters::packets,
         filters::packets_seeds,
     )
@@ -374,7 +384,7 @@ pub static TARGETS: &[Target] = &[
         "ebpf",
         "packets into the programs in the kernel, beside the reference",
         filters::ebpf,
-        filters::packets_seeds,
+        filters::ebpf_seeds,
     )
     .limits(64 * MIB, 64, 5000, 1000)
     .mutations(50)

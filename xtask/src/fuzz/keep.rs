@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 
 use crate::workspace::root;
 
+/// From the checkout's root.
+pub const CORPUS: &str = "xtask/fuzz/corpus";
 /// Of one target; 3 MiB for all is what a test allows.
 const MOST_BYTES: u64 = 90 << 10;
 const MOST_INPUTS: usize = 100;
@@ -21,7 +23,7 @@ pub struct Kept {
 }
 
 pub fn folder(name: &str) -> Result<PathBuf> {
-    let folder = root().join("xtask/fuzz/corpus").join(name);
+    let folder = root().join(CORPUS).join(name);
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     Ok(folder)
 }

@@ -6,8 +6,9 @@ use lowroad_agent::{
     localapi::{Ask, Rights, Server, watch::Watcher},
     prefs::{Change, Prefs},
     state::State,
-    status::Status,
+    status::{PingResult, Status},
 };
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -190,8 +191,15 @@ async fn engine(mut asked: mpsc::Receiver<Ask>) {
             Ask::Flows { reply } => {
                 drop(reply.send((Vec::new(), broadcast::Sender::new(1).subscribe())))
             }
-            // The others answer that the agent is ending.
-            _ => {}
+            Ask::Start { reply, .. }
+            | Ask::Login { reply }
+            | Ask::Down { reply }
+            | Ask::Logout { reply } => drop(reply.send(Ok(()))),
+            Ask::Ping { reply, .. } => drop(reply.send(PingResult::default())),
+            Ask::DerpMap { reply } | Ask::Netcheck { reply } | Ask::Counters { reply } => {
+                drop(reply.send(json!({})))
+            }
+            Ask::Metrics { reply } => drop(reply.send(String::new())),
         }
     }
 }
@@ -212,7 +220,24 @@ pub fn local_api_seeds() -> Vec<Vec<u8>> {
         "raw GET /localapi/v0/status HTTP/1.1\r\nHost: evil\r\nOrigin: x\r\n\r\n",
         "raw PATCH /localapi/v0/prefs HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{}   \r\n0\r\n\r\n",
     ];
-    let mut seeds: Vec<Vec<u8>> = requests.map(|text| text.as_bytes().to_vec()).to_vec();
-    seeds.push(requests.join("\0").into_bytes());
+    let more = [
+        "POST /localapi/v0/check-prefs\n{\"ControlURL\":\"https://hs.example\",\"Hostname\":\"a b\",\"RouteAll\":true}",
+        "POST /localapi/v0/logout",
+        "POST /lowroad/v0/down",
+        "GET /localapi/v0/derpmap",
+        "GET /localapi/v0/serve-config",
+        "GET /localapi/v0/metrics",
+        "GET /localapi/v0/usermetrics",
+        "GET /lowroad/v0/netcheck",
+        "GET /lowroad/v0/counters",
+        "GET /lowroad/v0/flows",
+        "POST /localapi/v0/ping?type=TSMP&ip=fd7a%3A%3A1",
+        "DELETE /localapi/v0/prefs",
+    ];
+    let mut seeds: Vec<Vec<u8>> = Vec::new();
+    for requests in [&requests[..], &more] {
+        seeds.extend(requests.iter().map(|text| text.as_bytes().to_vec()));
+        seeds.push(requests.join("\0").into_bytes());
+    }
     seeds
 }

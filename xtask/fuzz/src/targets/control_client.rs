@@ -1,7 +1,13 @@
 //! A control server that means harm, from the agent's first byte to it on.
 
+mod poll;
+
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +20,7 @@ use lowroad_agent::{
 use lowroad_wire::{
     framing::{self, Compression},
     key::{ChallengePublic, DiscoPrivate, MachinePrivate, NodePrivate},
-    noise,
+    noise::{self, NoiseStream},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -41,6 +47,8 @@ enum Stage {
     Handshake,
     /// What is said inside the channel: the early payload, HTTP/2.
     Channel,
+    /// The messages of the map stream, a line each.
+    Poll,
 }
 
 struct Scene {
@@ -80,12 +88,11 @@ pub fn control_client(input: &[u8]) {
         runtime.block_on(async {
             let port = listener.local_addr().expect("it listens").port();
             let (control, mut events) = Control::start(options(port, tls), Facts::default());
-            let heard = Cell::new(0);
-            let server = async {
-                loop {
-                    let (stream, _) = listener.accept().await.expect("a connection");
-                    heard.set(heard.get() + serve(stream, stage, words).await);
-                }
+            let server = Server {
+                listener,
+                stage,
+                words,
+                heard: Arc::default(),
             };
             let ended = async {
                 let mut told = 0;
@@ -106,7 +113,7 @@ pub fn control_client(input: &[u8]) {
             let both = async {
                 tokio::select! {
                     told = ended => told,
-                    () = server => unreachable!("it serves for ever"),
+                    () = server.run() => unreachable!("it serves for ever"),
                 }
             };
             let told = timeout(PATIENCE, both).await;
@@ -114,7 +121,8 @@ pub fn control_client(input: &[u8]) {
             drop(control);
             let most = PROSE + 4 * input.len();
             assert!(told <= most, "{told} bytes told of {}", input.len());
-            let (heard, most) = (heard.get(), 8000 + 8 * input.len());
+            let heard = server.heard.load(Ordering::Relaxed);
+            let most = 8000 + 8 * input.len();
             assert!(heard <= most, "{heard} bytes said to {}", input.len());
         });
     });
@@ -122,11 +130,12 @@ pub fn control_client(input: &[u8]) {
 
 impl Stage {
     fn of(byte: u8) -> Self {
-        match byte % 4 {
+        match byte % 5 {
             0 => Self::Key,
             1 => Self::Upgrade,
             2 => Self::Handshake,
-            _ => Self::Channel,
+            3 => Self::Channel,
+            _ => Self::Poll,
         }
     }
 }
@@ -147,28 +156,59 @@ fn options(port: u16, tls: &TlsConfig) -> ControlOptions {
     }
 }
 
-/// One connection, to its end. Returns how many bytes the client said.
-async fn serve(mut stream: TcpStream, stage: Stage, words: &[u8]) -> usize {
+struct Server<'a> {
+    listener: &'a TcpListener,
+    stage: Stage,
+    words: &'a [u8],
+    /// Bytes that the client said.
+    heard: Arc<AtomicUsize>,
+}
+
+impl Server<'_> {
+    async fn run(&self) {
+        loop {
+            let (stream, _) = self.listener.accept().await.expect("a connection");
+            self.serve(stream).await;
+        }
+    }
+
+    /// One connection, to its end.
+    async fn serve(&self, mut stream: TcpStream) {
+        let head = head(&mut stream).await;
+        self.heard.fetch_add(head.len(), Ordering::Relaxed);
+        let answer = match (head.starts_with(b"GET /key"), self.stage) {
+            (true, Stage::Key) => self.words.to_vec(),
+            (true, _) => key_answer(),
+            (false, Stage::Key) => Vec::new(),
+            (false, Stage::Upgrade) => self.words.to_vec(),
+            (false, Stage::Handshake) => [UPGRADED, self.words].concat(),
+            (false, Stage::Channel) => channel_answer(&head, self.words),
+            (false, Stage::Poll) => match accept(&head) {
+                Some((answer, channel)) => {
+                    let _ = stream.write_all(&answer).await;
+                    return poll::serve(self, NoiseStream::new(stream, channel, &[])).await;
+                }
+                None => Vec::new(),
+            },
+        };
+        let _ = stream.write_all(&answer).await;
+        let _ = stream.shutdown().await;
+        let mut said = Vec::new();
+        let _ = stream.take(1 << 20).read_to_end(&mut said).await;
+        self.heard.fetch_add(said.len(), Ordering::Relaxed);
+    }
+}
+
+/// The head of a request, or as much of it as comes.
+async fn head(stream: &mut TcpStream) -> Vec<u8> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
             Ok(byte) => head.push(byte),
-            Err(_) => return head.len(),
+            Err(_) => break,
         }
     }
-    let answer = match (head.starts_with(b"GET /key"), stage) {
-        (true, Stage::Key) => words.to_vec(),
-        (true, _) => key_answer(),
-        (false, Stage::Key) => Vec::new(),
-        (false, Stage::Upgrade) => words.to_vec(),
-        (false, Stage::Handshake) => [UPGRADED, words].concat(),
-        (false, Stage::Channel) => channel_answer(&head, words),
-    };
-    let _ = stream.write_all(&answer).await;
-    let _ = stream.shutdown().await;
-    let mut said = Vec::new();
-    let _ = stream.take(1 << 20).read_to_end(&mut said).await;
-    head.len() + said.len()
+    head
 }
 
 const UPGRADED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: tailscale-control-protocol\r\nConnection: upgrade\r\n\r\n";
@@ -183,29 +223,47 @@ fn server_key() -> MachinePrivate {
     MachinePrivate::from_random([7; 32])
 }
 
-/// The right answer to the initiation in the request's head, and the words sealed after it.
+/// The right answer to the request for an upgrade, and the words sealed after it.
 fn channel_answer(head: &[u8], words: &[u8]) -> Vec<u8> {
+    let Some((mut answer, mut channel)) = upgrade(head) else {
+        return Vec::new();
+    };
+    answer.extend(sealed(&mut channel, words));
+    answer
+}
+
+/// The same up to what comes before HTTP/2.
+fn accept(head: &[u8]) -> Option<(Vec<u8>, noise::Channel)> {
+    let (mut answer, mut channel) = upgrade(head)?;
+    answer.extend(sealed(&mut channel, &early()));
+    Some((answer, channel))
+}
+
+/// The right answer to the initiation in the request's head. A ping that is answered on a connection of its own carries none.
+fn upgrade(head: &[u8]) -> Option<(Vec<u8>, noise::Channel)> {
     let lower = head.to_ascii_lowercase();
     let at = lower
         .windows(HANDSHAKE.len())
-        .position(|window| window == HANDSHAKE);
-    let line = at.and_then(|at| {
-        head[at + HANDSHAKE.len()..]
-            .split(|byte| *byte == b'\r')
-            .next()
-    });
-    let initiation = line.and_then(|text| STANDARD.decode(text.trim_ascii()).ok());
-    // A ping that is answered on a connection of its own carries none.
-    let Some(initiation) = initiation else {
-        return Vec::new();
-    };
-    let (_, response, mut channel) =
+        .position(|window| window == HANDSHAKE)?;
+    let line = head[at + HANDSHAKE.len()..]
+        .split(|byte| *byte == b'\r')
+        .next()?;
+    let initiation = STANDARD.decode(line.trim_ascii()).ok()?;
+    let (_, response, channel) =
         noise::respond(&initiation, &server_key(), [9; 32]).expect("a right initiation");
+    Some(([UPGRADED, &response].concat(), channel))
+}
+
+fn sealed(channel: &mut noise::Channel, words: &[u8]) -> BytesMut {
     let mut records = BytesMut::new();
     for words in words.chunks(RECORD) {
         channel.seal(words, &mut records).expect("short enough");
     }
-    [UPGRADED, &response, &records].concat()
+    records
+}
+
+fn early() -> Vec<u8> {
+    noise::early_payload(&ChallengePublic::from_bytes([1; 32]))
 }
 
 const HANDSHAKE: &[u8] = b"x-tailscale-handshake:";
@@ -228,9 +286,8 @@ fn h2_answer(stream: u32, last: bool, body: &[u8]) -> Vec<u8> {
 
 pub fn control_client_seeds() -> Vec<Vec<u8>> {
     let at = |stage: u8, words: &[u8]| [&[stage][..], words].concat();
-    let early = noise::early_payload(&ChallengePublic::from_bytes([1; 32]));
     let settings = [h2(4, 0, 0, &[]), h2(4, 1, 0, &[])].concat();
-    let begin = [early, settings].concat();
+    let begin = [early(), settings].concat();
     let inside = |words: &[u8]| at(3, &[&begin[..], words].concat());
     let accepted = h2_answer(1, true, br#"{"MachineAuthorized":true,"User":{"ID":1}}"#);
     let message = framing::encode(br#"{"KeepAlive":true}"#, Compression::Zstd).expect("short");
@@ -240,7 +297,7 @@ pub fn control_client_seeds() -> Vec<Vec<u8>> {
         &key_answer(),
         b"HTTP/1.1 200 OK\r\n\r\n",
     ];
-    vec![
+    let mut seeds = vec![
         at(0, &key_answer()),
         at(0, &late.concat()),
         at(0, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"pub\r\nffffffffffffffff\r\n"),
@@ -266,5 +323,7 @@ pub fn control_client_seeds() -> Vec<Vec<u8>> {
         inside(&h2_answer(1, true, br#"{"AuthURL":"http://x/a"}"#)),
         inside(&accepted),
         inside(&[accepted, polled].concat()),
-    ]
+    ];
+    seeds.extend(poll::seeds().map(|lines| at(4, lines.as_bytes())));
+    seeds
 }

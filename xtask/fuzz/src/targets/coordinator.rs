@@ -12,7 +12,7 @@ use lowroad_coordinator::{
     args::Serve,
     config::Config,
     delta::Sent,
-    hub::Hub,
+    hub::{Hub, now},
     model::AuthKeyText,
     policy::{CompiledTailnet, Policy, recompile},
     relay_map,
@@ -28,6 +28,8 @@ use lowroad_wire::{
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::UnixStream};
+
+use super::coordinator_state::populate;
 
 /// A folder of this thread, on a file system without a disk; it goes when the thread does.
 pub fn folder(name: &str) -> PathBuf {
@@ -86,7 +88,8 @@ pub fn coordinator_config_seeds() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// Hands of an administrator's socket: each line is the body of a request; after a line `raw`, the rest is written as it is.
+/// Hands of an administrator's socket, of a tailnet with two nodes: each line is the body of a request; after a line `raw`, the rest is
+/// written as it is.
 pub fn admin_socket(input: &[u8]) {
     let folder = folder("admin");
     let _ = fs::remove_dir_all(&folder);
@@ -97,6 +100,8 @@ pub fn admin_socket(input: &[u8]) {
         let path = admin::socket::path(&folder);
         let server = tokio::spawn(admin::server::serve(listener, hub.clone()));
         let publisher = tokio::spawn(hub.clone().publish());
+        let ((), joined) = hub.change(|state| populate(state, now()));
+        hub.in_force(joined).await.expect("the first nodes join");
         for line in input.split(|byte| *byte == b'\n').take(20) {
             let head = format!(
                 "POST /v1 HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
@@ -145,10 +150,36 @@ pub fn admin_socket_seeds() -> Vec<Vec<u8>> {
         "raw GET / HTTP/1.1",
         "raw POST /v1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
     ];
-    let mut seeds: Vec<Vec<u8>> = lines.map(|line| line.as_bytes().to_vec()).to_vec();
-    seeds.push(lines.join("\n").into_bytes());
+    let mut seeds: Vec<Vec<u8>> = Vec::new();
+    for lines in [&lines[..], &ABOUT_NODES] {
+        seeds.extend(lines.iter().map(|line| line.as_bytes().to_vec()));
+        seeds.push(lines.join("\n").into_bytes());
+    }
     seeds
 }
+
+const ABOUT_NODES: [&str; 20] = [
+    r#"{"command":"users-create","name":"zoe@example.com","display_name":""}"#,
+    r#"{"command":"users-list"}"#,
+    r#"{"command":"users-delete","user":"zoe@example.com"}"#,
+    r#"{"command":"users-role","user":"bea","role":"owner"}"#,
+    r#"{"command":"nodes-show","node":"n1"}"#,
+    r#"{"command":"nodes-approve-routes","node":"2","routes":["10.0.0.0/8","::/0"]}"#,
+    r#"{"command":"policy-set","text":"{\"acls\":[]}","author":"eve","message":"why","based_on":"no-policy"}"#,
+    r#"{"command":"policy-check","text":"{\"tagOwners\":{\"tag:a\":[]},\"acls\":[{\"action\":\"accept\",\"src\":[\"bea@\"],\"dst\":[\"tag:a:443\",\"10.0.0.0/8:*\"]}]}"}"#,
+    r#"{"command":"policy-set","text":"{\"tagOwners\":{\"tag:a\":[]},\"acls\":[{\"action\":\"accept\",\"src\":[\"bea@\"],\"dst\":[\"tag:a:443\"]}]}","based_on":{"version":1}}"#,
+    r#"{"command":"policy-log"}"#,
+    r#"{"command":"policy-get","version":1}"#,
+    r#"{"command":"policy-diff","text":"{}"}"#,
+    r#"{"command":"policy-diff","version":1}"#,
+    r#"{"command":"policy-explain","node":"n2"}"#,
+    r#"{"command":"policy-why","from":"n1","to":"n2","protocol":6,"port":443}"#,
+    r#"{"command":"policy-why","from":"bea","to":"10.1.2.3","protocol":1,"port":0}"#,
+    r#"{"command":"policy-rollback","version":1,"author":"","message":"back"}"#,
+    r#"{"command":"nodes-expire","node":"100.64.0.1"}"#,
+    r#"{"command":"nodes-delete","node":"n2."}"#,
+    r#"{"command":"nodes-show","node":"nodekey:00"}"#,
+];
 
 /// Policies that lines put into force.
 const POLICIES: [&str; 4] = [
@@ -180,7 +211,7 @@ struct Tailnet {
     new_key: String,
 }
 
-fn key_of(user: UserId) -> NewAuthKey {
+pub fn key_of(user: UserId) -> NewAuthKey {
     NewAuthKey {
         user,
         reusable: true,

@@ -9,7 +9,7 @@ use lowroad_core::filter::{
 use lowroad_wire::control::FilterRule;
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::{generate, lookup::Lookup};
+use super::{events, generate, lookup::Lookup};
 use crate::script::Script;
 
 /// Rules as a control server writes them, in JSON, then packets: tables and evaluator admit the same, nothing is admitted that no rule names,
@@ -84,8 +84,10 @@ pub fn filter_rules_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Packets of any shape under fixed rules: judged without a panic, and the same in tables and evaluator.
+/// Packets of any shape under fixed rules: judged without a panic, and the same in tables and evaluator. And records of what the
+/// programs report of packets.
 pub fn packets(input: &[u8]) {
+    events::events(input);
     let mut script = Script::new(input);
     let world = generate::input(&mut StdRng::seed_from_u64(u64::from(script.byte() & 7)));
     let mut evaluator = Evaluator::new(&world);
@@ -144,6 +146,12 @@ fn script_of_packets(seed: u64) -> Vec<u8> {
 }
 
 pub fn packets_seeds() -> Vec<Vec<u8>> {
+    let mut seeds = ebpf_seeds();
+    seeds.extend(events::records());
+    seeds
+}
+
+pub fn ebpf_seeds() -> Vec<Vec<u8>> {
     (0..24).map(script_of_packets).collect()
 }
 

@@ -1,11 +1,12 @@
 //! The policy file: parsed, compiled for a small tailnet, and what each node is sent compiled again.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use lowroad_coordinator::policy::{
     MAX_ERRORS, MAX_WARNINGS, NodeFacts, Policy, PolicyErrors, Report, TailnetFacts, UnknownUsers,
     UserFacts, World, compile, compile_with, warnings,
 };
+use lowroad_coordinator::refused::RefusedPolicy;
 use lowroad_coordinator::text::is_steering;
 use lowroad_core::filter;
 use lowroad_wire::control::{NodeId, UserId};
@@ -57,9 +58,11 @@ fn world() -> World {
 
 /// Refused with a place in the text, or good for rules that every node's filter takes without leaving one out.
 pub fn policy(input: &[u8]) {
-    let Ok(text) = std::str::from_utf8(input) else {
-        return;
+    let text = match RefusedPolicy::decode(input.to_vec(), Path::new("policy")) {
+        Ok(text) => text,
+        Err(error) => return harmless(&error.to_string()),
     };
+    let text = text.as_str();
     let world = world();
     let policy = match Policy::parse(text) {
         Ok(policy) => policy,
@@ -134,7 +137,10 @@ fn refused(text: &str, errors: &PolicyErrors) {
 
 /// What is shown of a policy does nothing to a terminal, and doesn't fill it.
 fn shown(text: &str, report: &Report) {
-    let shown = report.render("policy", text);
+    harmless(&report.render("policy", text));
+}
+
+fn harmless(shown: &str) {
     assert!(
         !shown.contains(|c: char| c != '\n' && is_steering(c)),
         "{shown:?}"
@@ -181,5 +187,6 @@ pub fn policy_seeds() -> Vec<Vec<u8>> {
         )
         .into_bytes(),
     );
+    seeds.push(b"{\n  // \xff\xc3\x1b[2J\n}".to_vec());
     seeds
 }

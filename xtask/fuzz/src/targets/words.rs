@@ -45,13 +45,8 @@ pub fn raw_datagrams(input: &[u8]) {
 /// What pings through the tunnel see: anything from the peer's address.
 fn pinged(input: &[u8]) {
     const PORT_LEN: usize = 2;
-    for (to, header) in [
-        (
-            "100.64.0.2",
-            input.first().map_or(0, |first| usize::from(first & 15) * 4),
-        ),
-        ("fd7a::2", 0),
-    ] {
+    let v4_header = input.first().map_or(0, |first| usize::from(first & 15) * 4);
+    for (to, header) in [("100.64.0.2", v4_header), ("fd7a::2", 0)] {
         let probe = probe(to);
         let message = input.get(header..).unwrap_or_default();
         if probe.answered(PingKind::Icmp, input).is_some() {
