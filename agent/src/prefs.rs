@@ -282,7 +282,12 @@ impl Change {
             "Hostname" => self.hostname = Some(text()?),
             "OperatorUser" => self.operator_user = Some(text()?),
             "AdvertiseRoutes" => self.advertise_routes = Some(list()?),
-            "ExitNodeID" | "ExitNodeIP" => self.exit_node = Some(text()?),
+            // Two names of one: the other is empty.
+            "ExitNodeID" | "ExitNodeIP" => {
+                let node = text()?;
+                let known = self.exit_node.take().filter(|known| !known.is_empty());
+                self.exit_node = known.or(Some(node));
+            }
             other => return stock::judge(other, value),
         }
         Ok(())

@@ -333,8 +333,11 @@ fn patch(old: &wire::Node, new: &wire::Node) -> Option<PeerChange> {
     })
 }
 
-/// Whether two host infos say the same to peers: what a node measures of its network is its own business.
+/// Whether two host infos say the same to peers. What a node measures of its network is its own business, but that it has measured shows in `whois`.
 fn same_host(old: &wire::Hostinfo, new: &wire::Hostinfo) -> bool {
+    if old.net_info.is_none() && new.net_info.is_some() {
+        return false;
+    }
     let without = |info: &wire::Hostinfo| wire::Hostinfo {
         net_info: None,
         ..info.clone()

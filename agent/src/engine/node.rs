@@ -28,7 +28,7 @@ use tracing::{debug, info};
 
 pub use self::follow::Relays;
 use self::news::News;
-use super::{addresses::RelayAddresses, whole};
+use super::{addresses::RelayAddresses, direct::Direct, whole};
 use crate::kernel::{Kernel, KernelError};
 
 /// Between two readings of all counters for people who look at them, in times that a reading takes: those of thousands of peers take tens of milliseconds, and anybody on
@@ -69,6 +69,7 @@ pub struct Node {
     pub stats: BTreeMap<NodePublic, PeerStats>,
     /// Until when they do for people who look at them.
     stats_rest: Instant,
+    pub direct: Direct,
     relay_port: u16,
     relays: RelayAddresses,
     /// Endpoints found in the kernel at start, until the netmap says whose they are.
@@ -163,6 +164,7 @@ impl Node {
             found_device,
             stats: BTreeMap::new(),
             stats_rest: Instant::now(),
+            direct: Direct::new(found_device),
             relay_port,
             relays,
             adopted,
@@ -350,6 +352,7 @@ impl Node {
         let begun = Instant::now();
         let stats = self.kernel.peer_stats().await?;
         self.paths.on_stats(now, &stats);
+        self.direct.count(&stats);
         let alive = stats
             .into_iter()
             .filter(|stats| stats.last_handshake.is_some() || stats.rx_bytes + stats.tx_bytes > 0);

@@ -26,6 +26,7 @@ mod fair;
 mod forced;
 mod keys;
 mod logins;
+mod metrics;
 mod policy;
 mod scale;
 mod settings;

@@ -53,7 +53,10 @@ impl Engine {
             Ask::Ping { ip, kind, reply } => self.ping(ip, kind, reply),
             Ask::DerpMap { reply } => drop(reply.send(self.derp_map())),
             Ask::Netcheck { reply } => drop(reply.send(self.netcheck())),
-            Ask::Metrics { reply } => drop(reply.send(self.metrics())),
+            Ask::Metrics { reply } => {
+                self.read_counters().await;
+                drop(reply.send(self.metrics()));
+            }
             Ask::Counters { reply } => drop(reply.send(self.counters())),
             Ask::Flows { reply } => drop(reply.send(self.flows.follow())),
             Ask::Watch { mask, reply } => drop(reply.send(self.watch(mask))),

@@ -90,7 +90,7 @@ pub async fn dispatch(server: &Server, call: &Call<'_>) -> Result<Response<Body>
         )),
         // Asked for by the stock client's `status`: nothing is served, here.
         (&Method::GET, "/localapi/v0/serve-config") => Ok(json_response(&json!({}))),
-        (&Method::GET, "/localapi/v0/metrics" | "/localapi/v0/usermetrics") => {
+        (&Method::GET, "/localapi/v0/usermetrics") => {
             let mut response = Response::new(full(
                 server.ask(write, |reply| Ask::Metrics { reply }).await?,
             ));

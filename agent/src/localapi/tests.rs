@@ -284,3 +284,25 @@ async fn preferences_can_be_checked_before_they_are_set() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_is_not_there_is_answered_with_the_name_of_the_call() {
+    let fixture = serve(0);
+    for (method, path) in [
+        ("GET", "/localapi/v0/metrics"),
+        ("GET", "/localapi/v0/dns-config"),
+        ("POST", "/localapi/v0/serve-config"),
+        ("PUT", "/localapi/v0/profiles/"),
+    ] {
+        let answer = raw(
+            &fixture,
+            &format!(
+                "{method} {path} HTTP/1.1\r\nHost: local-tailscaled.sock\r\nConnection: close\r\n\r\n"
+            ),
+        )
+        .await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        let said = format!("{method} {path} does not exist in this agent");
+        assert!(answer.contains(&said), "{answer}");
+    }
+}

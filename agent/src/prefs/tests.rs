@@ -54,6 +54,21 @@ fn a_feature_that_does_not_exist_yet_is_refused_by_its_flag() {
 }
 
 #[test]
+fn an_exit_node_is_refused_by_whichever_of_its_names() {
+    for (id, ip) in [("n1", ""), ("", "100.64.0.1"), ("n1", "100.64.0.1")] {
+        let whole = json!({"ExitNodeID": id, "ExitNodeIP": ip});
+        let change = Change::from_whole_json(&whole).unwrap();
+        assert!(
+            refusal(change).starts_with("--exit-node is refused"),
+            "{whole}"
+        );
+    }
+    let none = json!({"ExitNodeID": "", "ExitNodeIP": ""});
+    let mut change = Change::from_whole_json(&none).unwrap();
+    assert_eq!(change.validate(), Ok(()));
+}
+
+#[test]
 fn tags_may_be_named_without_their_prefix() {
     let mut change = Change {
         advertise_tags: Some(vec!["web".into(), "tag:db".into()]),

@@ -119,15 +119,31 @@ struct Inner {
     unanswered: Mutex<FirstContact>,
     incoming: Mutex<Pauses>,
     events: mpsc::Sender<RelayEvent>,
-    sent: AtomicU64,
-    received: AtomicU64,
+    sent: Counter,
+    received: Counter,
 }
 
-/// How many of WireGuard's packets went through the door.
+/// Packets one way, and their bytes.
+#[derive(Debug, Default)]
+struct Counter {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counter {
+    fn add(&self, packets: u64, bytes: usize) {
+        self.packets.fetch_add(packets, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// How many of WireGuard's packets went through the door, and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Relayed {
     pub sent: u64,
     pub received: u64,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -180,8 +196,8 @@ impl RelayDoor {
             unanswered: Mutex::default(),
             incoming: Mutex::default(),
             events,
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
+            sent: Counter::default(),
+            received: Counter::default(),
         });
         let send = Outlet(Arc::new(send));
         let reader = read(inner.clone(), socket, wireguard_port, send.clone());
@@ -247,9 +263,13 @@ impl RelayDoor {
 
     /// Since the door was opened.
     pub fn relayed(&self) -> Relayed {
+        let Inner { sent, received, .. } = &*self.inner;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Relayed {
-            sent: self.inner.sent.load(Ordering::Relaxed),
-            received: self.inner.received.load(Ordering::Relaxed),
+            sent: read(&sent.packets),
+            received: read(&received.packets),
+            sent_bytes: read(&sent.bytes),
+            received_bytes: read(&received.bytes),
         }
     }
 
@@ -321,8 +341,8 @@ impl Inner {
     }
 
     fn inject(&self, packets: Vec<(SocketAddr, Bytes)>) {
-        let count = packets.len() as u64;
-        self.received.fetch_add(count, Ordering::Relaxed);
+        let bytes = packets.iter().map(|(_, packet)| packet.len()).sum();
+        self.received.add(packets.len() as u64, bytes);
         match self.shortcut.get() {
             Some(shortcut) => shortcut.inject(packets.into_iter()),
             None => self.injector.inject(&packets),
@@ -362,8 +382,8 @@ impl Inner {
         let ready = unsent.keys().filter_map(|key| Some((*key, region(key)?)));
         for (key, region) in ready.collect::<Vec<_>>() {
             if let Some(packet) = unsent.take(now, &key) {
+                self.sent.add(1, packet.len());
                 (send.0)(region, key, packet.into());
-                self.sent.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -432,7 +452,7 @@ fn pass(
 ) {
     let now = Instant::now();
     let table = inner.read();
-    let mut sent = 0;
+    let (mut sent, mut sent_bytes) = (0, 0);
     for (address, bytes) in packets {
         let Some(key) = table.by_address.get(&address) else {
             continue;
@@ -445,13 +465,14 @@ fn pass(
                 if bytes.len() == INITIATION_LEN {
                     lock(&inner.unanswered).hold(now, *key, &bytes);
                 }
-                (send.0)(region, *key, bytes);
                 sent += 1;
+                sent_bytes += bytes.len();
+                (send.0)(region, *key, bytes);
             }
             None => lock(&inner.unsent).hold(now, *key, &bytes),
         }
     }
-    inner.sent.fetch_add(sent, Ordering::Relaxed);
+    inner.sent.add(sent, sent_bytes);
 }
 
 fn open(port: u16) -> io::Result<Socket> {

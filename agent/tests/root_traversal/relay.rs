@@ -63,6 +63,8 @@ fn what_is_injected_comes_to_the_address_that_answers_leave_from() {
             let data = a_data_packet(500);
             door.deliver(&[from_relay(1, &data)]);
             assert_eq!(receive(&own).await, (data, endpoint));
+            let relayed = door.relayed();
+            assert_eq!((relayed.received, relayed.received_bytes), (1, 500));
         },
         || async {},
     );
@@ -253,7 +255,8 @@ fn the_last_handshake_to_a_peer_without_a_region_waits_for_one() {
         assert_eq!(sent.try_recv().unwrap(), (REGION, key(1), an_initiation(8)));
         door.change([(key(2), Some(entry(2, Some(REGION), relay(2))))]);
         assert!(sent.try_recv().is_err(), "once, and nothing but handshakes");
-        assert_eq!(door.relayed().sent, 1);
+        let relayed = door.relayed();
+        assert_eq!((relayed.sent, relayed.sent_bytes), (1, 148));
     });
 }
 

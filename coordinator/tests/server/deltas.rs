@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use lowroad_coordinator::admin::api::Ask;
-use lowroad_wire::{control::NodeId, netmap::NetMap};
+use lowroad_wire::{
+    control::{MapResponse, NetInfo, NodeId, RegionId},
+    netmap::NetMap,
+};
 
 use crate::{
     client::{Client, Poll, peer},
@@ -330,6 +333,40 @@ async fn a_standby_router_takes_over_when_the_primary_goes_offline() {
             peer(netmap, "r1").is_some_and(|node| node.online == Some(false))
         })
         .await;
+}
+
+/// What is in the peer's host info then is what `whois` of a stock client shows.
+#[tokio::test]
+async fn a_peer_is_told_whole_when_it_has_first_measured_its_network_and_by_patches_after_that() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut b = Client::joined(lab.address(), "b", &key).await;
+    let mut poll = a.poll().await;
+    poll.until("b", |netmap| peer(netmap, "b").is_some()).await;
+    let home = |region| {
+        move |netmap: &NetMap| {
+            peer(netmap, "b").is_some_and(|b| b.home_derp == Some(RegionId(region)))
+        }
+    };
+    let told = poll.log.len();
+    b.update(&["192.0.2.1:1"], Some(999)).await;
+    poll.until("the first home", home(999)).await;
+    let wholes = |log: &[MapResponse]| -> Vec<_> {
+        let nodes = log.iter().flat_map(|message| &message.peers_changed);
+        nodes.map(|node| node.hostinfo.net_info.clone()).collect()
+    };
+    let measured = NetInfo {
+        preferred_derp: Some(RegionId(999)),
+        ..NetInfo::default()
+    };
+    assert_eq!(wholes(&poll.log[told..]), [Some(measured)]);
+
+    let told = poll.log.len();
+    b.update(&["192.0.2.1:1"], Some(7)).await;
+    poll.until("another home", home(7)).await;
+    let told = &poll.log[told..];
+    assert!(wholes(told).is_empty(), "a patch does: {told:?}");
 }
 
 #[tokio::test]

@@ -1,10 +1,16 @@
 //! Programs written for the stock daemon's local API, on lowroad's socket: the stock command line is the one that asks for most.
 
+mod derper;
+mod refused;
+mod settings;
+mod shows;
+
 use std::{fs, time::Duration};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
+pub use self::derper::asks_lowroad;
 use super::{
     Lab,
     member::{Kind, Member},
@@ -21,49 +27,21 @@ use crate::{
 };
 
 const LIMIT: Duration = secs(90);
-
-const NO_SUCH: &str = "does not exist in this agent";
 /// Headscale's words for an auth key that it has not made.
 const UNKNOWN_KEY: &str = "failed to parse auth-key";
-const REFUSED: &str = "is refused: this version of lowroad cannot";
-
-/// Settings that ask for what lowroad doesn't do.
-const NO_SETTING: &[&[&str]] = &[
-    &["set", "--ssh"],
-    &["set", "--webclient"],
-    &["set", "--snat-subnet-routes=false"],
-    &["set", "--netfilter-mode=off"],
-    &["set", "--advertise-connector"],
-    &["set", "--advertise-exit-node"],
-    &["set", "--advertise-routes=10.0.0.0/24"],
-    &["set", "--exit-node-allow-lan-access"],
-    &[
-        "up",
-        LOGIN_SERVER,
-        "--hostname=lowroad",
-        "--accept-routes",
-        "--ssh",
-    ],
-    &[
-        "up",
-        LOGIN_SERVER,
-        "--hostname=lowroad",
-        "--accept-routes",
-        "--snat-subnet-routes=false",
-    ],
-];
 const LOGIN_SERVER: &str = "--login-server=https://hs.lab";
 
-/// What lowroad has nothing for. Each has to be answered by an error that says so.
-const NOT_THERE: &[&[&str]] = &[
-    &["bugreport"],
-    &["cert", "lowroad.tail.lab"],
-    &["lock", "status"],
-    &["drive", "list"],
-    &["file", "get", "/tmp"],
-    &["switch", "--list"],
-    &["exit-node", "suggest"],
-];
+type Run<'a> = &'a dyn Fn(&[&str]) -> Result<String>;
+type Try<'a> = &'a dyn Fn(&[&str]) -> Result<Finished>;
+/// Goes on until it is dropped, and writes what it says to its log.
+type Spawn<'a> = &'a dyn Fn(&[&str]) -> Result<Daemon>;
+
+/// The lowroad node whose socket is asked, and two stock nodes, each with a socket of its own.
+struct Nodes<'a> {
+    own: &'a Member,
+    stock: &'a Member,
+    other: &'a Member,
+}
 
 pub fn stock_command_line(lab: &Lab, table: &mut Table) -> Result<()> {
     table.area("the stock command line on lowroad's socket");
@@ -71,53 +49,43 @@ pub fn stock_command_line(lab: &Lab, table: &mut Table) -> Result<()> {
     let key = server.auth_key("ann", KeyOptions::default())?;
     let member = Member::public(lab, Kind::Lowroad, "lowroad", 30)?;
     let peer = Member::public(lab, Kind::Stock, "stock", 31)?;
-    peer.up(&key)?;
+    let other = Member::public(lab, Kind::Stock, "other", 32)?;
+    for node in [&peer, &other] {
+        node.up(&key)?;
+    }
     let Member::Lowroad(node) = &member else {
         bail!("a lowroad node that is none");
     };
     let socket = node.socket();
-    let run = |arguments: &[&str]| -> Result<Finished> {
+    let command = |arguments: &[&str]| {
         let host = member.namespace();
         let mut command = Stock::command_line(lab.programs, host, &socket, arguments);
-        process::run(&mut command, "", LIMIT)
+        // Without it some commands do not come to ask.
+        command.env("TAILSCALE_USE_WIP_CODE", "1");
+        command
     };
+    let run = |arguments: &[&str]| process::run(&mut command(arguments), "", LIMIT);
     let ok = |arguments: &[&str]| Ok(run(arguments)?.ok(&arguments.join(" "))?.stdout);
     let spawn = |arguments: &[&str]| {
-        let host = member.namespace();
-        let mut command = Stock::command_line(lab.programs, host, &socket, arguments);
         let log = lab.net.folder().join(format!("{}.log", arguments[0]));
-        Daemon::spawn(&mut command, &log)
+        Daemon::spawn(&mut command(arguments), &log)
     };
     joins(table, &server, &member, &spawn)?;
-    member.wait_for_peer("stock", secs(20))?;
+    for name in ["stock", "other"] {
+        member.wait_for_peer(name, secs(20))?;
+    }
     logs_in_anew(table, &server, &member, &peer, &run)?;
-    tells(table, &peer, &member, &ok)?;
+    let nodes = Nodes {
+        own: &member,
+        stock: &peer,
+        other: &other,
+    };
+    shows::rows(table, &nodes, &ok)?;
+    settings::rows(table, &nodes, &ok)?;
     watches(table, &spawn, &ok);
-    exit_nodes(table, || run(&["exit-node", "list"]));
-    offered_exit_node(table, &server, &peer, &ok);
-    for arguments in NO_SETTING {
-        table.try_it(&arguments.join(" "), || {
-            let before = ok(&["debug", "prefs"])?;
-            let finished = run(arguments)?;
-            ensure!(finished.code() != 0, "no error: {}", finished.stdout);
-            let all = format!("{}{}", finished.stderr, finished.stdout);
-            let said = all.lines().find(|line| line.contains(REFUSED));
-            let said = said.with_context(|| format!("it does not say why: {all}"))?;
-            ensure!(ok(&["debug", "prefs"])? == before, "preferences are others");
-            Ok(said.trim().to_owned())
-        });
-    }
-    for arguments in NOT_THERE {
-        table.try_it(&arguments.join(" "), || {
-            let finished = run(arguments)?;
-            ensure!(finished.code() != 0, "no error: {}", finished.stdout);
-            let all = format!("{}{}", finished.stderr, finished.stdout);
-            let said = all.lines().find(|line| line.contains(NO_SUCH));
-            let said = said.with_context(|| format!("it does not say why: {all}"))?;
-            Ok(format!("refused: {said}"))
-        });
-    }
-    ends(table, &ok)?;
+    settings::exit_nodes(table, &server, &nodes, &run, &ok)?;
+    refused::rows(table, &run, &ok);
+    ends(table, &run, &ok);
     let key = format!(
         "--auth-key={}",
         server.auth_key("ann", KeyOptions::default())?
@@ -128,11 +96,6 @@ pub fn stock_command_line(lab: &Lab, table: &mut Table) -> Result<()> {
     });
     Ok(())
 }
-
-type Run<'a> = &'a dyn Fn(&[&str]) -> Result<String>;
-type Try<'a> = &'a dyn Fn(&[&str]) -> Result<Finished>;
-/// Goes on until it is dropped, and writes what it says to its log.
-type Spawn<'a> = &'a dyn Fn(&[&str]) -> Result<Daemon>;
 
 fn joins(table: &mut Table, server: &Server, member: &Member, spawn: Spawn) -> Result<()> {
     let joined = table.try_it("up, at the page that it shows", || {
@@ -245,131 +208,23 @@ fn watches(table: &mut Table, spawn: Spawn, ok: Run) {
     });
 }
 
-fn tells(table: &mut Table, peer: &Member, member: &Member, ok: Run) -> Result<()> {
-    let peers_ip = peer.ip(4)?.to_string();
-    let own = member.ip(4)?.to_string();
-    table.try_it("status", || {
-        let text = ok(&["status"])?;
-        ensure!(text.contains(&peers_ip) && text.contains(&own), "{text}");
-        Ok(String::new())
-    });
-    table.try_it("whois", || {
-        let text = ok(&["whois", &peers_ip])?;
-        ensure!(text.contains("stock.tail.lab"), "{text}");
-        Ok(String::new())
-    });
-    table.try_it("status --json", || {
-        let status: Value = serde_json::from_str(&ok(&["status", "--json"])?)?;
-        ensure!(status["BackendState"] == "Running", "{status}");
-        let stock = peer.status()?;
-        same_fields(&stock, &status, "")?;
-        same_fields(&stock["Self"], &status["Self"], "Self.")?;
-        let any = |status: &Value| {
-            let peers = status["Peer"].as_object();
-            peers.and_then(|peers| peers.values().next().cloned())
-        };
-        let (theirs, ours) = any(&stock).zip(any(&status)).context("no peers")?;
-        same_fields(&theirs, &ours, "Peer.")?;
-        Ok("has all fields that the stock daemon's has".to_owned())
-    });
-    for arguments in [
-        &["ip", "-4"][..],
-        &["ip", "-6"],
-        &["ip", "stock"],
-        &["ping", "-c", "1", "--until-direct=false", "stock"],
-        &["ping", "--tsmp", "-c", "1", "stock"],
-        &["ping", "--icmp", "-c", "1", "stock"],
-        &["netcheck"],
-        &["metrics", "print"],
-        &["debug", "watch-ipn", "--initial", "--count=1"],
-        &["debug", "prefs"],
-        &["debug", "derp-map"],
-        &["set", "--hostname=lowroad-two"],
-        &["set", "--hostname=lowroad"],
-        &["set", "--accept-routes"],
-        &["version", "--daemon"],
-    ] {
-        table.try_it(&arguments.join(" "), || {
-            let text = ok(arguments)?;
-            Ok(text
-                .lines()
-                .last()
-                .unwrap_or_default()
-                .trim()
-                .chars()
-                .take(120)
-                .collect())
-        });
-    }
-    Ok(())
-}
-
-/// As the stock daemon has it, too: that there is none is an error.
-fn exit_nodes(table: &mut Table, run: impl FnOnce() -> Result<Finished>) {
-    table.try_it("exit-node list", || {
-        let finished = run()?;
-        ensure!(
-            finished.stderr.contains("no exit nodes found"),
-            "{}",
-            finished.stderr
-        );
-        Ok("no exit nodes found".to_owned())
-    });
-}
-
-fn offered_exit_node(table: &mut Table, server: &Server, peer: &Member, ok: Run) {
-    table.try_it("exit-node list, with one offered", || {
-        peer.cli(&["set", "--advertise-exit-node"])?;
-        server.wait_for_offer("stock", "0.0.0.0/0", LIMIT)?;
-        server.approve_routes("stock", "0.0.0.0/0,::/0")?;
-        let (list, _) = wait::wait_for("it in the list", LIMIT, || {
-            let list = ok(&["exit-node", "list"])?;
-            Ok(list.contains("stock.tail.lab").then_some(list))
-        })?;
-        peer.cli(&["set", "--advertise-exit-node=false"])?;
-        let line = list.lines().find(|line| line.contains("stock"));
-        Ok(line.unwrap_or_default().trim().to_owned())
-    });
-}
-
-fn ends(table: &mut Table, ok: Run) -> Result<()> {
-    for (arguments, state) in [
-        (&["down"][..], "Stopped"),
-        (
-            &[
-                "up",
-                "--accept-routes",
-                "--login-server=https://hs.lab",
-                "--hostname=lowroad",
-            ],
-            "Running",
-        ),
-        (&["logout"], "NeedsLogin"),
-    ] {
+fn ends(table: &mut Table, run: Try, ok: Run) {
+    let after = |table: &mut Table, arguments: &[&str], state: &str| {
         table.try_it(arguments[0], || {
             ok(arguments)?;
             let status: Value = serde_json::from_str(&ok(&["status", "--json"])?)?;
-            ensure!(
-                status["BackendState"] == state,
-                "{}",
-                status["BackendState"]
-            );
+            let now = &status["BackendState"];
+            ensure!(now == state, "{now}");
             Ok(format!("{state} after it"))
         });
-    }
-    Ok(())
-}
-
-/// Every field of the first is there in the second.
-fn same_fields(theirs: &Value, ours: &Value, of: &str) -> Result<()> {
-    let (theirs, ours) = theirs
-        .as_object()
-        .zip(ours.as_object())
-        .context("no objects")?;
-    let missing: Vec<_> = theirs
-        .keys()
-        .filter(|key| !ours.contains_key(*key))
-        .collect();
-    ensure!(missing.is_empty(), "{of}: {missing:?} are missing");
-    Ok(())
+    };
+    after(table, &["down"], "Stopped");
+    table.try_it("wait, for a node that is down", || {
+        let finished = run(&["wait", "--timeout=2s"])?;
+        ensure!(finished.code() != 0, "it is told that it is up");
+        Ok("in vain".to_owned())
+    });
+    let up = ["up", "--accept-routes", LOGIN_SERVER, "--hostname=lowroad"];
+    after(table, &up, "Running");
+    after(table, &["logout"], "NeedsLogin");
 }

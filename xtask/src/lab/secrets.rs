@@ -47,7 +47,6 @@ const READABLE: &[&str] = &[
     "/localapi/v0/status",
     "/localapi/v0/prefs",
     "/localapi/v0/derpmap",
-    "/localapi/v0/metrics",
     "/localapi/v0/usermetrics",
     "/localapi/v0/watch-ipn-bus?mask=16526",
     "/localapi/v0/serve-config",
