@@ -21,16 +21,17 @@ use crate::{
 /// Where what a host does not hear of its server is dropped.
 const DEAF: &str = "table inet deaf";
 
-/// The key that a node has.
+/// The key that a node has, which a stock one knows by its netmap.
 fn of_node(node: &Member) -> Result<Value> {
     Ok(node.status()?["Self"]["PublicKey"].clone())
 }
 
-/// Logs in anew, which has to end with another node key that the other end of a ping knows.
-fn forced(node: &Member, peer: &Member, key: &str) -> Result<String> {
-    let before = of_node(node)?;
+/// Logs in anew, which has to end with another node key than this, and one that the other end of a ping knows.
+fn renewed(node: &Member, peer: &Member, before: &Value, key: &str) -> Result<String> {
     let time = node.up_with(key, &["--force-reauth"])?;
-    ensure!(of_node(node)? != before, "the same node key");
+    wait::wait_for("another node key", LIMIT, || {
+        Ok((of_node(node)? != *before).then_some(()))
+    })?;
     answers(peer, node)?;
     Ok(format!("{:.2} s", time.as_secs_f64()))
 }
@@ -73,13 +74,14 @@ pub fn single_use(
     });
     let second = server.single_use_key("ann")?;
     table.try_it("up --force-reauth by another single-use key", || {
-        forced(node, peer, &second)
+        renewed(node, peer, &of_node(node)?, &second)
     });
     let third = server.single_use_key("ann")?;
     table.try_it("the same of a node that is stopped", || {
+        let before = of_node(node)?;
         node.cli(&["down"])?;
         state(node, "Stopped")?;
-        forced(node, peer, &third)
+        renewed(node, peer, &before, &third)
     });
     table.try_it(
         "by a key that is spent: refused, and the old login is in force",
@@ -119,7 +121,7 @@ pub fn expired(server: &Server, node: &Member, peer: &Member) -> Result<String> 
         ensure!(answered == 0, "{answered} answers in a second");
         let seen = peer.peer("subject")?.context("no such peer")?;
         ensure!(seen["Expired"] != true, "the peer has been told");
-        let sent = sent_to(peer, node)? - sent;
+        let sent = sent_to(peer, node)?.saturating_sub(sent);
         ensure!(sent > 0, "the peer sends nothing any more");
         Ok(format!(
             "told after {:.2} s; of {sent} bytes of a peer that has not been told nothing was answered",
