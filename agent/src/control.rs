@@ -53,6 +53,8 @@ pub struct ControlOptions {
     pub node: Option<NodePrivate>,
     /// The key before a rotation that isn't finished.
     pub old_node: Option<NodePrivate>,
+    /// The server has accepted `node`. An auth key, which may be good for one login only, is kept then until the server wants a login, and comes with a new node key.
+    pub accepted: bool,
     /// Keys of earlier logins that the server may know instead, if it doesn't know `node`: they are tried in this order before a person is asked.
     pub left: Vec<NodePrivate>,
     pub disco: DiscoPublic,

@@ -42,6 +42,7 @@ use tracing::{debug, error, info, warn};
 use self::{
     bus::Bus,
     flows::Flows,
+    lifecycle::Login,
     links::Links,
     session::Session,
     sources::{Sources, receive},
@@ -133,6 +134,8 @@ pub struct Engine {
     /// How long after that the kernel held what a netmap wanted.
     adopted_after: Option<Duration>,
     bus: Bus,
+    /// What the session's login has still to do: a session that is started again goes on with it.
+    login: Login,
     /// A login that somebody began on the local API and may go on with.
     begun: Option<BegunLogin>,
     /// Whether the last event was an ask: the next is something else that waits, if there is such.
@@ -177,6 +180,7 @@ impl Engine {
             ups: Vec::new(),
             flows,
             bus: Bus::default(),
+            login: Login::default(),
             begun: None,
             asked: false,
             links: Links::default(),

@@ -7,6 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
+use time::OffsetDateTime;
 
 pub use edit::{AddRule, Fmt, Tag, TagOwners, Where};
 pub use policy::{Policy, Signature};
@@ -204,10 +205,18 @@ pub enum Nodes {
         #[arg(long)]
         user: String,
     },
-    /// Expire a node's key: it must log in again
+    /// Expire a node's key, at once or when you say: it must log in again then
+    ///
+    /// A login has no end by itself. One that you set holds until the next login, and may be changed, also after it has come.
     Expire {
         /// Name, ID or address of the node
         node: String,
+        /// When, such as 2027-01-31T18:00:00Z, instead of at once
+        #[arg(long, value_name = "TIME", value_parser = text::parse_time)]
+        at: Option<OffsetDateTime>,
+        /// Not by itself, whatever was said before
+        #[arg(long, conflicts_with = "at")]
+        never: bool,
     },
     /// Delete a node
     Delete {
@@ -267,6 +276,29 @@ mod tests {
             "c --state-dir d --json policy set p",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_key_ends_at_once_at_a_time_or_never() {
+        let parse = |more: &[&str]| {
+            let line = ["c", "nodes", "expire", "b"];
+            Cli::try_parse_from(line.iter().chain(more))
+        };
+        for line in [
+            &["--at", "2027-01-31T18:00:00Z"][..],
+            &["--at=2027-01-31T18:00:00+01:00"],
+            &["--never"],
+            &[],
+        ] {
+            assert!(parse(line).is_ok(), "{line:?}");
+        }
+        for line in [
+            &["--at", "tomorrow"][..],
+            &["--at"],
+            &["--never", "--at", "2027-01-31T18:00:00Z"],
+        ] {
+            assert!(parse(line).is_err(), "{line:?}");
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
         client, render,
     },
     args::{AuthKeys, Command, Nodes, Users},
+    text::rfc3339,
 };
 
 /// Runs a command and prints what comes of it.
@@ -44,6 +45,7 @@ enum Show {
     Nodes,
     Node,
     NodeDone(&'static str),
+    NodeExpiry,
 }
 
 impl Show {
@@ -66,6 +68,14 @@ impl Show {
             Self::NodeDone(done) => {
                 let node = parse::<NodeInfo>(answer)?;
                 format!("node {} ({}) {done}\n", node.given_name, node.id)
+            }
+            Self::NodeExpiry => {
+                let node = parse::<NodeInfo>(answer)?;
+                let ends = node.expiry.map_or_else(
+                    || "does not end by itself".to_owned(),
+                    |time| format!("ends at {time}"),
+                );
+                format!("the key of node {} ({}) {ends}\n", node.given_name, node.id)
             }
         })
     }
@@ -121,10 +131,18 @@ fn nodes(command: Nodes) -> (Ask, Show) {
             Ask::NodesApprove { registration, user },
             Show::NodeDone("approved"),
         ),
-        Nodes::Expire { node } => (
+        Nodes::Expire {
+            node,
+            at: None,
+            never: false,
+        } => (
             Ask::NodesExpire { node },
             Show::NodeDone("expired; it must log in again"),
         ),
+        Nodes::Expire { node, at, .. } => {
+            let expiry = at.map(rfc3339);
+            (Ask::NodesSetExpiry { node, expiry }, Show::NodeExpiry)
+        }
         Nodes::Delete { node } => (Ask::NodesDelete { node }, Show::NodeDone("deleted")),
         Nodes::Rename { node, name } => {
             (Ask::NodesRename { node, name }, Show::NodeDone("renamed"))

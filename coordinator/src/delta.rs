@@ -134,6 +134,25 @@ impl Sent {
         Ok(Some(message))
     }
 
+    /// The last message to a node that has been deleted: its key is good no more, and it sees nobody. Of a poll that only ends a stock client makes
+    /// nothing but another, for ever, with what it knew in force.
+    pub fn last(&self, now: OffsetDateTime) -> MapResponse {
+        let own = wire::Node {
+            key_expiry: Some(self.own.key_expiry.map_or(now, |expiry| expiry.min(now))),
+            expired: true,
+            allowed_ips: Some(self.own.addresses.clone()),
+            ..self.own.clone()
+        };
+        MapResponse {
+            node: Some(own),
+            peers_removed: self.peers.keys().copied().collect(),
+            packet_filters: filters(&NodeFilter::default()),
+            ssh_policy: Some(in_json(&SshPolicy::default())),
+            control_time: Some(now),
+            ..MapResponse::default()
+        }
+    }
+
     /// Looks at the nodes that changed since the last snapshot, and at the filter if it is another: no others are seen otherwise.
     fn follow(&mut self, snapshot: &Snapshot, message: &mut MapResponse) {
         if self.own.expired {

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 /// `90m`, `24h`, `30d`, `1h30m`; units s, m, h, d, w.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -136,6 +136,15 @@ pub fn columns(c: char) -> usize {
     }
 }
 
+/// `2027-01-31T18:00:00Z` as RFC 3339 has it, in universal time and to the microsecond, which is what the database keeps.
+pub fn parse_time(text: &str) -> Result<OffsetDateTime, String> {
+    let time = OffsetDateTime::parse(text.trim(), &Rfc3339).ok();
+    // The last hours of the year 9999 may lie beyond it there.
+    let time = time.and_then(|time| time.checked_to_offset(UtcOffset::UTC));
+    time.and_then(|time| time.replace_microsecond(time.microsecond()).ok())
+        .ok_or_else(|| format!("`{text}` is no time; write 2027-01-31T18:00:00Z"))
+}
+
 pub fn rfc3339(time: OffsetDateTime) -> String {
     time.format(&Rfc3339)
         .unwrap_or_else(|_| time.unix_timestamp().to_string())
@@ -151,6 +160,7 @@ mod tests {
         #[test]
         fn no_text_makes_a_parser_panic(text in ".{0,60}") {
             let _ = (parse_duration(&text), parse_prefix(&text), parse_tag(&text));
+            let _ = parse_time(&text);
             let _ = crate::model::AuthKeyText::parse(&text);
             let _ = crate::config::Url::parse(&text);
         }
@@ -196,6 +206,28 @@ mod tests {
             "٣h",
         ] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_universal_time() {
+        let read = |text| parse_time(text).map(rfc3339);
+        assert_eq!(
+            read("2027-01-31T18:00:00+02:00").unwrap(),
+            "2027-01-31T16:00:00Z"
+        );
+        assert_eq!(
+            read("2027-01-31T18:00:00.1234567Z").unwrap(),
+            "2027-01-31T18:00:00.123456Z"
+        );
+        for wrong in [
+            "",
+            "tomorrow",
+            "2027-01-31",
+            "2027-01-31 18:00",
+            "9999-12-31T23:59:59-01:00",
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -204,6 +204,11 @@ pub fn is_expired(node: &Node, now: OffsetDateTime) -> bool {
     node.expired || node.key_expiry.is_some_and(|expiry| expiry <= now)
 }
 
+fn own_key_has_expired(map: &NetMap, now: OffsetDateTime) -> bool {
+    let own = map.self_node.as_ref();
+    own.is_some_and(|own| is_expired(own, now))
+}
+
 fn is_routable(node: &Node, now: OffsetDateTime) -> bool {
     !is_expired(node, now)
         && (node.disco_key.is_some_and(|key| !key.is_zero())

@@ -85,7 +85,7 @@ enum Part {
     HeadscaleUpgraded,
     Pair(server::Kind, Places),
     ByRelays(server::Kind, Homes),
-    Routes(server::Kind),
+    Routes(server::Kind, member::Kind),
     Changes(server::Kind, member::Kind),
     ChangesBehindNats(server::Kind, member::Kind),
     Idle(server::Kind),
@@ -168,8 +168,12 @@ const PARTS: &[(&str, Part)] = &[
         "peers-ours-stock-relay",
         Part::ByRelays(Ours, peers::STOCK_RELAY),
     ),
-    ("routes-headscale", Part::Routes(Headscale)),
-    ("routes-ours", Part::Routes(Ours)),
+    (
+        "routes-headscale",
+        Part::Routes(Headscale, member::Kind::Lowroad),
+    ),
+    ("routes-ours", Part::Routes(Ours, member::Kind::Lowroad)),
+    ("routes-ours-stock", Part::Routes(Ours, member::Kind::Stock)),
     (
         "changes-headscale",
         Part::Changes(Headscale, member::Kind::Lowroad),
@@ -213,7 +217,7 @@ impl Part {
             Self::HeadscaleUpgraded => upgrade::of_headscale(lab, table),
             Self::Pair(server, places) => peers::pair(lab, table, server, places),
             Self::ByRelays(server, homes) => peers::by_relays(lab, table, server, homes),
-            Self::Routes(server) => routes::of_stock_nodes(lab, table, server),
+            Self::Routes(server, user) => routes::of_stock_nodes(lab, table, server, user),
             Self::Changes(server, first) => changes::under_traffic(lab, table, server, first),
             Self::ChangesBehindNats(server, first) => {
                 changes::behind_nats(lab, table, server, first)

@@ -48,6 +48,11 @@ impl Client {
             };
             let told = match sent {
                 Registered::Expired if rotated => return Err(ControlError::KeyExpired),
+                Registered::Visit(_) if self.keeps_auth_key() => {
+                    rotated = true;
+                    info!("the server does not know the node key: logging in with a new one");
+                    self.new_node_key().await
+                }
                 Registered::Expired => {
                     rotated = true;
                     followup = None;
@@ -79,6 +84,11 @@ impl Client {
         }
     }
 
+    /// An auth key waits for a new node key.
+    fn keeps_auth_key(&self) -> bool {
+        self.options.accepted && self.options.auth_key.is_some()
+    }
+
     async fn attempt(
         &self,
         channel: &Channel,
@@ -92,7 +102,7 @@ impl Client {
         let attempt = Attempt {
             node,
             old: self.options.old_node.as_ref(),
-            auth_key: auth_key.filter(|_| followup.is_none()),
+            auth_key: auth_key.filter(|_| followup.is_none() && !self.keeps_auth_key()),
             followup,
             hostinfo: &hostinfo,
         };
@@ -163,6 +173,7 @@ impl Client {
     ) -> Result<(), Gone> {
         self.options.node = Some(node.clone());
         self.options.old_node.clone_from(&old);
+        self.options.accepted = false;
         let (kept, is_kept) = oneshot::channel();
         self.tell(ControlEvent::NodeKey { node, old, kept }).await?;
         is_kept.await.map_err(|_| Gone)

@@ -1,3 +1,4 @@
+mod auth_key;
 pub(crate) mod server;
 mod silent;
 
@@ -17,6 +18,7 @@ fn options(url: &str) -> ControlOptions {
         machine: MachinePrivate::from_random([1; 32]),
         node: None,
         old_node: None,
+        accepted: false,
         left: Vec::new(),
         disco: DiscoPrivate::from_random([2; 32]).public(),
         auth_key: Some(AuthKey::new("hskey-auth-test".into())),

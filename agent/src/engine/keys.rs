@@ -30,6 +30,7 @@ impl Engine {
             self.state = before;
             return self.cannot_keep_key(&why.to_string()).await;
         }
+        self.login.force_reauth = false;
         let _ = kept.send(());
         let Some(mut session) = self.session.take() else {
             return;

@@ -37,11 +37,11 @@ pub struct Login {
 }
 
 impl Engine {
-    /// Starts the session with what is saved; if that fails, tries again later.
+    /// Starts the session with what is saved, and what is left of its login; if that fails, tries again later.
     pub(super) async fn start_or_retry(&mut self) {
         let login = Login {
             resume: true,
-            ..Login::default()
+            ..self.login.clone()
         };
         if let Err(why) = self.start_session(login).await {
             self.cannot_start(&why);
@@ -63,6 +63,7 @@ impl Engine {
     pub(super) async fn start_session(&mut self, login: Login) -> Result<(), KernelError> {
         let kept = self.end_control();
         self.restart_at = None;
+        self.login = login.clone();
         let plane = match kept {
             Some(kept) => kept,
             None => self.start_plane().await?,
@@ -113,6 +114,7 @@ impl Engine {
             machine: self.state.machine_key.clone(),
             node,
             old_node: self.state.old_node_key.clone(),
+            accepted: self.state.is_accepted_by(&self.prefs.control_url),
             left: match login.force_reauth {
                 true => Vec::new(),
                 false => self.state.left_keys_of(&self.prefs.control_url),
@@ -149,6 +151,7 @@ impl Engine {
     /// Ends the session and removes all that it made on this host.
     pub(super) async fn stop_session(&mut self) -> Result<(), KernelError> {
         self.restart_at = None;
+        self.login = Login::default();
         let kept = self.end_control();
         self.sources = Sources::default();
         match kept {
@@ -164,6 +167,7 @@ impl Engine {
                 self.state
                     .server_keys
                     .insert(self.prefs.control_url.clone(), key);
+                self.login.accept_server_key = false;
                 let _ = self.save();
             }
             ControlEvent::NodeKey { node, old, kept } => self.on_node_key(node, old, kept).await,
@@ -174,6 +178,7 @@ impl Engine {
             }
             ControlEvent::Registered(response) => {
                 self.state.accept_key(&self.prefs.control_url);
+                self.login = Login::default();
                 let _ = self.save();
                 self.with_session(|session| {
                     session.auth_url.clear();

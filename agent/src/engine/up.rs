@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use lowroad_wire::key::{NodePrivate, NodePublic};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -43,8 +44,8 @@ pub struct BegunLogin {
     at: Instant,
     /// It is under way already, with the key if there is one.
     goes_on: bool,
-    /// With the node key that a server has accepted before.
-    keeps_key: bool,
+    /// It goes with this node key, which the server has accepted before.
+    keeps: Option<NodePublic>,
     auth_key: Option<AuthKey>,
 }
 
@@ -174,6 +175,10 @@ impl Engine {
             }
         }
         Ok(before)
+    }
+
+    fn own_key(&self) -> Option<NodePublic> {
+        self.state.node_key.as_ref().map(NodePrivate::public)
     }
 
     /// Those that wait already go back to another session than there is then.
@@ -318,6 +323,7 @@ impl Engine {
             self.go_back_to_key();
         } else if before.restarted {
             self.go_back_to_key();
+            self.login = Login::default();
             self.start_or_retry().await;
         }
         self.apply_preferences();
@@ -345,12 +351,11 @@ impl Engine {
         self.apply_preferences();
         self.bus.tell_again();
         let goes_on = restart && (auth_key.is_some() || self.state.registered_at.is_none());
-        let is_known = self.state.registered_at.is_some() && self.state.old_node_key.is_none();
-        let keeps_key = is_known && !force_reauth;
+        let keeps_key = !force_reauth && self.state.is_accepted_by(&self.prefs.control_url);
         self.begun = Some(BegunLogin {
             at: Instant::now(),
             goes_on,
-            keeps_key,
+            keeps: self.own_key().filter(|_| keeps_key),
             auth_key: auth_key.clone(),
         });
         if !restart {
@@ -378,8 +383,13 @@ impl Engine {
         let session = self.session.as_ref();
         let shows_page = session.is_some_and(|session| !session.auth_url.is_empty());
         let auth_key = match begun {
-            // Of a node that has a key the stock client comes to this only if it waits for another.
-            Some(begun) if begun.goes_on && begun.keeps_key && begun.auth_key.is_some() => {
+            // Of a node that has a key the stock client comes to this only if it waits for another, which the server may have wanted meanwhile.
+            Some(begun)
+                if begun.goes_on
+                    && begun.auth_key.is_some()
+                    && begun.keeps.is_some()
+                    && begun.keeps == self.own_key() =>
+            {
                 begun.auth_key
             }
             Some(begun) if begun.goes_on => {

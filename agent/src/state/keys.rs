@@ -123,6 +123,13 @@ impl State {
         true
     }
 
+    /// Whether this server has accepted the node key in use.
+    pub fn is_accepted_by(&self, server: &str) -> bool {
+        self.node_key.is_some()
+            && self.old_node_key.is_none()
+            && self.registered_at.as_deref() == Some(server)
+    }
+
     /// Whether this node is known to be this server's, by the key in use or by another.
     pub fn is_of(&self, server: &str) -> bool {
         let of_left = |left: &LeftKey| left.accepted && left.server == server;

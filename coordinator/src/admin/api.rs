@@ -56,6 +56,11 @@ pub enum Ask {
     NodesExpire {
         node: String,
     },
+    NodesSetExpiry {
+        node: String,
+        /// RFC 3339; none: it does not end by itself.
+        expiry: Option<String>,
+    },
     NodesDelete {
         node: String,
     },

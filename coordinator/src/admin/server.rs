@@ -27,7 +27,7 @@ use crate::{
     model::AuthKeyText,
     policy::WhyProbe,
     state::{NewAuthKey, NodeRef, State},
-    text::parse_tag,
+    text::{parse_tag, parse_time},
 };
 
 /// Who asks: the account of the process at the other end, as the kernel knows it.
@@ -171,6 +171,11 @@ async fn act(hub: &Hub, peer: Peer, ask: Ask) -> Result<Value, Error> {
                 Ok(())
             })
             .await
+        }
+        Ask::NodesSetExpiry { node, expiry } => {
+            let expiry = expiry.as_deref().map(parse_time).transpose();
+            let expiry = expiry.map_err(Error::bad_request)?;
+            change_node(hub, node, |state, id| state.set_expiry(id, expiry, now())).await
         }
         Ask::NodesDelete { node } => delete_node(hub, NodeRef(node)).await,
         Ask::NodesRename { node, name } => {

@@ -62,17 +62,24 @@ pub fn outlet() -> (Outlet, Pieces) {
 impl Outlet {
     /// Waits until the message before has been taken, as long as each piece of it goes within `patience`.
     pub async fn send(&self, message: Bytes, patience: Duration) -> Result<(), Unsent> {
+        self.taken(patience).await?;
+        let mut slot = self.0.slot();
+        slot.waiting = message;
+        if let Some(reader) = slot.reader.take() {
+            reader.wake();
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was sent has been taken, as long as each piece of it goes within `patience`.
+    pub async fn taken(&self, patience: Duration) -> Result<(), Unsent> {
         loop {
             {
-                let mut slot = self.0.slot();
+                let slot = self.0.slot();
                 if slot.reader_gone {
                     return Err(Unsent::Gone);
                 }
                 if slot.waiting.is_empty() {
-                    slot.waiting = message;
-                    if let Some(reader) = slot.reader.take() {
-                        reader.wake();
-                    }
                     return Ok(());
                 }
             }

@@ -128,6 +128,9 @@ impl Session {
             Ok(()) => self.follow(&mut sent, &out).await,
             Err(end) => end,
         };
+        if matches!(end, End::Superseded | End::Deleted) {
+            self.bid_farewell(&sent, &out).await;
+        }
         match end {
             End::Slow => {
                 tracing::warn!(%node, "poll and channel ended: the client does not read");
@@ -170,6 +173,22 @@ impl Session {
                 return end;
             }
             silence_ends = Instant::now() + self.silence();
+        }
+    }
+
+    /// Tells a node that has been deleted.
+    async fn bid_farewell(&self, sent: &Sent, out: &Outlet) {
+        let node = self.attached.node;
+        if self.hub.read(|state| state.node(node).is_some()) {
+            return;
+        }
+        let Some(bytes) = self.write(&sent.last(now())) else {
+            return;
+        };
+        let patience = self.hub.settings.timing.write_timeout;
+        if out.send(bytes, patience).await.is_ok() {
+            // Or it would go with the poll. A reader that is gone or slow is not waited for.
+            let _ = out.taken(patience).await;
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
     Error,
     model::{Node, Role, User},
     name,
-    text::parse_id,
+    text::{parse_id, rfc3339},
 };
 
 /// How people name a node: its name (with or without the domain), ID, address, or node key.
@@ -225,6 +225,23 @@ impl State {
         self.change_node(id, now, |node| {
             node.expiry = Some(node.expiry.map_or(now, |expiry| expiry.min(now)))
         });
+    }
+
+    /// `None`: it does not end by itself. A key that has expired is good again.
+    pub fn set_expiry(
+        &mut self,
+        id: NodeId,
+        expiry: Option<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        if let Some(past) = expiry.filter(|expiry| *expiry <= now) {
+            return Err(Error::bad_request(format!(
+                "{} is over; leave out --at to expire the key at once",
+                rfc3339(past)
+            )));
+        }
+        self.change_node(id, now, |node| node.expiry = expiry);
+        Ok(())
     }
 
     pub fn delete_node(&mut self, id: NodeId) {

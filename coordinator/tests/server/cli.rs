@@ -178,7 +178,19 @@ async fn the_commands_of_the_interop_lab_work() {
         json(&state, &["nodes", "show", "100.64.0.1"])["givenName"],
         "b"
     );
-    json(&state, &["nodes", "expire", "b"]);
+    let expire = |more: &[&str]| json(&state, &[&["nodes", "expire", "b"], more].concat());
+    let later = expire(&["--at", "2999-01-01T00:00:00+01:00"]);
+    assert_eq!(later["expiry"], "2998-12-31T23:00:00Z");
+    assert_eq!(expire(&["--never"])["expiry"], Value::Null);
+    let shown = run(
+        &state,
+        &["nodes", "expire", "b", "--at", "2999-01-01T00:00:00Z"],
+    );
+    assert_eq!(
+        String::from_utf8(shown.stdout).unwrap(),
+        "the key of node b (1) ends at 2999-01-01T00:00:00Z\n"
+    );
+    assert_eq!(expire(&[])["expired"], true);
     json(&state, &["nodes", "delete", "1"]);
     json(
         &state,
@@ -235,6 +247,7 @@ fn failures_are_one_line_that_says_what_to_do() {
     for (args, says) in [
         (&["nodes", "show", "nobody"][..], "nodes list"),
         (&["nodes", "approve", "0", "--user", "a"], "login page"),
+        (&["nodes", "expire", "nobody", "--never"], "nodes list"),
         (&["auth-keys", "expire", "7"], "auth-keys list"),
         (&["auth-keys", "create", "--user", "a b"], "letters"),
         (

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use lowroad_coordinator::admin::api::Ask;
+use lowroad_coordinator::{admin::api::Ask, text::rfc3339};
 use lowroad_wire::{
     control::{MapResponse, NetInfo, NodeId, RegionId},
     netmap::NetMap,
 };
+use time::OffsetDateTime;
 
 use crate::{
     client::{Client, Poll, peer},
@@ -188,16 +189,83 @@ async fn a_node_hears_of_its_own_expiry_and_sees_nobody_until_it_logs_in_again()
 }
 
 #[tokio::test]
-async fn the_poll_of_a_deleted_node_ends() {
+async fn a_key_ends_at_its_time_for_the_node_and_its_peers_and_may_be_good_again() {
     let lab = Lab::new().await;
-    let mut a = Client::joined(lab.address(), "a", &lab.key().await).await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut b = Client::joined(lab.address(), "b", &key).await;
+    let mut own = a.poll().await;
+    let mut other = b.poll().await;
+    own.until("b", |netmap| peer(netmap, "b").is_some()).await;
+    let set = |expiry: Option<String>| {
+        lab.ask(Ask::NodesSetExpiry {
+            node: "a".to_owned(),
+            expiry,
+        })
+    };
+    let end = OffsetDateTime::now_utc() + Duration::from_secs(2);
+    set(Some(rfc3339(end))).await.unwrap();
+    other
+        .until("that it ends some day", |netmap| {
+            peer(netmap, "a").is_some_and(|a| !a.expired && a.key_expiry.is_some())
+        })
+        .await;
+    own.until("the end", |netmap| {
+        let own = netmap.self_node.as_ref();
+        own.is_some_and(|own| own.expired) && netmap.peers.is_empty()
+    })
+    .await;
+    assert!(OffsetDateTime::now_utc() >= end);
+    other
+        .until("the end of the peer's", |netmap| {
+            peer(netmap, "a").is_some_and(|a| a.expired)
+        })
+        .await;
+    assert!(lab.node("a").await.expired);
+
+    set(None).await.unwrap();
+    own.until("b again", |netmap| {
+        let own = netmap.self_node.as_ref();
+        own.is_some_and(|own| !own.expired) && peer(netmap, "b").is_some()
+    })
+    .await;
+    other
+        .until("a again", |netmap| {
+            peer(netmap, "a").is_some_and(|a| !a.expired && a.key_expiry.is_none())
+        })
+        .await;
+    assert!(a.register(None).await.unwrap().machine_authorized);
+    for (wrong, why) in [
+        ("2020-01-01T00:00:00Z", "is over"),
+        ("tomorrow", "is no time"),
+    ] {
+        let error = set(Some(wrong.to_owned())).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    assert_eq!(lab.node("a").await.expiry, None);
+}
+
+#[tokio::test]
+async fn a_deleted_node_is_told_that_its_key_is_good_no_more_and_its_poll_ends() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let _b = Client::joined(lab.address(), "b", &key).await;
     let mut poll = a.poll().await;
-    poll.until("a netmap", |_| true).await;
+    poll.until("b", |netmap| peer(netmap, "b").is_some()).await;
     lab.ask(Ask::NodesDelete {
         node: "a".to_owned(),
     })
     .await
     .unwrap();
+    poll.until("that it has to log in", |netmap| {
+        let own = netmap.self_node.as_ref();
+        own.is_some_and(|own| own.expired && own.key_expiry.is_some())
+            && netmap.peers.is_empty()
+            && netmap.filter_rules().count() == 0
+    })
+    .await;
     poll.end().await;
     assert!(a.poll_with(Default::default()).await.is_err());
 }

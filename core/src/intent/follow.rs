@@ -14,7 +14,9 @@ use lowroad_wire::{
 };
 use time::OffsetDateTime;
 
-use super::{Choices, claims::Claims, eligible, is_routable, own_addresses, rank};
+use super::{
+    Choices, claims::Claims, eligible, is_routable, own_addresses, own_key_has_expired, rank,
+};
 use crate::desired::Peer;
 
 /// How sources of rules name those that have a capability.
@@ -24,6 +26,8 @@ const CAP: &str = "cap:";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Intent {
     own_key: Option<NodePublic>,
+    /// Until it is renewed there are no peers, whoever the netmap still names.
+    own_key_expired: bool,
     own: Vec<IpAddr>,
     accept_routes: bool,
     /// Capabilities that the rules speak of.
@@ -62,6 +66,7 @@ impl Intent {
         let own = map.self_node.as_ref();
         let mut intent = Self {
             own_key: own.map(|node| node.key),
+            own_key_expired: own_key_has_expired(map, now),
             own: own_addresses(map),
             accept_routes: choices.accept_routes,
             caps: caps(map.filter_rules()),
@@ -84,10 +89,11 @@ impl Intent {
         self.claims.pack();
     }
 
-    /// Whether this netmap can be followed from the last one by its peers alone. If not, it takes a new [`Intent`].
-    pub fn follows(&self, map: &NetMap, choices: &Choices) -> bool {
+    /// Whether this netmap can be followed from the last one by its peers alone. If not, it takes a new [`Intent`]. `now` is the server's time.
+    pub fn follows(&self, map: &NetMap, choices: &Choices, now: OffsetDateTime) -> bool {
         let own = map.self_node.as_ref();
         self.own_key == own.map(|node| node.key)
+            && self.own_key_expired == own_key_has_expired(map, now)
             && self.accept_routes == choices.accept_routes
             && self.own == own_addresses(map)
     }
@@ -270,7 +276,8 @@ impl Intent {
     }
 
     fn learn(&mut self, id: NodeId, node: Arc<Node>) {
-        let routable = is_routable(&node, self.now) && Some(node.key) != self.own_key;
+        let routable =
+            !self.own_key_expired && is_routable(&node, self.now) && Some(node.key) != self.own_key;
         if routable {
             self.keys.insert((node.key, id));
         }

@@ -115,6 +115,35 @@ fn expired_and_unreachable_peers_and_our_own_key_are_no_peers() {
 }
 
 #[test]
+fn a_node_whose_own_key_has_expired_has_no_peers() {
+    let second = OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(1);
+    let ends = |json: Value| {
+        let mut own = json!({"ID": 1, "Key": key(1).to_string(), "Addresses": ["100.64.0.1/32"]});
+        own.as_object_mut()
+            .unwrap()
+            .extend(json.as_object().unwrap().clone());
+        let message = json!({"Node": own, "Peers": [peer(2, &["10.77.0.0/24"])]});
+        let (response, _) = MapResponse::parse(message.to_string().as_bytes()).unwrap();
+        let mut map = NetMap::default();
+        map.apply(response, OffsetDateTime::UNIX_EPOCH);
+        map
+    };
+    let wanted = |map: &NetMap, now| {
+        let desired = desired(map, &choices(true), |_| None, now);
+        (desired.wireguard.peers.len(), desired.routes.len())
+    };
+    let (none, some) = ((0, 0), (1, 2));
+    let by_its_time = ends(json!({"KeyExpiry": "1970-01-01T00:00:01Z"}));
+    assert_eq!(wanted(&by_its_time, OffsetDateTime::UNIX_EPOCH), some);
+    assert_eq!(wanted(&by_its_time, second), none);
+    let by_the_servers_word = ends(json!({"Expired": true}));
+    assert_eq!(
+        wanted(&by_the_servers_word, OffsetDateTime::UNIX_EPOCH),
+        none
+    );
+}
+
+#[test]
 fn a_node_key_that_two_numbers_have_is_one_peer() {
     let mut twin = peer(3, &[]);
     twin["Key"] = json!(key(2).to_string());

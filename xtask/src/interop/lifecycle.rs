@@ -1,9 +1,8 @@
 //! A node on Headscale, from the first login to the administrator's last word: lowroad's, and a stock one's to compare with.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+mod keys;
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -17,7 +16,6 @@ use super::{
 };
 use crate::{
     lab::{ALLOW_ALL, secs},
-    process,
     tailnet::Client,
     topology::Namespace,
     traffic::Pinger,
@@ -49,6 +47,7 @@ pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     let peer = Member::public(lab, Kind::Stock, "peer", 31)?;
     peer.up(&key)?;
     logins(lab, table, &server, &mut node, &peer)?;
+    keys::single_use(table, &server, &mut node, &peer)?;
     administered(table, &server, &mut node, &peer)?;
     ends_by_itself(table, &server, &node, &peer)?;
     asks_for_tags(lab, table, &server, &peer, kind)?;
@@ -179,23 +178,7 @@ fn administered(
         Ok(format!("seen after {:.2} s", time.as_secs_f64()))
     });
     table.try_it("key expired by the administrator", || {
-        server.to_node("expire", "subject")?;
-        let time = state(node, "NeedsLogin")?;
-        let ping = Pinger::start(
-            peer.namespace(),
-            node.status()?["Self"]["TailscaleIPs"][0]
-                .as_str()
-                .context("no address left")?
-                .parse()?,
-            PACE,
-        )?;
-        wait::pass(secs(1))?;
-        let report = ping.stop();
-        ensure!(report.answered == 0, "it still answers: {report}");
-        Ok(format!(
-            "told after {:.2} s, answers nobody",
-            time.as_secs_f64()
-        ))
+        keys::expired(server, node, peer)
     });
     table.try_it("and renewed", || {
         node.up_with(&key, &["--force-reauth"])?;
@@ -220,11 +203,7 @@ fn ends_by_itself(table: &mut Table, server: &Server, node: &Member, peer: &Memb
     let key = server.auth_key("ann", KeyOptions::default())?;
     table.try_it(&format!("a key that ends in {SECONDS} s"), || {
         let start = Instant::now();
-        let mut date = Command::new("date");
-        date.args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])
-            .arg(format!("--date={SECONDS} seconds"));
-        let end = process::run(&mut date, "", LIMIT)?.ok("date")?.stdout;
-        server.set_expiry("subject", Some(end.trim()))?;
+        server.expire_in("subject", SECONDS)?;
         state(node, "NeedsLogin")?;
         let time = start.elapsed();
         // The end has whole seconds.

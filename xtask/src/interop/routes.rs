@@ -1,4 +1,4 @@
-//! Subnets behind stock nodes, as a lowroad node uses them.
+//! Subnets behind stock nodes, as a lowroad node or another stock one uses them.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -40,30 +40,32 @@ pub struct Gateway {
     _web: traffic::Server,
 }
 
-pub fn of_stock_nodes(lab: &Lab, table: &mut Table, kind: server::Kind) -> Result<()> {
+/// As a node of this kind uses them.
+pub fn of_stock_nodes(lab: &Lab, table: &mut Table, on: server::Kind, user: Kind) -> Result<()> {
     table.area(&format!(
-        "subnets behind stock nodes, used by lowroad on {}",
-        kind.name()
+        "subnets behind stock nodes, used by {} on {}",
+        user.name(),
+        on.name()
     ));
-    let server = Server::start(lab, kind, ALLOW_ALL)?;
+    let server = Server::start(lab, on, ALLOW_ALL)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
-    let lowroad = Member::behind(lab, Kind::Lowroad, "lowroad", 21, Nat::Easy)?;
-    lowroad.up(&key)?;
+    let user = Member::behind(lab, user, user.name(), 21, Nat::Easy)?;
+    user.up(&key)?;
     let mut gateway = self::gateway(lab, "gateway", 24, &key)?;
     let inside: IpAddr = INSIDE.parse()?;
     let to = SocketAddr::new(inside, 80);
-    let get = |bytes| traffic::get(lowroad.namespace(), to, bytes, TRY);
+    let get = |bytes| traffic::get(user.namespace(), to, bytes, TRY);
     table.try_it("not approved: closed", || {
         server.wait_for_offer("gateway", SUBNET, LIMIT)?;
-        lowroad.cli(&["set", "--accept-routes"])?;
-        lowroad.wait_for_peer("gateway", LIMIT)?;
+        user.cli(&["set", "--accept-routes"])?;
+        user.wait_for_peer("gateway", LIMIT)?;
         stays_closed(get)?;
         Ok(String::new())
     });
     table.try_it("approved: TCP", || {
         server.approve_routes("gateway", SUBNET)?;
         let (_, time) = wait::wait_for("the host behind it", LIMIT, || Ok(get(100).ok()))?;
-        let got = traffic::get(lowroad.namespace(), to, 20_000_000, secs(60))?;
+        let got = traffic::get(user.namespace(), to, 20_000_000, secs(60))?;
         Ok(format!(
             "{:.2} s after it, 20 MB byte-exact at {:.0} Mbit/s",
             time.as_secs_f64(),
@@ -71,7 +73,7 @@ pub fn of_stock_nodes(lab: &Lab, table: &mut Table, kind: server::Kind) -> Resul
         ))
     });
     table.try_it("ping", || {
-        let ping = Pinger::start(lowroad.namespace(), inside, PACE)?;
+        let ping = Pinger::start(user.namespace(), inside, PACE)?;
         ping.first_answer(LIMIT)?;
         wait::pass(secs(1))?;
         let report = ping.stop();
@@ -79,27 +81,27 @@ pub fn of_stock_nodes(lab: &Lab, table: &mut Table, kind: server::Kind) -> Resul
         Ok(format!("{} of {} lost", report.lost(), report.sent))
     });
     table.try_it("UDP", || {
-        super::peers::datagrams(lowroad.namespace(), &gateway.inside, inside)
+        super::peers::datagrams(user.namespace(), &gateway.inside, inside)
     });
     table.try_it("--accept-routes=false: closed", || {
-        lowroad.cli(&["set", "--accept-routes=false"])?;
+        user.cli(&["set", "--accept-routes=false"])?;
         wait::wait_for("the end of it", LIMIT, || {
             Ok(get(100).is_err().then_some(()))
         })?;
         stays_closed(get)?;
-        lowroad.cli(&["set", "--accept-routes"])?;
+        user.cli(&["set", "--accept-routes"])?;
         wait::wait_for("the host again", LIMIT, || Ok(get(100).ok()))?;
         Ok(String::new())
     });
     table.try_it("an IPv6 subnet beside it", || {
         with_ipv6(&gateway)?;
-        beside_it(&server, &gateway, &lowroad)
+        beside_it(&server, &gateway, &user)
     });
     let second = self::gateway(lab, "second", 25, &key)?;
     table.try_it("a second gateway takes over", || {
         server.wait_for_offer("second", SUBNET, LIMIT)?;
         server.approve_routes("second", SUBNET)?;
-        lowroad.wait_for_peer("second", LIMIT)?;
+        user.wait_for_peer("second", LIMIT)?;
         ensure!(get(100).is_ok(), "closed before anything happened");
         gateway.node.stop();
         let (_, time) = wait::wait_for("the host behind the second", LIMIT, || Ok(get(100).ok()))?;

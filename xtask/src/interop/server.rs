@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpStream},
     path::PathBuf,
+    process::Command,
     time::Duration,
 };
 
@@ -129,7 +130,7 @@ impl Server {
         Ok(())
     }
 
-    fn our_command(&self) -> std::process::Command {
+    fn our_command(&self) -> Command {
         let file = |name: String| self.folder.join(name);
         let program = binaries().join("lowroad-coordinator");
         let mut command = self.namespace.command(program);
@@ -178,16 +179,27 @@ impl Server {
         Ok(serde_json::from_str(&finished.stdout).unwrap_or(Value::String(finished.stdout)))
     }
 
+    /// A key that any number of machines may use.
     pub fn auth_key(&self, user: &str, options: KeyOptions) -> Result<String> {
+        self.make_key(user, options, &["--reusable"])
+    }
+
+    /// A key that is good for one login, as both servers make it if nothing else is said.
+    pub fn single_use_key(&self, user: &str) -> Result<String> {
+        self.make_key(user, KeyOptions::default(), &[])
+    }
+
+    fn make_key(&self, user: &str, options: KeyOptions, flags: &[&str]) -> Result<String> {
         let user_id;
         let mut arguments = match self.kind {
             Kind::Headscale => {
                 user_id = self.headscale_user(user)?;
-                let create = ["preauthkeys", "create", "--reusable", "-e", "24h", "-u"];
+                let create = ["preauthkeys", "create", "-e", "24h", "-u"];
                 [&create[..], &[&user_id]].concat()
             }
-            Kind::Ours => vec!["auth-keys", "create", "--reusable", "--user", user],
+            Kind::Ours => vec!["auth-keys", "create", "--user", user],
         };
+        arguments.extend(flags);
         if !options.tags.is_empty() {
             arguments.extend(["--tags", options.tags]);
         }
@@ -248,12 +260,17 @@ impl Server {
     /// Deletes the nodes of this name that another login made: the one that is left has this key.
     pub fn leave_only(&self, name: &str, node_key: &Value) -> Result<()> {
         for node in self.nodes()? {
-            let key = ["node_key", "nodeKey"].map(|field| &node[field]);
-            if node["name"] == name && !key.contains(&node_key) {
+            if node["name"] == name && node_key_of(&node) != node_key {
                 self.to_id("delete", &text(&node["id"]))?;
             }
         }
         Ok(())
+    }
+
+    /// What it says of the node that has this key.
+    pub fn node_of_key(&self, node_key: &Value) -> Result<Option<Value>> {
+        let mut nodes = self.nodes()?.into_iter();
+        Ok(nodes.find(|node| node_key_of(node) == node_key))
     }
 
     pub fn rename(&self, name: &str, new: &str) -> Result<()> {
@@ -274,12 +291,16 @@ impl Server {
 
     /// Sets when a node's key ends: at a time as RFC 3339 writes it, or never.
     pub fn set_expiry(&self, name: &str, time: Option<&str>) -> Result<()> {
-        self.only_headscale("sets when a key ends")?;
         let id = self.id(name)?;
-        let mut arguments = vec!["nodes", "expire", "-i", &id];
-        match time {
-            Some(time) => arguments.extend(["-e", time]),
-            None => arguments.push("--disable"),
+        let mut arguments = match self.kind {
+            Kind::Headscale => vec!["nodes", "expire", "-i", &id],
+            Kind::Ours => vec!["nodes", "expire", &id],
+        };
+        match (self.kind, time) {
+            (Kind::Headscale, Some(time)) => arguments.extend(["-e", time]),
+            (Kind::Headscale, None) => arguments.push("--disable"),
+            (Kind::Ours, Some(time)) => arguments.extend(["--at", time]),
+            (Kind::Ours, None) => arguments.push("--never"),
         }
         self.cli(&arguments).map(drop)
     }
@@ -291,6 +312,15 @@ impl Server {
         // By its identifier: this Headscale finds no user to rename by a name.
         self.cli(&["users", "rename", "-i", &id, "-r", new])
             .map(drop)
+    }
+
+    /// Has a node's key end so soon. The end has whole seconds: it may come up to one earlier.
+    pub fn expire_in(&self, name: &str, seconds: u64) -> Result<()> {
+        let mut date = Command::new("date");
+        date.args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])
+            .arg(format!("--date={seconds} seconds"));
+        let end = process::run(&mut date, "", CLI_LIMIT)?.ok("date")?.stdout;
+        self.set_expiry(name, Some(end.trim()))
     }
 
     /// Starts it again with another name behind those of all nodes.
@@ -363,6 +393,14 @@ impl Server {
             Kind::Ours => self.cli(&["policy", "set", file]),
         }
         .map(drop)
+    }
+}
+
+/// Headscale and ours spell it each in their own way.
+fn node_key_of(node: &Value) -> &Value {
+    match &node["node_key"] {
+        Value::Null => &node["nodeKey"],
+        key => key,
     }
 }
 

@@ -51,7 +51,7 @@ impl Node {
     pub(super) fn follow(&mut self, changes: &Changes, now: Instant, clock: OffsetDateTime) {
         let Some(map) = &self.map else { return };
         let clock = map.control_time(clock);
-        let follows = |intent: &&mut Intent| intent.follows(map, &self.choices);
+        let follows = |intent: &&mut Intent| intent.follows(map, &self.choices, clock);
         let touched: BTreeSet<NodePublic> = match self.intent.as_mut().filter(follows) {
             Some(intent) => {
                 if changes.filter {

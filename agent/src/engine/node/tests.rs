@@ -357,6 +357,28 @@ async fn a_peer_whose_key_expires_without_a_message_leaves_kernel_filter_and_pat
 }
 
 #[tokio::test]
+async fn a_node_whose_own_key_has_expired_has_no_peers_until_it_is_renewed() {
+    let (mut node, kernel) = node_on(|_| {}).await;
+    let mut message = netmap(1..=2);
+    message["Node"]["KeyExpiry"] = json!("1970-01-01T01:00:00Z");
+    take(&mut node, &message);
+    reconcile(&mut node).await;
+    let peers = || kernel.observed().device.unwrap().peers.len();
+    assert_eq!(peers(), 2);
+    // The server may go on naming them, and need not say that the time has come.
+    let later = OffsetDateTime::UNIX_EPOCH + time::Duration::hours(2);
+    node.reconcile(Instant::now(), later).await.unwrap();
+    assert_eq!(peers(), 0);
+    assert!(
+        node.paths.status(&peer_key(1)).is_none(),
+        "a path would add it to the kernel again"
+    );
+    take(&mut node, &json!({"Node": own()}));
+    node.reconcile(Instant::now(), later).await.unwrap();
+    assert_eq!(peers(), 2);
+}
+
+#[tokio::test]
 async fn what_is_told_of_malformed_peers_is_bounded() {
     let (mut node, _) = node_on(|_| {}).await;
     take(&mut node, &netmap(1..=1));

@@ -30,15 +30,34 @@ async fn a_forced_login_by_key_of_a_node_that_is_stopped_ends_with_another_node_
     let (_, mut bus) = watched(&agent, 0).await;
     start(&agent, &server, Some("again")).await.unwrap();
     login(&agent).await.unwrap();
-    // The first may have been sent before the second request came.
+    // The first may have been sent before the second request came, and spends no key that is good for one login.
     let register = loop {
         let register = expect_register(&mut server).await;
         if register.body["NodeKey"] != known {
             break register;
         }
+        assert!(register.body["Auth"].is_null(), "{}", register.body);
     };
     assert_eq!(register.body["Auth"]["AuthKey"], "again");
     assert_eq!(register.body["OldNodeKey"], known);
+    is_let_in(register, &mut server, &mut bus).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_forced_login_by_key_is_not_made_twice_where_the_server_wanted_one_itself() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = logged_in(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+    let (_, mut bus) = watched(&agent, 0).await;
+    start(&agent, &server, Some("once")).await.unwrap();
+    let first = expect_register(&mut server).await;
+    assert_eq!(first.body["NodeKey"], known);
+    first.json(json!({"NodeKeyExpired": true}));
+    let register = expect_register(&mut server).await;
+    assert_eq!(register.body["Auth"]["AuthKey"], "once");
+    login(&agent).await.unwrap();
     is_let_in(register, &mut server, &mut bus).await;
     agent.end().await;
 }

@@ -1,6 +1,6 @@
 //! Node keys that a server may have accepted without this node hearing of it, and logins with another server.
 
-use super::*;
+use super::{bus::start, *};
 
 fn forced(url: &str) -> UpRequest {
     UpRequest {
@@ -14,6 +14,17 @@ fn block_saving(dir: &TempDir) -> std::path::PathBuf {
     let blocked = dir.path().join("state.json.new");
     std::fs::create_dir(&blocked).unwrap();
     blocked
+}
+
+/// In the status.
+async fn is_told_that_a_key_cannot_be_saved(agent: &Agent) {
+    let of_it = |line: &String| line.contains("cannot be saved");
+    let told = async {
+        while !agent.status().await.health.iter().any(of_it) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, told).await.expect("health tells it");
 }
 
 pub(super) async fn own_key(agent: &Agent) -> String {
@@ -216,13 +227,7 @@ async fn a_rotation_that_cannot_be_kept_is_tried_again() {
     expect_register_anew(&mut server)
         .await
         .json(json!({"NodeKeyExpired": true}));
-    let told = async {
-        let of_it = |line: &String| line.contains("cannot be saved");
-        while !agent.status().await.health.iter().any(of_it) {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, told).await.expect("health tells it");
+    is_told_that_a_key_cannot_be_saved(&agent).await;
     assert!(!netmap.exists(), "it is of a key that has expired");
     std::fs::remove_dir(&blocked).unwrap();
     let again = expect_register(&mut server).await;
@@ -235,6 +240,30 @@ async fn a_rotation_that_cannot_be_kept_is_tried_again() {
     let _stream = admit(&mut server).await;
     until_running(&agent).await;
     assert_eq!(own_key(&agent).await, key);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_login_for_which_nobody_waits_is_tried_again_with_its_auth_key() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = running(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    agent.ask(|reply| Ask::Down { reply }).await.unwrap();
+    start(&agent, &server, Some("once")).await.unwrap();
+    let first = expect_register(&mut server).await;
+    let blocked = block_saving(&dir);
+    first.json(json!({"NodeKeyExpired": true}));
+    is_told_that_a_key_cannot_be_saved(&agent).await;
+    std::fs::remove_dir(&blocked).unwrap();
+    let again = expect_register(&mut server).await;
+    assert_eq!(again.body["NodeKey"], known);
+    again.json(json!({"NodeKeyExpired": true}));
+    let login = expect_register(&mut server).await;
+    assert_eq!(login.body["Auth"]["AuthKey"], "once");
+    assert_eq!(login.body["OldNodeKey"], known);
+    login.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    until_running(&agent).await;
     agent.end().await;
 }
 

@@ -95,14 +95,25 @@ impl PinDir {
                 error,
             )),
             _ => {
-                // Fails while another state directory has pins, and then it must stay.
                 if let Some(parent) = self.root.parent() {
-                    let _ = fs::remove_dir(parent);
+                    remove_if_empty(parent)?;
                     parent.parent().map_or(Ok(()), unmount_ours)?;
                 }
                 Ok(there)
             }
         }
+    }
+}
+
+/// It must stay while another state directory has pins in it.
+fn remove_if_empty(folder: &Path) -> Result<(), FilterError> {
+    const FINE: [io::ErrorKind; 2] = [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::NotFound];
+    match fs::remove_dir(folder) {
+        Err(error) if !FINE.contains(&error.kind()) => Err(FilterError::kernel(
+            format!("removing {}", folder.display()),
+            error,
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -176,7 +176,7 @@ impl Follower {
             Event::AcceptRoutes(accept) => self.choices.accept_routes = accept,
             Event::Program => self.program()?,
         }
-        if self.intent.follows(&self.map, &self.choices) {
+        if self.intent.follows(&self.map, &self.choices, self.now) {
             let change = self.intent.update(&self.map, nodes, self.now);
             if !change.filter && self.map.filters == rules_before {
                 let after = filter::compile(&self.intent.filter_input(&self.map, &self.choices));
@@ -319,7 +319,10 @@ fn any_change() -> impl Strategy<Value = Event> {
             };
             message(MapResponse { peers_changed_patch: vec![patch], ..MapResponse::default() })
         }),
-        1 => (0..3u8).prop_map(move |n| message(MapResponse { node: Some(own(n)), ..MapResponse::default() })),
+        1 => (0..3u8, prop::option::weighted(0.3, 0..10i64)).prop_map(move |(n, expiry)| {
+            let key_expiry = expiry.map(|seconds| NOW + time::Duration::seconds(seconds));
+            message(MapResponse { node: Some(Node { key_expiry, ..own(n) }), ..MapResponse::default() })
+        }),
         1 => (0..3u8).prop_map(move |n| message(MapResponse { packet_filter: Some(rules(n)), ..MapResponse::default() })),
         2 => (0..12i64).prop_map(Event::Time),
         3 => (1..7u8, 1..4u16).prop_map(|(n, port)| Event::Path(n, port)),

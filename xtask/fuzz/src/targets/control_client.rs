@@ -146,6 +146,7 @@ fn options(port: u16, tls: &TlsConfig) -> ControlOptions {
         machine: MachinePrivate::from_random([1; 32]),
         node: Some(NodePrivate::from_random([2; 32])),
         old_node: None,
+        accepted: true,
         left: vec![NodePrivate::from_random([4; 32])],
         disco: DiscoPrivate::from_random([3; 32]).public(),
         auth_key: None,

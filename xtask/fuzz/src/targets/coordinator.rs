@@ -144,6 +144,7 @@ pub fn admin_socket_seeds() -> Vec<Vec<u8>> {
         r#"{"command":"nodes-approve-routes","node":"1","routes":["10.0.0.0/8"]}"#,
         r#"{"command":"nodes-approve","registration":"x","user":"ann"}"#,
         r#"{"command":"nodes-rename","node":"1","name":"x"}"#,
+        r#"{"command":"nodes-set-expiry","node":"1","expiry":"2027-01-31T18:00:00+02:00"}"#,
         r#"{"command":"policy-set","text":"{\"acls\":[]}"}"#,
         r#"{"command":"policy-get"}"#,
         r#"{"command":"users-delete","user":"1"}"#,
