@@ -38,9 +38,22 @@ pub enum TlsError {
         /// What the parser says.
         source: rustls_pki_types::pem::Error,
     },
-    /// rustls doesn't take them.
-    #[error("using the certificate: {0}; do certificate and key belong together?")]
-    Unusable(#[from] rustls::Error),
+    /// rustls doesn't take the given files.
+    #[error("using certificate and key from {files}: {source}; do they belong together?")]
+    Unusable {
+        /// Both.
+        files: String,
+        /// What rustls says.
+        source: rustls::Error,
+    },
+    /// Nor the self-signed certificate as it was kept.
+    #[error("using the self-signed certificate kept in {}: {source}; restore the file from a backup, or move it away: then a new one is made, whose pin nodes are told", path.display())]
+    UnusableOwn {
+        /// The file.
+        path: PathBuf,
+        /// What rustls says.
+        source: rustls::Error,
+    },
     /// The self-signed certificate cannot be kept.
     #[error("keeping the self-signed certificate in {}: {source}; is the state directory writable?", path.display())]
     Store {
@@ -92,8 +105,11 @@ impl Front {
                 false => Ok(chain),
             })
             .map_err(pem("the certificate", certificate))?;
-        let key = PrivateKeyDer::from_pem_file(key).map_err(pem("the private key", key))?;
-        Self::new(chain, key, None)
+        let private = PrivateKeyDer::from_pem_file(key).map_err(pem("the private key", key))?;
+        Self::new(chain, private, None).map_err(|source| TlsError::Unusable {
+            files: format!("{} and {}", certificate.display(), key.display()),
+            source,
+        })
     }
 
     /// Serves with a self-signed certificate for `names` (host names and addresses), made at the
@@ -101,18 +117,22 @@ impl Front {
     /// about to expire; its pin changes with it.
     ///
     /// # Errors
-    /// It can neither be read nor made and stored.
+    /// It can neither be read nor made and stored, or TLS refuses the kept one.
     pub fn self_signed(state_dir: &Path, names: &[String]) -> Result<Self, TlsError> {
         let own = own::load_or_make(state_dir, names, time::OffsetDateTime::now_utc())?;
         let pin = own.pin();
-        Self::new(vec![own.certificate], own.key, Some(pin))
+        let refused = |source| TlsError::UnusableOwn {
+            path: state_dir.join(own::FILE),
+            source,
+        };
+        Self::new(vec![own.certificate], own.key, Some(pin)).map_err(refused)
     }
 
     fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         pin: Option<String>,
-    ) -> Result<Self, TlsError> {
+    ) -> Result<Self, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()

@@ -16,7 +16,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::TlsError;
 
-const FILE: &str = "self-signed.json";
+pub(super) const FILE: &str = "self-signed.json";
 
 /// Pinned by its hash, so that nobody has to trust it for its age.
 const LIFETIME: Duration = Duration::days(3650);

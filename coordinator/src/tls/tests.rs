@@ -15,6 +15,14 @@ fn names() -> Vec<String> {
     vec!["127.0.0.1".to_owned(), "relay.example".to_owned()]
 }
 
+/// A new certificate with its key, as they are kept.
+fn made() -> serde_json::Value {
+    let directory = tempfile::tempdir().unwrap();
+    Front::self_signed(directory.path(), &names()).unwrap();
+    let kept = std::fs::read(directory.path().join("self-signed.json")).unwrap();
+    serde_json::from_slice(&kept).unwrap()
+}
+
 /// Echoes one message per connection, in capitals when it came by TLS.
 async fn start(front: Front) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -195,4 +203,48 @@ fn given_files_that_are_no_certificate_are_named_in_the_error() {
     std::fs::write(&file, "no certificate").unwrap();
     let error = Front::with_files(&file, &file).unwrap_err().to_string();
     assert!(error.starts_with("reading the certificate from"), "{error}");
+}
+
+#[test]
+fn given_files_that_do_not_belong_together_are_both_named_in_the_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| directory.path().join(name));
+    let write = |path: &Path, pem: &serde_json::Value| {
+        std::fs::write(path, pem.as_str().unwrap()).unwrap();
+    };
+    let pair = made();
+    write(&certificate, &pair["certificate_pem"]);
+    write(&key, &pair["key_pem"]);
+    Front::with_files(&certificate, &key).unwrap();
+    write(&key, &made()["key_pem"]);
+    let error = Front::with_files(&certificate, &key).unwrap_err();
+    let error = error.to_string();
+    for path in [&certificate, &key] {
+        assert!(error.contains(&path.display().to_string()), "{error}");
+    }
+}
+
+#[test]
+fn a_kept_certificate_that_tls_refuses_is_named_in_the_error_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("self-signed.json");
+    let start = || Front::self_signed(directory.path(), &names());
+    let right = made();
+    let empty = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    for (member, wrong) in [
+        ("key_pem", made()["key_pem"].clone()),
+        ("certificate_pem", empty.into()),
+    ] {
+        let mut kept = right.clone();
+        kept[member] = wrong;
+        let kept = kept.to_string();
+        std::fs::write(&file, &kept).unwrap();
+        let error = start().unwrap_err().to_string();
+        assert!(error.contains(&file.display().to_string()), "{error}");
+        assert!(error.contains("move it away"), "{error}");
+        let left = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(left, kept, "it may be mended by hand");
+    }
+    std::fs::remove_file(&file).unwrap();
+    start().unwrap();
 }
