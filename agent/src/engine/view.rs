@@ -1,11 +1,13 @@
 //! What the local API shows of the engine.
 
+mod health;
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use lowroad_core::{filter::granted, intent};
+use lowroad_core::filter::granted;
 use lowroad_wire::{
     control::{Node, UserId},
     key::NodePublic,
@@ -23,10 +25,6 @@ use crate::{
         BackendState, Lowroad, NEVER, PeerStatus, Status, Tailnet, UserStatus, WhoIs, version,
     },
 };
-
-/// The preference is kept for the day when there is a DNS server.
-const ACCEPT_DNS: &str =
-    "--accept-dns changes nothing yet (`lowroad set --accept-dns=false` silences this)";
 
 impl Engine {
     pub(super) async fn on_ask(&mut self, ask: Ask) {
@@ -300,88 +298,6 @@ impl Engine {
             display_name: user.display_name.clone(),
             profile_pic_url: user.profile_pic_url.clone(),
         })
-    }
-
-    /// What a person should look at, worst first.
-    pub(super) fn health(&self) -> Vec<String> {
-        let mut health: Vec<String> = self.failure.iter().cloned().collect();
-        if let Some(session) = &self.session {
-            if let Some(trouble) = &session.trouble {
-                health.push(format!(
-                    "no connection to the login server: {}",
-                    trouble.message
-                ));
-            }
-            if let Some(net) = &session.net {
-                health.extend(net.health());
-                if let Some(home) = net.home().filter(|home| !net.is_connected(*home)) {
-                    health.push(format!("no connection to the home relay {}: peers without a direct path cannot be reached", session.region_code(home)));
-                }
-            }
-            if let Some(why) = &session.why_userspace {
-                health.push(format!("packets pass through userspace: {why}"));
-            }
-        }
-        if let Some(node) = self.node() {
-            if let Some(why) = node.closed() {
-                health.push(format!(
-                    "nothing passes: the policy cannot be put in force ({why}); it is tried again"
-                ));
-            }
-            if let Some(saved) = node.cached {
-                let age = (OffsetDateTime::now_utc() - saved).whole_minutes();
-                health.push(format!(
-                    "the login server has not answered since this agent started: it runs on the netmap of {age} min ago"
-                ));
-            }
-            if node.map.is_some() && !node.programmed {
-                let behind = "the kernel does not hold yet what the netmap wants";
-                health.push(match node.failure() {
-                    Some(why) => format!("{behind} ({why}); it is tried again"),
-                    None => behind.to_owned(),
-                });
-            }
-            if let [first, ..] = node.filter_notes() {
-                health.push(format!(
-                    "{} parts of the policy are not in force, the first: {first} (see the log)",
-                    node.filter_notes().len()
-                ));
-            }
-            if node.left_out > 0 {
-                health.push(format!(
-                    "the netmap is too large: {} parts of it were left out",
-                    node.left_out
-                ));
-            }
-            if !node.malformed.is_empty() {
-                health.push(format!(
-                    "{} malformed parts of the netmap were left out (see the log)",
-                    node.malformed.len()
-                ));
-            }
-        }
-        if let Some(map) = self.map() {
-            health.extend(map.health.iter().cloned());
-            let now = map.control_time(OffsetDateTime::now_utc());
-            if map
-                .self_node
-                .as_ref()
-                .is_some_and(|own| intent::is_expired(own, now))
-            {
-                health.push(
-                    "this node's key has expired: log in again with `lowroad up --force-reauth`"
-                        .to_owned(),
-                );
-            }
-        }
-        if self.session.is_none() && !self.prefs.want_running && self.state.node_key.is_some() {
-            health.push("lowroad is stopped.".to_owned());
-        }
-        // On by default, as with the stock client: one short line, the last one.
-        if self.prefs.corp_dns {
-            health.push(ACCEPT_DNS.to_owned());
-        }
-        health
     }
 
     fn whois(&self, who: Who) -> Option<WhoIs> {
