@@ -336,8 +336,8 @@ pub static TARGETS: &[Target] = &[
     target(
         "admin_socket",
         "requests on the coordinator's socket",
-        coordinator::admin_socket,
-        coordinator::admin_socket_seeds,
+        coordinator::admin::admin_socket,
+        coordinator::admin::admin_socket_seeds,
     )
     .limits(8 * MIB, 1024, 1000, 500)
     .mutations(60),
