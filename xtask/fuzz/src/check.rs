@@ -67,15 +67,20 @@ fn hook() {
     }));
 }
 
+/// Nothing is measured by others while it is held.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs `target` on `input`. One at a time: what other threads do meanwhile is counted as the target's.
 ///
 /// # Errors
 /// It panicked, or took more than its limits allow.
 pub fn check(target: &Target, input: &[u8]) -> Result<Spent, Failure> {
     static HOOK: Once = Once::new();
-    static ONE: Mutex<()> = Mutex::new(());
     HOOK.call_once(hook);
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = alone();
     *watch() = Watch::Calm;
     let meter = Meter::start();
     let result = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
