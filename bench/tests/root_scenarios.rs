@@ -61,10 +61,17 @@ fn verdicts_are_measured_beside_an_empty_program_and_nftables() {
         let added = format!("added to {protocol} in, {family}, {outcome}");
         assert_measured(&figures, &added, "nftables, 10 rules");
     }
-    // What parts of a program add is a difference, and may be none in one round.
     for family in ["v4", "v6"] {
         let profile = format!("where the time goes, {family}");
         assert_measured(&figures, &profile, "an empty program");
+        // What a part adds is a difference, and may be none in one round.
+        for part in PARTS {
+            let added = sample(&figures, &profile, part);
+            assert!(
+                added.is_some_and(f64::is_finite),
+                "{profile}, {part}: {figures}"
+            );
+        }
     }
     for figure in figures.as_array().expect("figures") {
         for row in figure["rows"].as_array().expect("rows") {
@@ -73,6 +80,15 @@ fn verdicts_are_measured_beside_an_empty_program_and_nftables() {
         }
     }
 }
+
+/// Of a program, whose times are told apart.
+const PARTS: [&str; 5] = [
+    "IP header, rule set, counter",
+    "ports, destination's class",
+    "service, rule's counter",
+    "source's class, pair",
+    "flow (UDP)",
+];
 
 /// Scenarios and drivers that are no part of this repository, beside drivers that are.
 #[test]
@@ -144,7 +160,15 @@ fn measured_with(name: &str, environment: &[(&str, &Path)]) -> Value {
 
 /// The first figure whose name begins so has a sample above zero in this row.
 fn assert_measured(figures: &Value, name: &str, row: &str) {
-    let sample = figures
+    assert!(
+        sample(figures, name, row).is_some_and(|sample| sample > 0.0),
+        "{name}, {row}: {figures}"
+    );
+}
+
+/// The first in this row of the first figure whose name begins so; JSON has no number for what isn't finite.
+fn sample(figures: &Value, name: &str, row: &str) -> Option<f64> {
+    figures
         .as_array()
         .expect("figures")
         .iter()
@@ -153,9 +177,5 @@ fn assert_measured(figures: &Value, name: &str, row: &str) {
             let rows = figure["rows"].as_array().filter(|_| is_it)?;
             let ours = rows.iter().find(|one| one["label"] == row)?;
             ours["samples"][0].as_f64()
-        });
-    assert!(
-        sample.is_some_and(|sample| sample > 0.0),
-        "{name}, {row}: {figures}"
-    );
+        })
 }
