@@ -47,7 +47,10 @@ fn of_connections(session: &Session) -> Vec<String> {
     if let Some(net) = &session.net {
         health.extend(net.health());
         if let Some(home) = net.home().filter(|home| !net.is_connected(*home)) {
-            health.push(format!("no connection to the home relay {}: peers without a direct path cannot be reached", session.region_code(home)));
+            health.push(format!(
+                "no connection to the home relay {}: peers without a direct path cannot be reached",
+                session.region_code(home)
+            ));
         }
     }
     if let Some(why) = &session.why_userspace {
