@@ -9,6 +9,7 @@ mod hostile;
 mod join;
 mod kernel;
 mod losses;
+mod neighbour;
 mod network;
 mod outage;
 mod paths;
