@@ -171,7 +171,7 @@ impl On {
         }
     }
 
-    /// Where else it ran, if `LOWROAD_LONG` would make a difference there.
+    /// Where else it runs, if `LOWROAD_LONG` would make a difference there.
     pub fn left_out(self, debian: Debian, long: bool) -> Option<&'static str> {
         let left_out = self.includes(debian, true) && !self.includes(debian, long);
         left_out.then_some(match self {
