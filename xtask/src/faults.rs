@@ -48,10 +48,24 @@ pub struct Account {
 }
 
 impl Account {
-    /// How many changes there were, if the fault did not happen.
-    pub fn missed(&self) -> Option<usize> {
-        (!self.hit).then_some(self.changes.len())
+    /// If the fault did not happen: the last step, up to the one that was meant, at which it could have.
+    pub fn instead_of(&self, fault: Fault) -> Option<usize> {
+        let (meant, only_messages) = match fault {
+            Fault::None => return None,
+            Fault::Refused(at) | Fault::Killed(at) => (at, false),
+            Fault::Unsent(at) => (at, true),
+        };
+        let until = &self.changes[..meant.min(self.changes.len())];
+        let last = until
+            .iter()
+            .rposition(|change| !only_messages || is_message(change))?;
+        (!self.hit).then_some(last + 1)
     }
+}
+
+/// Whether a change is a netlink message, by its name.
+pub fn is_message(change: &str) -> bool {
+    change.starts_with("RTM_") || change.starts_with("WG_")
 }
 
 /// Called before each change, while the program waits.
@@ -209,5 +223,30 @@ fn decide(program: &Program, call: &Call, state: &mut State) -> Answer {
             Answer::Kill
         }
         _ => Answer::GoOn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_that_did_not_happen_could_have_at_an_earlier_step_of_its_kind() {
+        let changes = ["RTM_NEWLINK", "mkdir /a", "WG_CMD_SET_DEVICE", "mkdir /b"];
+        let mut account = Account {
+            changes: changes.map(str::to_owned).to_vec(),
+            ..Account::default()
+        };
+        assert_eq!(account.instead_of(Fault::Refused(6)), Some(4));
+        assert_eq!(account.instead_of(Fault::Killed(5)), Some(4));
+        assert_eq!(account.instead_of(Fault::Unsent(6)), Some(3));
+        assert_eq!(account.instead_of(Fault::Unsent(2)), Some(1));
+        assert_eq!(account.instead_of(Fault::None), None);
+        account.hit = true;
+        assert_eq!(account.instead_of(Fault::Refused(4)), None);
+        account = Account::default();
+        assert_eq!(account.instead_of(Fault::Refused(1)), None);
+        account.changes.push("mkdir /a".to_owned());
+        assert_eq!(account.instead_of(Fault::Unsent(1)), None);
     }
 }

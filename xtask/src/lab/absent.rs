@@ -9,7 +9,7 @@ use super::{
     peers::prefix,
     secs,
     survival::{
-        Load, POLICY, find_direct_path, start_watched, what_was_refused_would_have_been_seen,
+        Load, POLICY, Row, find_direct_path, start_watched, what_was_refused_would_have_been_seen,
     },
 };
 use crate::{
@@ -45,16 +45,8 @@ pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> R
     let mut watches = Vec::new();
     let coordinator = lab.coordinator(POLICY)?;
     let key = coordinator.auth_key("ann", "")?;
-    let member = |name: &str, last| {
-        let mut node = lab.single_path_node(name, last)?;
-        node.up(&key)?;
-        let prefix = prefix(&node)?;
-        // That it is in the netmap is enough.
-        node.stop_agent();
-        Ok::<_, anyhow::Error>(Member { node, prefix })
-    };
     let members = [("one", 33), ("two", 34), ("three", 35), ("four", 36)];
-    let members = members.map(|(name, last)| member(name, last));
+    let members = members.map(|(name, last)| Member::join(lab, &key, name, last));
     let members: Vec<Member> = members.into_iter().collect::<Result<_>>()?;
     let bravo = lab.single_path_node("bravo", 31)?;
     let alpha = lab.single_path_node("alpha", 30)?;
@@ -73,51 +65,27 @@ pub fn what_changed_meanwhile_is_all_that_the_next_agent_changes(lab: &Lab) -> R
         alpha,
         members,
     };
-    trouble.alpha.kill_9();
-    let gone = trouble.delete("one")?;
-    let _late = member("late", 37)?;
-    let calls = start_watched(&mut trouble.alpha, Fault::None, &mut watches)?;
-    let come = trouble.settles(1)?;
-    calls.quiet(LIMIT)?;
-    let account = calls.disarm();
-    lab.note(&format!("one went and one came: {:?}", account.wireguard));
-    tells_of(&account, &come, &gone)?;
-
-    // Once without a fault, to know the steps.
-    calls.arm(Fault::None);
-    trouble.delete("two")?;
-    trouble.settles(0)?;
-    calls.quiet(LIMIT)?;
-    let steps = calls.disarm().changes;
-    for (name, at, left) in [
-        ("three", "WG_CMD_SET_DEVICE", "peer and route"),
-        ("four", "RTM_DELROUTE", "route"),
-    ] {
-        let step = steps.iter().position(|step| step == at);
-        let step = step.with_context(|| format!("no {at} among {steps:?}"))? + 1;
-        let was = trouble.is_killed_at(step, name, &mut watches)?;
-        ensure!(was == left, "killed at {at}, it left {was} and not {left}");
-        lab.note(&format!("killed at {at}: it left {left}"));
-    }
+    let late = || Member::join(lab, &key, "late", 37);
+    let calls = trouble.the_next_changes_what_differs(lab, late, &mut watches)?;
+    let steps = trouble.steps_of_a_removal(calls)?;
+    trouble.is_killed_at_some(lab, &steps, &mut watches)?;
 
     load.goes_on(&trouble.alpha)?;
     let mut row = load.end("bravo to alpha", &trouble.alpha)?;
     let after = trouble.alpha.wireguard_peer_with(&prefix(&bravo)?)?;
     row.session = before.has_become(&after);
-    lab.note(&format!(
-        "{}; {} of {} TCP segments lost; {} of {} refused packets counted, {} passed",
-        row.ping,
-        row.stream.lost,
-        row.stream.segments,
-        row.refused_counted,
-        row.refused_sent,
-        row.refused_passed
-    ));
-    row.check_kept()?;
-    what_was_refused_would_have_been_seen(&coordinator, &bravo, &trouble.alpha)?;
-    // A watch outlives no agent.
-    trouble.alpha.stop_agent();
-    lab.lost(&[row.traffic()], &stalls)
+    trouble.judge(lab, &bravo, &row, &stalls)
+}
+
+impl Member {
+    fn join(lab: &Lab, key: &str, name: &str, last: u8) -> Result<Self> {
+        let mut node = lab.single_path_node(name, last)?;
+        node.up(key)?;
+        let prefix = prefix(&node)?;
+        // That it is in the netmap is enough.
+        node.stop_agent();
+        Ok(Self { node, prefix })
+    }
 }
 
 /// WireGuard was told of the peers that came and went, and other peers at most where they are; a route came and a route went.
@@ -148,6 +116,71 @@ fn tells_of(account: &Account, come: &[String], gone: &str) -> Result<()> {
 }
 
 impl Trouble<'_> {
+    /// One peer goes and one comes while no agent runs. Returns the watch of the next agent.
+    fn the_next_changes_what_differs<'w>(
+        &mut self,
+        lab: &Lab,
+        late: impl FnOnce() -> Result<Member>,
+        watches: &'w mut Vec<Watched>,
+    ) -> Result<&'w Watched> {
+        self.alpha.kill_9();
+        let gone = self.delete("one")?;
+        self.members.push(late()?);
+        let calls = start_watched(&mut self.alpha, Fault::None, watches)?;
+        let come = self.settles(1)?;
+        calls.quiet(LIMIT)?;
+        let account = calls.disarm();
+        lab.note(&format!("one went and one came: {:?}", account.wireguard));
+        tells_of(&account, &come, &gone)?;
+        Ok(calls)
+    }
+
+    /// Without a fault.
+    fn steps_of_a_removal(&mut self, calls: &Watched) -> Result<Vec<String>> {
+        calls.arm(Fault::None);
+        self.delete("two")?;
+        self.settles(0)?;
+        calls.quiet(LIMIT)?;
+        Ok(calls.disarm().changes)
+    }
+
+    fn is_killed_at_some(
+        &mut self,
+        lab: &Lab,
+        steps: &[String],
+        watches: &mut Vec<Watched>,
+    ) -> Result<()> {
+        for (name, at, left) in [
+            ("three", "WG_CMD_SET_DEVICE", "peer and route"),
+            ("four", "RTM_DELROUTE", "route"),
+        ] {
+            let step = steps.iter().position(|step| step == at);
+            let step = step.with_context(|| format!("no {at} among {steps:?}"))? + 1;
+            let was = self.is_killed_at(step, name, watches)?;
+            ensure!(was == left, "killed at {at}, it left {was} and not {left}");
+            lab.note(&format!("killed at {at}: it left {left}"));
+        }
+        Ok(())
+    }
+
+    /// What all of that did to the traffic from `bravo`.
+    fn judge(&mut self, lab: &Lab, bravo: &Node, row: &Row, stalls: &Stalls) -> Result<()> {
+        lab.note(&format!(
+            "{}; {} of {} TCP segments lost; {} of {} refused packets counted, {} passed",
+            row.ping,
+            row.stream.lost,
+            row.stream.segments,
+            row.refused_counted,
+            row.refused_sent,
+            row.refused_passed
+        ));
+        row.check_kept()?;
+        what_was_refused_would_have_been_seen(self.coordinator, bravo, &self.alpha)?;
+        // A watch outlives no agent.
+        self.alpha.stop_agent();
+        lab.lost(&[row.traffic()], stalls)
+    }
+
     /// The agent is killed in place of this step of the removal of a member; returns what was left of that, which the next agent removes, and no more.
     fn is_killed_at(
         &mut self,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{ALLOW_ALL, Lab, kernel::device_index, ms, policy, secs};
+use super::{ALLOW_ALL, Lab, host::FILTER, kernel::device_index, ms, policy, secs};
 use crate::{
     process,
     shell::find_program,
@@ -24,7 +24,7 @@ const SIDES: [&str; 2] = ["ingress", "egress"];
 const FILTERS: [&str; 3] = [
     "prio 7 handle 7 matchall action continue",
     "prio 8 handle 8 bpf bytecode PROGRAM action continue",
-    // Beside ours on kernels without TCX, and asked before it: of one priority the newest is.
+    // Beside ours on kernels without TCX, and asked before it: of one priority the newest is. It counts nothing: `theirs_is_asked_first`.
     "prio 1 handle 9 bpf bytecode PROGRAM direct-action",
 ];
 /// One of a single instruction, in classic BPF, whose answer is -1: of a classifier that it matches, of a verdict that the next filter has it (tc-bpf(8)).
@@ -47,7 +47,8 @@ pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Res
     let (coordinator, mut alpha, bravo) = two_nodes(lab)?;
     let host = alpha.namespace.clone();
     // On kernels without TCX our own filters hang on a clsact already.
-    if !tc(&host, "qdisc show dev lowroad0")?.contains("clsact") {
+    let ours_is_a_filter = tc(&host, "qdisc show dev lowroad0")?.contains("clsact");
+    if !ours_is_a_filter {
         tc(&host, "qdisc add dev lowroad0 clsact")?;
     }
     tc(
@@ -58,6 +59,9 @@ pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Res
         for filter in FILTERS {
             add_filter(&host, side, filter)?;
         }
+    }
+    if ours_is_a_filter {
+        theirs_is_asked_first(&host).context("before")?;
     }
     host.ip("route add 198.51.100.0/24 dev lowroad0 proto 99\n\
          route add 198.51.100.0/24 dev lowroad0 table 7052 proto 99\n\
@@ -77,6 +81,10 @@ pub fn what_others_put_on_the_device_and_into_the_tables_stays(lab: &Lab) -> Res
     })?;
     let after = theirs(&host)?;
     ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+    if ours_is_a_filter {
+        // A filter that is replaced keeps its place.
+        theirs_is_asked_first(&host).context("with a new agent")?;
+    }
     they_see_more(&host, 1)?;
     // What they let pass ours still judges.
     let closed = SocketAddr::new(alpha.ip(4)?, 81);
@@ -200,6 +208,23 @@ fn marked(host: &Namespace, commands: &[(&str, &str, &str)]) -> Result<String> {
         );
     }
     Ok(all)
+}
+
+/// Of the filters of our priority, which are listed as the kernel asks them.
+fn theirs_is_asked_first(host: &Namespace) -> Result<()> {
+    for (_, side, ours) in FILTER {
+        let list = tc(host, &format!("filter show dev lowroad0 {side} pref 1"))?;
+        let place = |word: &str| {
+            let mut lines = list.lines();
+            lines.position(|line| line.split_whitespace().any(|one| one == word))
+        };
+        let (theirs, ours) = (place("0x9"), place(ours));
+        ensure!(
+            theirs.is_some() && ours.is_some() && theirs < ours,
+            "their filter is not asked before ours:\n{list}"
+        );
+    }
+    Ok(())
 }
 
 /// Waits until each of their filters that counts has counted so many more packets.

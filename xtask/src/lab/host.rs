@@ -21,7 +21,7 @@ use crate::{
 
 pub const DEVICE: &CStr = c"lowroad0";
 /// The filter's programs, by the side of the device where each hangs.
-const FILTER: [(Way, &str, &str); 2] = [
+pub const FILTER: [(Way, &str, &str); 2] = [
     (Way::In, "ingress", "overlay_ingress"),
     (Way::Out, "egress", "overlay_egress"),
 ];

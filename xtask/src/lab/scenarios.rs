@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use super::{
-    Lab, absent, bad_input, foreign, hostile, join, kernel, network, outage, paths, peers, policy,
-    restart, roaming, secrets, spoof, survival, traces, underlay,
+    Lab, absent, bad_input, foreign, hostile, join, kernel, neighbour, network, outage, paths,
+    peers, policy, restart, roaming, secrets, spoof, survival, traces, underlay,
 };
 use crate::vm::Debian;
 
@@ -171,7 +171,7 @@ impl On {
         }
     }
 
-    /// Where else it ran, if `LOWROAD_LONG` would make a difference there.
+    /// Where else it runs, if `LOWROAD_LONG` would make a difference there.
     pub fn left_out(self, debian: Debian, long: bool) -> Option<&'static str> {
         let left_out = self.includes(debian, true) && !self.includes(debian, long);
         left_out.then_some(match self {
@@ -192,6 +192,11 @@ pub const IN_THE_VM: &[(&str, On, Scenario)] = &[
         "kernel",
         On::Both,
         kernel::nodes_join_and_talk_directly_and_over_the_relay,
+    ),
+    (
+        "kernel-neighbour",
+        On::OnlyUnlessLong(Debian::Trixie),
+        neighbour::anothers_end_is_not_noticed,
     ),
     // On Debian 13's kernel `agents-die` shows the same and more; on Debian 12's that one, which takes minutes, does not run by itself.
     (

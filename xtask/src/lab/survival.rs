@@ -25,10 +25,11 @@ use crate::{
     traffic::{self, Flood, Pinger, Stalls, Unanswered},
     wait,
 };
-use table::{Adoption, Row};
+use table::Adoption;
 
 pub use crash::start_watched;
 pub use load::Load;
+pub use table::Row;
 
 /// Port 80 for the stream; pings are admitted with it. Nobody may send to [`REFUSED`].
 pub const POLICY: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}"#;

@@ -44,6 +44,7 @@ fn a_scenario_runs_by_itself_on_its_own_kernels_and_by_its_name_on_any() {
     let runs = |name: &str, debian, names: &[&str]| in_vm(name, debian, names, false);
     for (name, trixie, bookworm, long) in [
         ("kernel", true, true, true),
+        ("kernel-neighbour", true, false, true),
         ("kernel-survival", false, true, true),
         ("agents-die", true, false, true),
         ("hostile-peer", true, false, true),

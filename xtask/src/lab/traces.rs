@@ -22,7 +22,11 @@ use self::{
     watcher::{Watcher, for_steps, tailnet},
 };
 use super::{Lab, host, secs};
-use crate::{faults::Fault, process::Finished, tailnet::Client as _};
+use crate::{
+    faults::{Fault, is_message},
+    process::Finished,
+    tailnet::Client as _,
+};
 
 /// What ends in the background (tasks, RCU grace periods of eBPF objects) is given this time.
 const SETTLE: Duration = secs(20);
@@ -146,7 +150,7 @@ fn refuse_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
             for &step in share {
                 let spoil = |fault: fn(usize) -> Fault| {
                     let spoil = |step| refuse(lab, watcher, fault(step), &before);
-                    until_hit(lab, step, spoil).map(|result| (step, result))
+                    until_hit(lab, step, spoil)
                 };
                 results.push(spoil(Fault::Refused)?);
                 if (!lab.emulated || lab.long) && is_message(&steps[step - 1]) {
@@ -156,14 +160,10 @@ fn refuse_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
             Ok(results)
         },
     )?;
-    let hits = Hits::of(
-        results
-            .iter()
-            .map(|(step, result)| (*step, !matches!(result, Refused::Missed))),
-    );
+    let hits = Hits::of(&results, |result| !matches!(result, Refused::Missed));
     let (mut failed, mut went_on, mut lines) = (0, Vec::new(), BTreeMap::new());
-    for (_, result) in results {
-        match result {
+    for one in results {
+        match one.result {
             Refused::Failed { step, line } => {
                 failed += 1;
                 lines.entry(kind(&step)).or_insert(line);
@@ -193,11 +193,7 @@ fn refuse_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-fn is_message(step: &str) -> bool {
-    step.starts_with("RTM_") || step.starts_with("WG_")
-}
-
-/// What came of it, and how many steps there were if the fault did not happen.
+/// What came of it, and at which step the fault could have happened if it did not.
 fn refuse(
     lab: &Lab,
     watcher: &Watcher,
@@ -227,7 +223,7 @@ fn refuse(
         }
     };
     host::is_as_before(&watcher.node, before, lab.emulated, SETTLE).context(what)?;
-    Ok((result, account.missed()))
+    Ok((result, account.instead_of(fault)))
 }
 
 fn last_line(finished: &Finished) -> String {
@@ -303,14 +299,14 @@ fn kill_at_each(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
             for (turn, step) in share.iter().enumerate() {
                 for broom in Broom::of(lab, turn) {
                     let spoil = |step| kill(lab, watcher, step, *broom);
-                    results.push((*step, until_hit(lab, *step, spoil)?));
+                    results.push(until_hit(lab, *step, spoil)?);
                 }
             }
             Ok(results)
         },
     )?;
-    let hits = Hits::of(results.iter().map(|(step, result)| (*step, result.hit)));
-    let left = results.iter().filter(|(_, result)| result.left).count();
+    let hits = Hits::of(&results, |killed| killed.hit);
+    let left = results.iter().filter(|one| one.result.left).count();
     lab.note(&format!(
         "killed {} of {} times at {} steps in {:.0} s; something was left {left} times, and removed by the next command",
         hits.hit,
@@ -330,7 +326,7 @@ struct Killed {
     left: bool,
 }
 
-/// What came of it, and how many steps there were if it was not killed.
+/// As [`refuse`].
 fn kill(
     lab: &Lab,
     watcher: &mut Watcher,
@@ -338,7 +334,8 @@ fn kill(
     broom: Broom,
 ) -> Result<(Killed, Option<usize>)> {
     watcher.start()?;
-    let (_, account) = watcher.faulty_up(Fault::Killed(step))?;
+    let fault = Fault::Killed(step);
+    let (_, account) = watcher.faulty_up(fault)?;
     let name = account.changes.last().cloned().unwrap_or_default();
     let what = format!("an agent killed at step {step} of `up` ({name})");
     watcher.end();
@@ -349,5 +346,5 @@ fn kill(
         .is_empty();
     broom.sweep(lab, watcher, &before).context(what)?;
     let hit = account.hit;
-    Ok((Killed { hit, left }, account.missed()))
+    Ok((Killed { hit, left }, account.instead_of(fault)))
 }

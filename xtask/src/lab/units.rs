@@ -30,6 +30,8 @@ const SERVER: &str = "lowroad-coordinator.service";
 const SOCKET: &str = "/run/lowroad/lowroad.sock";
 /// Highest exposure scores that `systemd-analyze security` may give, from 0 (confined) to 10.
 const MAX_EXPOSURE: &[(&str, f64)] = &[(AGENT, 2.8), (SERVER, 1.5)];
+/// That each daemon may have at most: the server CAP_NET_BIND_SERVICE.
+const CAPABILITIES: [(&str, u64); 2] = [(AGENT, process::AGENT_CAPABILITIES), (SERVER, 1 << 10)];
 /// Of the guest's `/etc/group`.
 const OPERATORS: u32 = 4242;
 
@@ -214,21 +216,10 @@ impl Survivor<'_> {
 
 /// How the processes run, by the kernel's word and by systemd's own judgement.
 fn confinement(lab: &Lab) -> Result<()> {
-    for (unit, capabilities) in [(AGENT, process::AGENT_CAPABILITIES), (SERVER, 1 << 10)] {
+    for (unit, capabilities) in CAPABILITIES {
         let pid = property(unit, "MainPID")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.map(|line| line.trim_start_matches(':').trim().to_owned())
-                .with_context(|| format!("{unit}: no {name} in its status"))
-        };
-        let bounding = u64::from_str_radix(&field("CapBnd")?, 16)?;
-        ensure!(
-            bounding == capabilities,
-            "{unit} may have the capabilities {bounding:x}"
-        );
-        ensure!(field("NoNewPrivs")? == "1", "{unit} may gain privileges");
-        ensure!(field("Seccomp")? == "2", "{unit} may make any system call");
+        is_confined(&status, capabilities).context(unit)?;
         super::secrets::no_core_dump(&pid).context(unit)?;
     }
     for (unit, most) in MAX_EXPOSURE {
@@ -248,6 +239,24 @@ fn confinement(lab: &Lab) -> Result<()> {
             "{unit} is exposed by {score}, more than {most}:\n{report}"
         );
     }
+    Ok(())
+}
+
+/// By a `/proc/PID/status`.
+fn is_confined(status: &str, capabilities: u64) -> Result<()> {
+    let field = |name: &str| {
+        let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+        let found = fields.find(|(one, _)| *one == name);
+        let (_, value) = found.with_context(|| format!("no {name} in its status"))?;
+        Ok::<_, anyhow::Error>(value.trim())
+    };
+    let bounding = u64::from_str_radix(field("CapBnd")?, 16)?;
+    ensure!(
+        bounding == capabilities,
+        "it may have the capabilities {bounding:x}"
+    );
+    ensure!(field("NoNewPrivs")? == "1", "it may gain privileges");
+    ensure!(field("Seccomp")? == "2", "it may make any system call");
     Ok(())
 }
 

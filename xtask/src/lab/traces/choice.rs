@@ -93,62 +93,113 @@ pub(super) fn last_of_each_kind(changes: &[String]) -> Vec<usize> {
     steps
 }
 
-/// Spoils a step, and with `LOWROAD_LONG` does not leave it at a miss: a run that was over before has its last step spoilt instead, or the last ones that
-/// were counted would stay untried each time. `spoil` says how many steps there were if the fault did not happen.
+/// What came of a step that was to be spoilt: of the last run for it.
+pub(super) struct Outcome<T> {
+    wanted: usize,
+    /// The step that this run was to spoil.
+    at: usize,
+    /// Runs before it, in which nothing was spoilt.
+    extra: usize,
+    pub(super) result: T,
+}
+
+/// Spoils a step, and with `LOWROAD_LONG` does not leave it at a miss: a run that was over before has an earlier step spoilt instead, its last. For the step
+/// that was wanted it counts as a miss all the same. `spoil` says which step the next run should spoil, if the fault did not happen.
 pub(super) fn until_hit<T>(
     lab: &Lab,
     step: usize,
     spoil: impl FnMut(usize) -> Result<(T, Option<usize>)>,
-) -> Result<T> {
+) -> Result<Outcome<T>> {
     const ATTEMPTS: usize = 4;
     within(if lab.long { ATTEMPTS } else { 1 }, step, spoil)
 }
 
+/// Each run at an earlier step than the one before.
 fn within<T>(
-    mut attempts: usize,
-    mut step: usize,
+    attempts: usize,
+    wanted: usize,
     mut spoil: impl FnMut(usize) -> Result<(T, Option<usize>)>,
-) -> Result<T> {
+) -> Result<Outcome<T>> {
+    let (mut at, mut extra) = (wanted, 0);
     loop {
-        let (result, there_were) = spoil(step)?;
-        attempts -= 1;
-        match there_were {
-            Some(count) if attempts > 0 => step = count.clamp(1, step),
-            _ => return Ok(result),
+        let (result, instead) = spoil(at)?;
+        match instead {
+            Some(step) if extra + 1 < attempts && (1..at).contains(&step) => {
+                (at, extra) = (step, extra + 1);
+            }
+            _ => {
+                return Ok(Outcome {
+                    wanted,
+                    at,
+                    extra,
+                    result,
+                });
+            }
         }
     }
 }
 
 /// How often a fault was tried and happened: a run that has fewer steps than the one that was counted has no last ones.
+#[derive(Default)]
 pub(super) struct Hits {
     pub(super) tried: usize,
+    /// At the step that was wanted.
     pub(super) hit: usize,
-    /// Steps at which it never happened.
+    /// Steps at which it was wanted and did not happen.
     missed: Vec<usize>,
+    /// Of those misses, how often it happened at an earlier step instead.
+    instead: usize,
+    /// Runs that were made for that.
+    extra: usize,
 }
 
 impl Hits {
     /// Background tasks make a step more or less; of few steps a third may be missed.
     const MISSED: usize = 2;
 
-    /// Of steps, and whether the fault happened.
-    pub(super) fn of(all: impl IntoIterator<Item = (usize, bool)>) -> Self {
-        let (hit, missed): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, hit)| *hit);
-        Self {
-            tried: hit.len() + missed.len(),
-            hit: hit.len(),
-            missed: missed.into_iter().map(|(step, _)| step).collect(),
+    /// `hit` says whether the fault happened.
+    pub(super) fn of<'a, T: 'a>(
+        all: impl IntoIterator<Item = &'a Outcome<T>>,
+        hit: impl Fn(&T) -> bool,
+    ) -> Self {
+        let mut hits = Self::default();
+        for one in all {
+            let happened = hit(&one.result);
+            hits.tried += 1;
+            hits.extra += one.extra;
+            if happened && one.at == one.wanted {
+                hits.hit += 1;
+            } else {
+                hits.missed.push(one.wanted);
+                hits.instead += usize::from(happened);
+            }
         }
+        hits
+    }
+
+    /// At whatever step.
+    pub(super) fn happened(&self) -> usize {
+        self.hit + self.instead
     }
 
     /// Says which of the counted steps met no fault, if any.
     pub(super) fn tell(&self, lab: &Lab, what: &str, counted: &[String]) {
+        if !self.missed.is_empty() {
+            lab.note(&format!("{what}: {}", self.misses(counted)));
+        }
+    }
+
+    fn misses(&self, counted: &[String]) -> String {
         let name = |step: usize| step.checked_sub(1).and_then(|at| counted.get(at));
         let one = |step: &usize| format!("{step} ({})", name(*step).map_or("", String::as_str));
         let missed: Vec<String> = self.missed.iter().map(one).collect();
-        if !missed.is_empty() {
-            let (missed, counted) = (missed.join(", "), counted.len());
-            lab.note(&format!("{what}: never at {missed} of {counted} steps"));
+        let missed = format!("not at {} of {} steps", missed.join(", "), counted.len());
+        match self.extra {
+            0 => missed,
+            extra => format!(
+                "{missed}; {} times at an earlier one instead, in {extra} more runs",
+                self.instead
+            ),
         }
     }
 
@@ -226,9 +277,15 @@ mod tests {
 
     #[test]
     fn faults_that_mostly_did_not_happen_show_nothing() {
-        let judged = |hit, tried| {
-            let all = (1..=tried).map(|step| (step, step <= hit));
-            Hits::of(all).judge("refused").is_ok()
+        let judged = |hit: usize, tried: usize| {
+            let one = |step| Outcome {
+                wanted: step,
+                at: step,
+                extra: 0,
+                result: step <= hit,
+            };
+            let all: Vec<_> = (1..=tried).map(one).collect();
+            Hits::of(&all, |hit| *hit).judge("refused").is_ok()
         };
         assert!(judged(60, 60) && judged(58, 60) && judged(1, 1));
         assert!(judged(4, 6) && judged(2, 3) && judged(2, 2));
@@ -247,13 +304,46 @@ mod tests {
                 let hit = step <= count;
                 Ok((hit, (!hit).then_some(count)))
             });
-            (hit.expect("no error"), at)
+            (hit.expect("no error").result, at)
         };
         assert_eq!(spoilt(4, 7, &[7]), (true, vec![7]));
         assert_eq!(spoilt(4, 9, &[7, 7]), (true, vec![9, 7]));
         assert_eq!(spoilt(4, 9, &[8, 7, 7]), (true, vec![9, 8, 7]));
         assert_eq!(spoilt(1, 9, &[8]), (false, vec![9]));
         assert_eq!(spoilt(2, 9, &[8, 7]), (false, vec![9, 8]));
-        assert_eq!(spoilt(2, 1, &[0, 0]), (false, vec![1, 1]));
+        // Nothing would be otherwise at the same step.
+        assert_eq!(spoilt(4, 1, &[0]), (false, vec![1]));
+        let mut runs = 0;
+        let same = within(4, 3, |step| {
+            runs += 1;
+            Ok((false, Some(step)))
+        });
+        assert!(!same.expect("no error").result);
+        assert_eq!(runs, 1);
+    }
+
+    #[test]
+    fn a_step_that_was_spoilt_instead_does_not_hide_that_the_wanted_one_was_not() {
+        let hits = |counted: usize, there_are: usize| {
+            let run = |step: usize| {
+                let hit = step <= there_are;
+                Ok((hit, (!hit).then_some(there_are)))
+            };
+            let all: Result<Vec<_>> = (1..=counted).map(|step| within(4, step, run)).collect();
+            Hits::of(&all.expect("no error"), |hit| *hit)
+        };
+        let counted = vec!["RTM_NEWRULE".to_owned(); 10];
+        let half = hits(10, 5);
+        assert_eq!((half.tried, half.hit, half.happened()), (10, 5, 10));
+        assert_eq!(half.missed, [6, 7, 8, 9, 10]);
+        assert!(half.judge("refused").is_err());
+        let few = hits(10, 8);
+        assert!(few.judge("refused").is_ok());
+        assert_eq!(
+            few.misses(&counted),
+            "not at 9 (RTM_NEWRULE), 10 (RTM_NEWRULE) of 10 steps; 2 times at an earlier one instead, in 2 more runs"
+        );
+        let all = hits(10, 10);
+        assert_eq!((all.hit, all.extra, all.missed.len()), (10, 0, 0));
     }
 }

@@ -26,19 +26,15 @@ pub fn kill_at_each_kind(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
         tried.retain(|step| CLOSE.contains(&&*steps.up[step - 1]));
     }
     let results = for_steps(lab, key, &tried, |watcher, share| {
-        let kill = |step| until_hit(lab, step, |step| kill(lab, watcher, step));
-        let ends = share.iter().map(|&step| kill(step).map(|end| (step, end)));
-        ends.collect()
+        let kill = |&step: &usize| until_hit(lab, step, |step| kill(lab, watcher, step));
+        share.iter().map(kill).collect()
     })?;
-    let ends = results.iter().map(|(_, end)| end);
-    let back = ends.filter(|end| **end == End::TakenBack).count();
-    let hits = results
-        .iter()
-        .map(|(step, end)| (*step, *end != End::Missed));
-    let hits = Hits::of(hits);
+    let back = results.iter().filter(|one| one.result == End::TakenBack);
+    let back = back.count();
+    let hits = Hits::of(&results, |end| *end != End::Missed);
     lab.note(&format!(
         "the command of an `up` killed {} times at {} of {} steps in {:.0} s: taken back {back} times, else it had connected",
-        hits.hit,
+        hits.happened(),
         tried.len(),
         steps.up.len(),
         start.elapsed().as_secs_f32(),
@@ -46,7 +42,7 @@ pub fn kill_at_each_kind(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
     hits.tell(lab, "the command killed", &steps.up);
     hits.judge("the command killed")?;
     ensure!(
-        back > hits.hit / 2,
+        back > hits.happened() / 2,
         "an `up` without its command mostly went on"
     );
     Ok(())

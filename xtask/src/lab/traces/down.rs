@@ -22,32 +22,27 @@ pub fn interrupt(lab: &Lab, key: &str, steps: &Steps) -> Result<()> {
         for (turn, &step) in share.iter().enumerate() {
             if to_refuse.contains(&step) {
                 watcher.start()?;
-                let tried = until_hit(lab, step, |step| refuse(lab, watcher, step))?;
-                results.push((step, tried));
+                results.push(until_hit(lab, step, |step| refuse(lab, watcher, step))?);
             }
             if to_kill.contains(&step) {
                 for broom in Broom::of(lab, turn) {
                     let spoil = |step| kill(lab, watcher, step, *broom);
-                    results.push((step, until_hit(lab, step, spoil)?));
+                    results.push(until_hit(lab, step, spoil)?);
                 }
             }
         }
         Ok(results)
     })?;
-    let hits = |how| {
-        Hits::of(
-            results
-                .iter()
-                .filter(|(_, tried)| tried.how == how)
-                .map(|(step, tried)| (*step, tried.hit)),
-        )
+    let hits = |how: Spoilt| {
+        let those = results.iter().filter(|one| one.result.how == how);
+        Hits::of(those, |tried| tried.hit)
     };
     let (refused, killed) = (hits(Spoilt::Refused), hits(Spoilt::Killed));
-    let failed = results.iter().filter(|(_, tried)| tried.failed).count();
+    let failed = results.iter().filter(|one| one.result.failed).count();
     lab.note(&format!(
         "`down` refused {} and killed {} times at {} of {} steps in {:.0} s: it failed {failed} times, and the next command removed the rest",
-        refused.hit,
-        killed.hit,
+        refused.happened(),
+        killed.happened(),
         tried.len(),
         steps.len(),
         start.elapsed().as_secs_f32(),
@@ -85,10 +80,11 @@ struct Tried {
     failed: bool,
 }
 
-/// What came of it, and how many steps there were if the fault did not happen.
+/// What came of it, and at which step the fault could have happened if it did not.
 fn refuse(lab: &Lab, watcher: &Watcher, step: usize) -> Result<(Tried, Option<usize>)> {
     watcher.up()?.ok("up")?;
-    let (finished, account) = watcher.faulty_down(Fault::Refused(step))?;
+    let fault = Fault::Refused(step);
+    let (finished, account) = watcher.faulty_down(fault)?;
     let name = account.changes.last().cloned().unwrap_or_default();
     let what = format!("`down` refused at step {step} ({name})");
     host::is_guarded(&watcher.node.namespace).context(what.clone())?;
@@ -108,7 +104,7 @@ fn refuse(lab: &Lab, watcher: &Watcher, step: usize) -> Result<(Tried, Option<us
         hit: account.hit,
         failed,
     };
-    Ok((tried, account.missed()))
+    Ok((tried, account.instead_of(fault)))
 }
 
 /// As [`refuse`].
@@ -121,7 +117,8 @@ fn kill(
     let before = Arc::clone(&watcher.before);
     watcher.start()?;
     watcher.up()?.ok("up")?;
-    let (_, account) = watcher.faulty_down(Fault::Killed(step))?;
+    let fault = Fault::Killed(step);
+    let (_, account) = watcher.faulty_down(fault)?;
     watcher.end();
     let what = format!("an agent killed at step {step} of `down`");
     host::is_guarded(&watcher.node.namespace).context(what.clone())?;
@@ -131,5 +128,5 @@ fn kill(
         hit: account.hit,
         failed: false,
     };
-    Ok((tried, account.missed()))
+    Ok((tried, account.instead_of(fault)))
 }

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{AGENT, SERVER, systemd};
+use super::{AGENT, CAPABILITIES, SERVER, is_confined, systemd};
 use crate::{
     lab::{Lab, secs},
     process,
@@ -55,6 +55,7 @@ const PROBES: &[Probe] = &[
         agent: None,
         server: Some("Address family not supported"),
     },
+    // What it says is for `is_confined`.
     Probe {
         command: "cat /proc/self/status",
         agent: None,
@@ -69,16 +70,24 @@ pub(super) fn what_the_units_forbid_is_refused(lab: &Lab) -> Result<()> {
     fs::write(SCRIPT, script())?;
     // Or what is refused below would be refused by something else.
     let free = process::run(Command::new("/usr/bin/sh").arg(SCRIPT), "", secs(60))?;
-    judge("without a unit", &free.ok("the probe")?.stdout, |_| None)?;
+    let free = free.ok("the probe")?.stdout;
+    judge("without a unit", &free, |_| None)?;
     fs::create_dir_all(UNITS)?;
-    let units: [(&str, Refusal); 2] =
-        [(AGENT, |probe| probe.agent), (SERVER, |probe| probe.server)];
-    for (unit, refusal) in units {
+    for (unit, capabilities) in CAPABILITIES {
+        ensure!(
+            is_confined(&free, capabilities).is_err(),
+            "without a unit the probe is as confined as {unit}"
+        );
+        let refusal: Refusal = match unit {
+            AGENT => |probe| probe.agent,
+            _ => |probe| probe.server,
+        };
         fs::write(format!("{UNITS}/{UNIT}"), in_the_place_of(unit)?)?;
         systemd("systemctl", &["daemon-reload"])?;
         systemd("systemctl", &["start", UNIT])?;
         let said = fs::read_to_string(OUTPUT).with_context(|| format!("read {OUTPUT}"))?;
         judge(unit, &said, refusal)?;
+        is_confined(&said, capabilities).with_context(|| format!("{unit}: {said}"))?;
         let refused = PROBES.iter().filter(|probe| refusal(probe).is_some());
         lab.note(&format!(
             "{unit}: {} of {} probes refused",
