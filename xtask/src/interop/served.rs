@@ -128,12 +128,6 @@ fn in_use(table: &mut Table, one: &Member, two: &Member) {
     );
 }
 
-/// When it answers by the tunnel.
-fn answers(from: &Member, to: &Member) -> Result<Duration> {
-    let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
-    ping.first_answer(LIMIT)
-}
-
 fn policy(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Result<()> {
     let web = [
         traffic::Server::start(two.namespace(), 80)?,
