@@ -15,6 +15,7 @@ mod routes;
 mod served;
 mod server;
 mod shape;
+mod single_use;
 mod ssh;
 mod stock;
 mod table;

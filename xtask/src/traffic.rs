@@ -9,7 +9,7 @@ mod stalls;
 mod stream;
 
 pub use flood::Flood;
-pub use http::{NotConnected, Server, get, page, status};
+pub use http::{Fetched, NotConnected, Server, get, page, status};
 pub use ping::{Pinger, Report, Unanswered, fits, unmade_answers};
 pub use stalls::{Stalls, Standstills};
 pub use stream::{Carried, Stream};

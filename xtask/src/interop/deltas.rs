@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use self::seen::{OWNER, Seen, WATCHERS, has, in_order, is, own};
+use self::seen::{OWNER, Seen, WATCHERS, has, is, own};
 use super::{
     Lab,
     member::{Kind, Member},
     relay,
     server::{self, KeyOptions, Server},
+    shape::in_order,
     table::Table,
 };
 use crate::{lab::secs, tailnet::Client, wait};
@@ -349,7 +350,7 @@ fn owners(
         || {
             peer.up_with(&bobs, &["--force-reauth"])?;
             // The other user's node is another one.
-            server.leave_only("peer", &peer.status()?["Self"]["PublicKey"])
+            server.leave_only("peer", &peer.node_key()?)
         },
         |seen| seen.peers.len() == 1 && is(OWNER, "bob")(seen) && is("Online", true)(seen),
     );

@@ -12,6 +12,7 @@ use super::{
     member::{Kind, Member},
     policies,
     server::{self, KeyOptions, Server},
+    single_use,
     table::Table,
 };
 use crate::{
@@ -47,7 +48,7 @@ pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     let peer = Member::public(lab, Kind::Stock, "peer", 31)?;
     peer.up(&key)?;
     logins(lab, table, &server, &mut node, &peer)?;
-    keys::single_use(table, &server, &mut node, &peer)?;
+    single_use::rows(table, &server, &mut node, &peer)?;
     administered(table, &server, &mut node, &peer)?;
     ends_by_itself(table, &server, &node, &peer)?;
     asks_for_tags(lab, table, &server, &peer, kind)?;
@@ -75,12 +76,7 @@ fn deleted(server: &Server, node: &mut Member, peer: &Member) -> Result<String> 
 
 /// Logins as somebody else make nodes of their own, and leave the older ones.
 fn only(server: &Server, node: &Member) -> Result<()> {
-    server.leave_only(node.name(), &node.status()?["Self"]["PublicKey"])
-}
-
-fn answers(from: &Member, to: &Member) -> Result<Duration> {
-    let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
-    ping.first_answer(LIMIT)
+    server.leave_only(node.name(), &node.node_key()?)
 }
 
 fn logins(
@@ -95,7 +91,7 @@ fn logins(
         ensure!(login.page.starts_with(server::URL), "{}", login.page);
         server.approve_login(&login.page, "ann")?;
         let time = state(node, "Running")?;
-        answers(node, peer)?;
+        node.answered_by(peer)?;
         Ok(format!("{:.2} s after the approval", time.as_secs_f64()))
     });
     let key = server.auth_key("ann", KeyOptions::default())?;
@@ -113,7 +109,7 @@ fn logins(
     table.try_it("and back by auth key", || {
         let time = node.up(&key)?;
         only(server, node)?;
-        answers(peer, node)?;
+        peer.answered_by(node)?;
         Ok(format!("{:.2} s", time.as_secs_f64()))
     });
     table.try_it("as another user", || {
@@ -123,7 +119,7 @@ fn logins(
         let now = all.iter().filter(|node| node["name"] == "subject");
         let users: Vec<_> = now.map(|node| node["user"]["name"].to_string()).collect();
         ensure!(users.iter().any(|user| user.contains("bob")), "{users:?}");
-        answers(peer, node)?;
+        peer.answered_by(node)?;
         only(server, node)?;
         Ok(format!("nodes of this name by users {users:?}"))
     });
@@ -141,7 +137,7 @@ fn logins(
             let seen = peer.peer("subject")?.context("no such peer")?;
             Ok(seen["Tags"].to_string().contains("tag:web").then_some(()))
         })?;
-        answers(peer, node)?;
+        peer.answered_by(node)?;
         Ok(tags.to_string())
     });
     table.try_it(
@@ -152,7 +148,7 @@ fn logins(
         node.up_with(&key, &["--force-reauth"])?;
         let tags = node.status()?["Self"]["Tags"].clone();
         ensure!(tags.as_array().is_none_or(Vec::is_empty), "{tags}");
-        answers(peer, node).map(|_| String::new())
+        peer.answered_by(node).map(|_| String::new())
     });
     Ok(())
 }
@@ -183,7 +179,7 @@ fn administered(
     table.try_it("and renewed", || {
         node.up_with(&key, &["--force-reauth"])?;
         state(node, "Running")?;
-        answers(peer, node)?;
+        peer.answered_by(node)?;
         Ok(String::new())
     });
     table.try_it("deleted by the administrator, and restarted", || {
@@ -191,7 +187,7 @@ fn administered(
     });
     table.try_it("and back", || {
         node.up_with(&key, &["--force-reauth"])?;
-        answers(peer, node)?;
+        peer.answered_by(node)?;
         Ok(String::new())
     });
     Ok(())
@@ -212,7 +208,7 @@ fn ends_by_itself(table: &mut Table, server: &Server, node: &Member, peer: &Memb
     });
     table.try_it("and is renewed", || {
         node.up_with(&key, &["--force-reauth"])?;
-        answers(peer, node).map(|_| String::new())
+        peer.answered_by(node).map(|_| String::new())
     });
     Ok(())
 }
@@ -239,7 +235,7 @@ fn asks_for_tags(
                 let seen = peer.peer("asking")?.context("no such peer")?;
                 Ok(seen["Tags"].to_string().contains("tag:web").then_some(()))
             })?;
-            answers(peer, &asking)?;
+            peer.answered_by(&asking)?;
             Ok(tags)
         },
     );
@@ -273,13 +269,13 @@ fn ephemeral(
     let key = server.auth_key("ann", options)?;
     let mut node = Member::public(lab, kind, "brief", 32)?;
     node.up(&key)?;
-    answers(peer, &node)?;
+    peer.answered_by(&node)?;
     table.try_it(
         "ephemeral: its agent restarts, and it is still there",
         || {
             node.restart()?;
             node.wait_until_running(LIMIT)?;
-            answers(peer, &node).map(|_| String::new())
+            peer.answered_by(&node).map(|_| String::new())
         },
     );
     table.try_it("ephemeral: forgotten after its logout", || {
@@ -340,7 +336,7 @@ fn outage(table: &mut Table, server: &mut Server, node: &Member, peer: &Member) 
         let (_, time) = wait::wait_for("silence", LIMIT, silent)?;
         ensure!(peer.peer("subject")?.is_some(), "it is no peer any more");
         server.set_policy(ALLOW_ALL)?;
-        answers(peer, node)?;
+        peer.answered_by(node)?;
         Ok(format!(
             "closed within {:.2} s, open again",
             time.as_secs_f64()

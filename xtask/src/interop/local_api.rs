@@ -15,6 +15,7 @@ use super::{
     Lab,
     member::{Kind, Member},
     server::{self, KeyOptions, Server},
+    single_use,
     stock::Stock,
     table::Table,
 };
@@ -22,15 +23,12 @@ use crate::{
     lab::{ALLOW_ALL, secs},
     process::{self, Daemon, Finished},
     tailnet::Client,
-    traffic::Pinger,
     wait,
 };
 
 const LIMIT: Duration = secs(90);
 /// Headscale's words for an auth key that it has not made.
 const UNKNOWN_KEY: &str = "failed to parse auth-key";
-/// And for one that was good for one login, and is used.
-const SPENT_KEY: &str = "already used";
 const LOGIN_SERVER: &str = "--login-server=https://hs.lab";
 
 type Run<'a> = &'a dyn Fn(&[&str]) -> Result<String>;
@@ -137,8 +135,8 @@ fn logs_in_anew(
         server.auth_key("ann", KeyOptions::default())?
     );
     let up = |key: &str, more: &[&str]| up_by(run, key, more);
-    let own_key = || own_key(member);
-    let pings = || answers(member, peer);
+    let own_key = || member.node_key();
+    let pings = || peer.answered_by(member);
     table.try_it("up --force-reauth, with a wrong key", || {
         let before = own_key()?;
         let finished = up("--auth-key=hskey-auth-nobody-knows-it", &["--force-reauth"])?;
@@ -187,15 +185,6 @@ fn up_by(run: Try, key: &str, more: &[&str]) -> Result<Finished> {
     run(&[&fixed[..], more].concat())
 }
 
-fn own_key(member: &Member) -> Result<Value> {
-    Ok(member.status()?["Self"]["PublicKey"].clone())
-}
-
-fn answers(member: &Member, peer: &Member) -> Result<()> {
-    let ping = Pinger::start(peer.namespace(), member.ip(4)?, Duration::from_millis(20))?;
-    ping.first_answer(secs(30)).map(drop)
-}
-
 /// The stock command line asks twice, to begin a login and to go on with it: neither may spend a key that the other needs.
 fn by_single_use_keys(
     table: &mut Table,
@@ -204,35 +193,12 @@ fn by_single_use_keys(
     peer: &Member,
     run: Try,
 ) -> Result<()> {
-    let keys = [server.single_use_key("ann")?, server.single_use_key("ann")?];
-    let [first, second] = keys.map(|key| format!("--auth-key={key}"));
-    let forced = |key: &str| -> Result<String> {
-        let before = own_key(member)?;
-        up_by(run, key, &["--force-reauth"])?.ok("up")?;
-        ensure!(own_key(member)? != before, "the same node key");
-        answers(member, peer)?;
-        Ok("with a new node key".to_owned())
-    };
-    table.try_it("up --force-reauth, by a single-use key", || forced(&first));
-    table.try_it(
-        "the same of a node that is stopped, by another single-use key",
-        || {
-            run(&["down"])?.ok("down")?;
-            let state = member.status()?["BackendState"].clone();
-            ensure!(state == "Stopped", "{state}");
-            forced(&second)
-        },
-    );
+    let spent = single_use::forced(table, server, member, peer, run)?;
     table.try_it("up --force-reauth, by a key that is spent", || {
-        let before = own_key(member)?;
-        let finished = up_by(run, &second, &["--force-reauth"])?;
-        let said = format!("{}{}", finished.stderr, finished.stdout);
-        ensure!(finished.code() != 0, "no error: {said}");
-        ensure!(said.contains(SPENT_KEY), "it does not say why: {said}");
-        member.wait_until_running(secs(30))?;
-        ensure!(own_key(member)? == before, "another node key");
-        answers(member, peer)?;
-        Ok(format!("{}; the old login is in force", said.trim()))
+        let before = member.node_key()?;
+        let said = single_use::refused(server, member, &spent, run)?;
+        single_use::in_force(server, member, peer, &before)?;
+        Ok(format!("{said}; the old login is in force"))
     });
     Ok(())
 }

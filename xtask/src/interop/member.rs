@@ -4,12 +4,20 @@ use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
+use serde_json::Value;
+
 use super::{Lab, hosts, server, stock::Stock};
 use crate::{
+    lab::secs,
     tailnet::{Client, Node},
     topology::{Namespace, Nat},
+    traffic::Pinger,
     wait,
 };
+
+/// For a first answer, and between pings that wait for it.
+const FIRST_ANSWER: Duration = secs(30);
+const PACE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -127,6 +135,17 @@ impl Member {
             Err(error) => format!("no status: {error:#}"),
         };
         format!("{} of {name}: {known}", self.name())
+    }
+
+    /// The key that it has, which a stock one knows by its netmap.
+    pub fn node_key(&self) -> Result<Value> {
+        Ok(self.status()?["Self"]["PublicKey"].clone())
+    }
+
+    /// Pings another one until it answers by the tunnel. Returns how long that took.
+    pub fn answered_by(&self, other: &Self) -> Result<Duration> {
+        let ping = Pinger::start(self.namespace(), other.ip(4)?, PACE)?;
+        ping.first_answer(FIRST_ANSWER)
     }
 
     pub fn pid(&self) -> Result<u32> {

@@ -304,6 +304,9 @@ impl Eight {
                 usage::told(nodes.filter(|node| node.member.kind() == kind), minutes)
             });
         }
+        table.try_it("CPU of lowroad nodes, by that of stock ones", || {
+            usage::compared(&self.nodes)
+        });
         self.policy = &POLICIES[0];
         self.server.set_policy(self.policy.text)?;
         paths::of_all(&self.nodes, table)?;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{
@@ -60,6 +60,12 @@ pub fn start(lab: &Lab) -> Result<Daemon> {
 pub fn start_verifying(lab: &Lab) -> Result<Daemon> {
     let ask = format!("-verify-client-url={}/verify", server::URL);
     start_with(lab, &[&ask, "-verify-client-url-fail-open=false"])
+}
+
+/// For those only whom the daemon at this socket knows.
+pub fn start_asking(lab: &Lab, socket: &Path) -> Result<Daemon> {
+    let socket = socket.to_str().context("a path that is not UTF-8")?;
+    start_with(lab, &["-verify-clients", "-socket", socket])
 }
 
 fn start_with(lab: &Lab, flags: &[&str]) -> Result<Daemon> {

@@ -17,7 +17,7 @@ use crate::{
     lab::{ALLOW_ALL, secs},
     tailnet::Client,
     topology::{Namespace, Nat},
-    traffic::{self, Pinger},
+    traffic::{self, Fetched, Pinger},
     wait,
 };
 
@@ -51,21 +51,37 @@ pub fn of_stock_nodes(lab: &Lab, table: &mut Table, on: server::Kind, user: Kind
     let key = server.auth_key("ann", KeyOptions::default())?;
     let user = Member::behind(lab, user, user.name(), 21, Nat::Easy)?;
     user.up(&key)?;
-    let mut gateway = self::gateway(lab, "gateway", 24, &key)?;
-    let inside: IpAddr = INSIDE.parse()?;
+    let gateway = self::gateway(lab, "gateway", 24, &key)?;
+    approved(table, &server, &gateway, &user)?;
+    table.try_it("an IPv6 subnet beside it", || {
+        with_ipv6(&gateway)?;
+        beside_it(&server, &gateway, &user)
+    });
+    let second = self::gateway(lab, "second", 25, &key)?;
+    taken_over(table, &server, gateway, &second, &user)
+}
+
+/// What a node fetches from port 80 of a host behind a gateway.
+fn get(user: &Member, inside: IpAddr, bytes: usize, limit: Duration) -> Result<Fetched> {
     let to = SocketAddr::new(inside, 80);
-    let get = |bytes| traffic::get(user.namespace(), to, bytes, TRY);
+    traffic::get(user.namespace(), to, bytes, limit)
+}
+
+/// Not used before its approval, nor where the user does not accept it.
+fn approved(table: &mut Table, server: &Server, gateway: &Gateway, user: &Member) -> Result<()> {
+    let inside: IpAddr = INSIDE.parse()?;
+    let little = || get(user, inside, 100, TRY);
     table.try_it("not approved: closed", || {
         server.wait_for_offer("gateway", SUBNET, LIMIT)?;
         user.cli(&["set", "--accept-routes"])?;
         user.wait_for_peer("gateway", LIMIT)?;
-        stays_closed(get)?;
+        stays_closed(little)?;
         Ok(String::new())
     });
     table.try_it("approved: TCP", || {
         server.approve_routes("gateway", SUBNET)?;
-        let (_, time) = wait::wait_for("the host behind it", LIMIT, || Ok(get(100).ok()))?;
-        let got = traffic::get(user.namespace(), to, 20_000_000, secs(60))?;
+        let (_, time) = wait::wait_for("the host behind it", LIMIT, || Ok(little().ok()))?;
+        let got = get(user, inside, 20_000_000, secs(60))?;
         Ok(format!(
             "{:.2} s after it, 20 MB byte-exact at {:.0} Mbit/s",
             time.as_secs_f64(),
@@ -85,43 +101,45 @@ pub fn of_stock_nodes(lab: &Lab, table: &mut Table, on: server::Kind, user: Kind
     });
     table.try_it("--accept-routes=false: closed", || {
         user.cli(&["set", "--accept-routes=false"])?;
-        wait::wait_for("the end of it", LIMIT, || {
-            Ok(get(100).is_err().then_some(()))
-        })?;
-        stays_closed(get)?;
+        closes(little)?;
         user.cli(&["set", "--accept-routes"])?;
-        wait::wait_for("the host again", LIMIT, || Ok(get(100).ok()))?;
+        wait::wait_for("the host again", LIMIT, || Ok(little().ok()))?;
         Ok(String::new())
     });
-    table.try_it("an IPv6 subnet beside it", || {
-        with_ipv6(&gateway)?;
-        beside_it(&server, &gateway, &user)
-    });
-    let second = self::gateway(lab, "second", 25, &key)?;
+    Ok(())
+}
+
+/// By a second gateway to the same subnet, as the first ends; then neither is approved any more.
+fn taken_over(
+    table: &mut Table,
+    server: &Server,
+    mut first: Gateway,
+    second: &Gateway,
+    user: &Member,
+) -> Result<()> {
+    let inside: IpAddr = INSIDE.parse()?;
+    let little = || get(user, inside, 100, TRY);
+    let name = second.node.name();
     table.try_it("a second gateway takes over", || {
-        server.wait_for_offer("second", SUBNET, LIMIT)?;
-        server.approve_routes("second", SUBNET)?;
-        user.wait_for_peer("second", LIMIT)?;
-        ensure!(get(100).is_ok(), "closed before anything happened");
-        gateway.node.stop();
-        let (_, time) = wait::wait_for("the host behind the second", LIMIT, || Ok(get(100).ok()))?;
+        server.wait_for_offer(name, SUBNET, LIMIT)?;
+        server.approve_routes(name, SUBNET)?;
+        user.wait_for_peer(name, LIMIT)?;
+        ensure!(little().is_ok(), "closed before anything happened");
+        first.node.stop();
+        let (_, time) = wait::wait_for("the host behind the second", LIMIT, || Ok(little().ok()))?;
         ensure!(time <= TAKEN_OVER, "only after {time:.1?}");
         Ok(format!("{:.1} s after the first ended", time.as_secs_f64()))
     });
     table.try_it("no longer approved: closed", || {
-        server.approve_routes("second", "")?;
+        server.approve_routes(name, "")?;
         server.approve_routes("gateway", "")?;
-        let (_, time) = wait::wait_for("the end of it", LIMIT, || {
-            Ok(get(100).is_err().then_some(()))
-        })?;
-        stays_closed(get)?;
+        let time = closes(little)?;
         Ok(format!(
             "after {:.1} s, an attempt of {} s included",
             time.as_secs_f64(),
             TRY.as_secs()
         ))
     });
-    drop(second);
     Ok(())
 }
 
@@ -139,8 +157,7 @@ fn with_ipv6(gateway: &Gateway) -> Result<()> {
 fn beside_it(server: &Server, gateway: &Gateway, user: &Member) -> Result<String> {
     let name = gateway.node.name();
     let inside: IpAddr = INSIDE_V6.parse()?;
-    let to = SocketAddr::new(inside, 80);
-    let get = |bytes| traffic::get(user.namespace(), to, bytes, TRY);
+    let little = || get(user, inside, 100, TRY);
     let both = format!("{SUBNET},{SUBNET_V6}");
     let offer = |routes: &str| {
         let flag = format!("--advertise-routes={routes}");
@@ -148,19 +165,16 @@ fn beside_it(server: &Server, gateway: &Gateway, user: &Member) -> Result<String
     };
     offer(&both)?;
     server.wait_for_offer(name, SUBNET_V6, LIMIT)?;
-    stays_closed(get)?;
+    stays_closed(little)?;
     server.approve_routes(name, &both)?;
-    let (_, time) = wait::wait_for("the host behind it", LIMIT, || Ok(get(100).ok()))?;
-    let got = traffic::get(user.namespace(), to, 20_000_000, secs(60))?;
+    let (_, time) = wait::wait_for("the host behind it", LIMIT, || Ok(little().ok()))?;
+    let got = get(user, inside, 20_000_000, secs(60))?;
     let ping = Pinger::start(user.namespace(), inside, PACE)?;
     ping.first_answer(LIMIT)?;
     drop(ping);
     super::peers::datagrams(user.namespace(), &gateway.inside, inside)?;
     server.approve_routes(name, SUBNET)?;
-    wait::wait_for("the end of it", LIMIT, || {
-        Ok(get(100).is_err().then_some(()))
-    })?;
-    stays_closed(get)?;
+    closes(little)?;
     offer(SUBNET)?;
     Ok(format!(
         "{:.2} s after its approval, 20 MB byte-exact at {:.0} Mbit/s",
@@ -169,10 +183,19 @@ fn beside_it(server: &Server, gateway: &Gateway, user: &Member) -> Result<String
     ))
 }
 
+/// Waits until it is closed, and stays so. Returns how long it was open.
+fn closes<T>(little: impl Fn() -> Result<T>) -> Result<Duration> {
+    let (_, time) = wait::wait_for("the end of it", LIMIT, || {
+        Ok(little().is_err().then_some(()))
+    })?;
+    stays_closed(little)?;
+    Ok(time)
+}
+
 /// One attempt that fails may be a packet that was lost.
-fn stays_closed<T>(get: impl Fn(usize) -> Result<T>) -> Result<()> {
+fn stays_closed<T>(little: impl Fn() -> Result<T>) -> Result<()> {
     for _ in 0..3 {
-        ensure!(get(100).is_err(), "it is reached");
+        ensure!(little().is_err(), "it is reached");
     }
     Ok(())
 }

@@ -122,16 +122,12 @@ fn in_use(table: &mut Table, one: &Member, two: &Member) {
             let ping = Pinger::start(one.namespace(), two.ip(4)?, PACE)?;
             wait::pass(IN_USE)?;
             let report = ping.stop();
+            let used = report.answered > 0 && report.lost() <= report.sent / 100;
+            ensure!(used, "{report}");
             healthy([one, two])?;
             Ok(format!("{} of {} pings lost", report.lost(), report.sent))
         },
     );
-}
-
-/// When it answers by the tunnel.
-fn answers(from: &Member, to: &Member) -> Result<Duration> {
-    let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
-    ping.first_answer(LIMIT)
 }
 
 fn policy(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Result<()> {

@@ -141,7 +141,7 @@ fn disagreements(view: &Value, own: &Value, whose: &str, found: &mut Vec<String>
     for (field, places) in OWN {
         for place in *places {
             let (shown, own) = (at(view, place), &own[*field]);
-            if unordered(shown) != unordered(own) {
+            if in_order(shown) != in_order(own) {
                 found.push(format!(
                     "{place} of {whose}: {shown}, and its own {field} is {own}"
                 ));
@@ -154,13 +154,24 @@ fn at<'a>(view: &'a Value, place: &str) -> &'a Value {
     view.pointer(place).unwrap_or(&Value::Null)
 }
 
-/// Lists of addresses come in any order.
-fn unordered(value: &Value) -> Value {
+/// Lists stand for sets, and come in any order.
+pub fn in_order(value: &Value) -> Value {
     let mut value = value.clone();
     if let Some(list) = value.as_array_mut() {
-        list.sort_by_key(Value::to_string);
+        list.sort_by_cached_key(Value::to_string);
     }
     value
+}
+
+/// A map of capabilities, of which those without values have null or an empty list.
+pub fn capabilities(map: &Value) -> Value {
+    let mut map = map.clone();
+    if let Some(all) = map.as_object_mut() {
+        for values in all.values_mut().filter(|values| values.is_null()) {
+            *values = json!([]);
+        }
+    }
+    map
 }
 
 fn compare(lowroad: &Value, stock: &Value, at: &str, found: &mut Vec<String>) {

@@ -132,6 +132,27 @@ impl Namespace {
             .map(drop)
     }
 
+    /// STUN servers inside hear nothing, until [`Self::hear_stun`].
+    pub fn deaf_to_stun(&self) -> Result<()> {
+        self.drop_stun("input", "")
+    }
+
+    /// A router lets nothing through to the STUN server at this address, until [`Self::hear_stun`].
+    pub fn keep_from_stun(&self, server: &str) -> Result<()> {
+        self.drop_stun("forward", &format!("ip daddr {server}"))
+    }
+
+    fn drop_stun(&self, hook: &str, to: &str) -> Result<()> {
+        self.nft(&format!(
+            "table inet deaf_to_stun {{ chain all {{ type filter hook {hook} priority 0; {to} udp dport 3478 drop; }}; }}"
+        ))
+    }
+
+    /// STUN servers hear and are heard again, also where they were.
+    pub fn hear_stun(&self) -> Result<()> {
+        self.nft("add table inet deaf_to_stun\ndelete table inet deaf_to_stun")
+    }
+
     /// How many packets the first counter of this table has seen.
     pub fn nft_counter(&self, table: &str) -> Result<u64> {
         let nft = find_program("nft").context("there is no nft: run `cargo xtask setup`")?;

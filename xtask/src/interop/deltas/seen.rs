@@ -5,7 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-use crate::{interop::member::Member, tailnet::Client};
+use crate::{
+    interop::{
+        member::Member,
+        shape::{capabilities, in_order},
+    },
+    tailnet::Client,
+};
 
 /// The two that look.
 pub const WATCHERS: [&str; 2] = ["lowroad", "stock"];
@@ -130,27 +136,6 @@ fn facts(node: &Value, users: &Value, fields: &[&str]) -> Value {
         facts.insert("PublicKey".to_owned(), Value::Null);
     }
     facts.into()
-}
-
-/// Those without values have null or an empty list.
-fn capabilities(map: &Value) -> Value {
-    let mut map = map.clone();
-    if let Some(all) = map.as_object_mut() {
-        for values in all.values_mut().filter(|values| values.is_null()) {
-            *values = json!([]);
-        }
-    }
-    map
-}
-
-/// Lists stand for sets.
-pub fn in_order(value: &Value) -> Value {
-    let Some(list) = value.as_array() else {
-        return value.clone();
-    };
-    let mut list = list.clone();
-    list.sort_by_cached_key(Value::to_string);
-    list.into()
 }
 
 /// The peer's field is this; null for one that is not there.

@@ -14,11 +14,6 @@ use crate::{
     traffic, wait,
 };
 
-/// Headscale's own STUN server hears nothing, so that the stock relay is everybody's home.
-const DEAF: &str =
-    "table inet deaf { chain in { type filter hook input priority 0; udp dport 3478 drop; } }";
-/// And hears again, if it did not.
-const HEARING: &str = "add table inet deaf\ndelete table inet deaf";
 const ATTRIBUTE: &str = "lab.example/cap/attribute";
 /// For how long no health warning may come.
 const WELL: u64 = 5;
@@ -41,7 +36,7 @@ pub(super) fn prepare(lab: &Lab, server: &mut Server) -> Result<()> {
         ("update_frequency: 24h\n", "update_frequency: 5s\n"),
         (dns, with_records.as_str()),
     ])?;
-    server.namespace.nft(DEAF)
+    server.namespace.deaf_to_stun()
 }
 
 /// A region goes, with everybody at home in it, and comes back.
@@ -51,7 +46,7 @@ pub(super) fn relays(table: &mut Table, lab: &Lab, watchers: &Watchers, server: 
         let file = lab.net.folder().join(relay::HEADSCALES_MAP);
         fs::write(file, "regions: {}\n")?;
         let told = the_same_map(lab, watchers, |map| second_region(map).is_null())?;
-        server.namespace.nft(HEARING)?;
+        server.namespace.hear_stun()?;
         let moved = at_home(watchers, EMBEDDED.1)?;
         Ok(format!(
             "the same map at both after {:.2} s, all at home on {} {:.2} s later",
@@ -62,7 +57,7 @@ pub(super) fn relays(table: &mut Table, lab: &Lab, watchers: &Watchers, server: 
     });
     table.try_it("and comes back", || {
         // Also where it failed to go.
-        server.namespace.nft(HEARING)?;
+        server.namespace.hear_stun()?;
         relay::write_maps(lab.net.folder())?;
         let told = the_same_map(lab, watchers, |map| !second_region(map).is_null())?;
         Ok(format!(

@@ -1,25 +1,19 @@
 //! The stock relay, which asks a local daemon's socket whom to let in: lowroad's, here.
 
-use std::{
-    fs,
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     interop::{
         Lab,
-        hosts::{self, RELAY, RELAY_HOST},
         member::{Kind, Member},
         relay,
         server::{self, KeyOptions, Server},
         table::Table,
     },
     lab::{ALLOW_ALL, secs},
-    process::{self, Daemon},
+    process,
     tailnet::{Client, PathKind},
     topology::Nat,
     traffic::Pinger,
@@ -43,11 +37,9 @@ pub fn asks_lowroad(lab: &Lab, table: &mut Table) -> Result<()> {
     let Member::Lowroad(node) = &gate else {
         bail!("a lowroad node that is none");
     };
-    let derper = start(lab, &node.socket())?;
+    let derper = relay::start_asking(lab, &node.socket())?;
     // Whose STUN server is not heard is nobody's home who comes now.
-    server.namespace.nft(
-        "table inet deaf { chain in { type filter hook input priority 0; udp dport 3478 drop; }; }",
-    )?;
+    server.namespace.deaf_to_stun()?;
     let lowroad = Member::behind(lab, Kind::Lowroad, "lowroad", 22, Nat::Hard)?;
     let stock = Member::behind(lab, Kind::Stock, "stock", 23, Nat::Hard)?;
     for node in [&lowroad, &stock] {
@@ -85,26 +77,4 @@ pub fn asks_lowroad(lab: &Lab, table: &mut Table) -> Result<()> {
         Ok(REJECTED.to_owned())
     });
     Ok(())
-}
-
-/// Runs until dropped.
-fn start(lab: &Lab, socket: &Path) -> Result<Daemon> {
-    let folder = lab.net.folder();
-    let host = hosts::with_etc(&lab.net.public("relay2", RELAY_HOST)?, folder)?;
-    let mut command = host.command(lab.programs.join("derper"));
-    command
-        .args(["-a", ":443", "-http-port", "-1", "-stun-port", "3478"])
-        .args(["-hostname", RELAY, "-certmode", "manual", "-certdir"])
-        .arg(folder)
-        .arg("-c")
-        .arg(folder.join("derper.json"))
-        .args(["-verify-clients", "-socket"])
-        .arg(socket);
-    let daemon = Daemon::spawn(&mut command, &folder.join("derper.log"))?;
-    let address = SocketAddr::from(([203, 0, 113, RELAY_HOST], 443));
-    wait::wait_for("the stock relay's port", LIMIT, || {
-        let connect = || TcpStream::connect_timeout(&address, secs(1)).is_ok();
-        Ok(host.enter(connect)?.then_some(()))
-    })?;
-    Ok(daemon)
 }

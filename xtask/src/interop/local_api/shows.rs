@@ -89,7 +89,7 @@ fn for_programs(table: &mut Table, nodes: &Nodes, ok: Run) -> Result<()> {
         let status: Value = serde_json::from_str(&ok(&["status", "--json"])?)?;
         ensure!(status["BackendState"] == "Running", "{status}");
         for (node, name) in [(nodes.stock, "stock"), (nodes.other, "other")] {
-            let key = node.status()?["Self"]["PublicKey"].clone();
+            let key = node.node_key()?;
             let key = key.as_str().context("a node without a key")?;
             let shown = &status["Peer"][key];
             ensure!(shown["HostName"] == name, "{name}: {shown}");

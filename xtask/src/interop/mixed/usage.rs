@@ -6,13 +6,16 @@ use anyhow::{Context, Result, ensure};
 
 use super::{MINUTE, Node};
 use crate::{
-    interop::member::Member,
+    interop::member::{Kind, Member},
+    lab::secs,
     process::{cpu_time, memory},
     tailnet::Client,
 };
 
 /// So many at the end are told of by themselves.
 pub const MINUTES: u64 = 5;
+/// CPU time that any node may use beside twice what stock's do: of another place, or of what happened to it.
+const BESIDE: Duration = secs(5);
 
 /// Of one node.
 #[derive(Debug, Default)]
@@ -47,6 +50,15 @@ impl Usage {
             daemons: self.ended.daemons,
         })
     }
+
+    /// Of all of it, what was used since the mark.
+    fn since_mark(&self, all: Used) -> Result<Used> {
+        let mark = self.mark.context("its minutes were not watched")?;
+        Ok(Used {
+            cpu: all.cpu.saturating_sub(mark.cpu),
+            daemons: all.daemons - mark.daemons,
+        })
+    }
 }
 
 /// Each node's memory, its CPU time in the last minutes, and that of all of them since they were started.
@@ -57,10 +69,9 @@ pub fn told<'a>(nodes: impl Iterator<Item = &'a Node>, minutes: u64) -> Result<S
     let mut sum = Used::default();
     for Node { member, usage, .. } in nodes {
         let all = usage.all(member)?;
-        let mark = usage.mark.context("its minutes were not watched")?;
-        let cpu = all.cpu.saturating_sub(mark.cpu);
+        let Used { cpu, daemons } = usage.since_mark(all)?;
         ensure!(cpu < busy, "{}: {cpu:.1?} of CPU", member.name());
-        let again = match all.daemons - mark.daemons {
+        let again = match daemons {
             0 => "",
             _ => ", started again",
         };
@@ -77,4 +88,55 @@ pub fn told<'a>(nodes: impl Iterator<Item = &'a Node>, minutes: u64) -> Result<S
         told.len(),
         sum.daemons
     ))
+}
+
+/// No lowroad node uses much more than stock's in the last minutes. A start costs what it costs: who was started again there is left out.
+pub fn compared(nodes: &[Node]) -> Result<String> {
+    let (mut lowroad, mut stock) = (Vec::new(), Vec::new());
+    for Node { member, usage, .. } in nodes {
+        let used = usage.since_mark(usage.all(member)?)?;
+        if used.daemons > 0 {
+            continue;
+        }
+        match member.kind() {
+            Kind::Lowroad => lowroad.push((member.name(), used.cpu)),
+            Kind::Stock => stock.push(used.cpu),
+        }
+    }
+    within_bounds(&lowroad, stock)
+}
+
+fn within_bounds(lowroad: &[(&str, Duration)], mut stock: Vec<Duration>) -> Result<String> {
+    stock.sort_unstable();
+    let median = stock.get(stock.len() / 2).copied();
+    let median = median.context("every stock node was started again")?;
+    let most = lowroad.iter().max_by_key(|(_, cpu)| *cpu);
+    let (name, most) = *most.context("every lowroad node was started again")?;
+    ensure!(
+        most <= median * 2 + BESIDE,
+        "{name} used {most:.1?}, and stock's median is {median:.1?}"
+    );
+    Ok(format!(
+        "at most {:.2} CPU-s of {} lowroad nodes, median {:.2} CPU-s of {} stock ones",
+        most.as_secs_f64(),
+        lowroad.len(),
+        median.as_secs_f64(),
+        stock.len()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_spins_at_less_than_half_a_core_is_found_by_what_stock_nodes_use() {
+        let stock = || [1, 2, 4].map(secs).to_vec();
+        let bounds = |most| within_bounds(&[("a", secs(1)), ("b", most)], stock());
+        assert!(bounds(secs(9)).is_ok());
+        let error = bounds(secs(120)).expect_err("40 % of five minutes");
+        assert!(error.to_string().starts_with("b used 120.0s"), "{error}");
+        assert!(within_bounds(&[], stock()).is_err());
+        assert!(within_bounds(&[("a", secs(1))], Vec::new()).is_err());
+    }
 }

@@ -84,17 +84,14 @@ impl Place {
     fn new(lab: &Lab, kind: Kind, last: u8, home: Home) -> Result<Self> {
         let name = kind.name();
         let router = lab.net.router(&format!("{name}-nat"), last, Nat::Hard)?;
-        router.namespace.nft(&format!(
-            "table inet deaf {{ chain out {{ type filter hook forward priority 0; \
-             ip daddr 203.0.113.{} udp dport 3478 drop; }}; }}",
-            home.deaf_to()
-        ))?;
+        let other = format!("203.0.113.{}", home.deaf_to());
+        router.namespace.keep_from_stun(&other)?;
         let node = Member::start(lab, kind, name, &lab.net.behind(name, &router, 2)?)?;
         Ok(Self { node, router })
     }
 
     fn hear_all(&self) -> Result<()> {
-        self.router.namespace.nft("delete table inet deaf")
+        self.router.namespace.hear_stun()
     }
 }
 
@@ -112,41 +109,17 @@ pub fn by_relays(lab: &Lab, table: &mut Table, kind: server::Kind, homes: Homes)
         Place::new(lab, Kind::Lowroad, 21, homes.lowroad)?,
         Place::new(lab, Kind::Stock, 22, homes.stock)?,
     ];
-    let [lowroad, stock] = &places;
-    let (lowroad, stock) = (&lowroad.node, &stock.node);
-    for (node, wanted) in [(lowroad, homes.lowroad), (stock, homes.stock)] {
+    let [lowroad, stock] = places.each_ref().map(|place| &place.node);
+    for (node, home) in [(lowroad, homes.lowroad), (stock, homes.stock)] {
         node.up(&key)?;
-        // A host that is short of time may hear no STUN server in time, and choose by HTTPS, until it measures again.
-        let home = || {
-            let code = code(&node.status()?["Self"]);
-            Ok(wanted.is(&code).then_some(()))
-        };
-        wait::wait_for("the home relay that it has to have", MEASURED_AGAIN, home)
-            .with_context(|| node.name().to_owned())?;
+        settles(node, home)?;
     }
     for (from, to, home) in [
         (lowroad, stock, homes.stock),
         (stock, lowroad, homes.lowroad),
     ] {
         table.try_it(&format!("{} to {}", from.name(), to.name()), || {
-            from.wait_for_peer(to.name(), FIRST)?;
-            let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
-            let begin = Instant::now();
-            let first = ping.first_answer(FIRST)?;
-            wait::pass(secs(2))?;
-            let path = from.path_to(to.name())?;
-            let wanted = match &path {
-                PathKind::Relay(code) => home.is(code),
-                PathKind::Direct(_) | PathKind::None => false,
-            };
-            ensure!(wanted, "by {path:?}");
-            let report = ping.stop();
-            let lost = lost_since_the_first_answer(&report, begin)?;
-            Ok(format!(
-                "{path:?}, first after {:.2} s, {lost} of {} lost since",
-                first.as_secs_f64(),
-                report.sent
-            ))
+            one_way(from, to, home)
         });
         traffic_between(table, from, to)?;
     }
@@ -163,6 +136,39 @@ pub fn by_relays(lab: &Lab, table: &mut Table, kind: server::Kind, homes: Homes)
     Ok(())
 }
 
+/// A host that is short of time may hear no STUN server in time, and choose by HTTPS, until it measures again.
+fn settles(node: &Member, wanted: Home) -> Result<()> {
+    let home = || {
+        let code = code(&node.status()?["Self"]);
+        Ok(wanted.is(&code).then_some(()))
+    };
+    wait::wait_for("the home relay that it has to have", MEASURED_AGAIN, home)
+        .map(drop)
+        .with_context(|| node.name().to_owned())
+}
+
+/// From the first packet on, by this relay, which is the other's home.
+fn one_way(from: &Member, to: &Member, home: Home) -> Result<String> {
+    from.wait_for_peer(to.name(), FIRST)?;
+    let ping = Pinger::start(from.namespace(), to.ip(4)?, PACE)?;
+    let begin = Instant::now();
+    let first = ping.first_answer(FIRST)?;
+    wait::pass(secs(2))?;
+    let path = from.path_to(to.name())?;
+    let wanted = match &path {
+        PathKind::Relay(code) => home.is(code),
+        PathKind::Direct(_) | PathKind::None => false,
+    };
+    ensure!(wanted, "by {path:?}");
+    let report = ping.stop();
+    let lost = lost_since_the_first_answer(&report, begin)?;
+    Ok(format!(
+        "{path:?}, first after {:.2} s, {lost} of {} lost since",
+        first.as_secs_f64(),
+        report.sent
+    ))
+}
+
 /// The home relay in what a status says of a node.
 fn code(node: &Value) -> String {
     node["Relay"].as_str().unwrap_or_default().to_owned()
@@ -173,7 +179,7 @@ fn refuses_a_stranger(log: &Path, lowroad: &Member, stock: &Member) -> Result<St
     let before = refused(&fs::read_to_string(log)?);
     let mut members = BTreeSet::new();
     for node in [lowroad, stock] {
-        let key = node.status()?["Self"]["PublicKey"].clone();
+        let key = node.node_key()?;
         let key = key.as_str().context("a node without a key")?.to_owned();
         ensure!(!before.contains(&key), "it refused {}", node.name());
         members.insert(key);

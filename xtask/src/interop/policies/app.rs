@@ -4,7 +4,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{LIMIT, Tailnet};
-use crate::{interop::member::Member, tailnet::Client, wait};
+use crate::{
+    interop::{member::Member, shape::capabilities},
+    tailnet::Client,
+    wait,
+};
 
 /// Grants, and what ann and bob have by them at both nodes; a tagged node has nothing, as it is no member.
 const GRANTS: [(&str, &str, &str); 3] = [
@@ -34,7 +38,7 @@ pub(super) fn granted(tailnet: &Tailnet) -> Result<String> {
             for (peer, wanted) in peers.into_iter().zip([of_ann, of_bob, "null"]) {
                 let wanted: Value = serde_json::from_str(wanted)?;
                 wait::wait_for("the capabilities", LIMIT, || {
-                    let found = capabilities(node, peer)?;
+                    let found = of(peer, node)?;
                     ensure!(found == wanted, "{found} instead of {wanted}");
                     Ok(Some(()))
                 })
@@ -46,17 +50,11 @@ pub(super) fn granted(tailnet: &Tailnet) -> Result<String> {
     Ok(format!("of bob at both: {}", shown.join(", then ")))
 }
 
-/// As `whois` lists them; what has no values, with an empty list.
-fn capabilities(node: &Member, peer: &Member) -> Result<Value> {
+/// As `whois` lists them.
+fn of(peer: &Member, node: &Member) -> Result<Value> {
     let text = node.cli(&["whois", "--json", &peer.ip(4)?.to_string()])?;
-    let mut who: Value = serde_json::from_str(&text)?;
-    let mut found = who["CapMap"].take();
-    if let Some(all) = found.as_object_mut() {
-        for values in all.values_mut().filter(|values| values.is_null()) {
-            *values = Value::Array(Vec::new());
-        }
-    }
-    Ok(found)
+    let who: Value = serde_json::from_str(&text)?;
+    Ok(capabilities(&who["CapMap"]))
 }
 
 #[cfg(test)]

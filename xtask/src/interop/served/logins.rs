@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{LIMIT, answers};
+use super::LIMIT;
 use crate::{
     interop::{
         Lab, Login, hosts,
         member::{Kind, Member},
         server::{self, KeyOptions, Server},
+        single_use::{self, ENDS_BY_ITSELF},
         table::Table,
     },
     lab::secs,
@@ -18,8 +19,6 @@ use crate::{
     wait,
 };
 
-/// A command that is told why; one that is not waits for its limit of a minute.
-const ENDS_BY_ITSELF: Duration = secs(10);
 /// Until a key ends, and how much later at most that is seen: whole seconds, the server's tick, and that both are told.
 const KEY_LASTS: u64 = 15;
 const SEEN_WITHIN: u64 = 5;
@@ -32,7 +31,7 @@ pub fn logins(
     two: &mut Member,
 ) -> Result<()> {
     as_others(table, server, one, two);
-    single_use(table, server, one, two)?;
+    single_use::rows(table, server, two, one)?;
     tagged(table, server, one, two);
     expired(table, server, one, two)?;
     deleted(table, server, one, two);
@@ -40,27 +39,22 @@ pub fn logins(
     Ok(())
 }
 
-/// The key that it has, which it knows by its netmap.
-fn key_of(node: &Member) -> Result<Value> {
-    Ok(node.status()?["Self"]["PublicKey"].clone())
-}
-
 /// What the server knows of a node, by the key that it has.
 fn known(server: &Server, node: &Member) -> Result<Value> {
-    let found = server.node_of_key(&key_of(node)?)?;
+    let found = server.node_of_key(&node.node_key()?)?;
     found.context("the server does not know its key")
 }
 
 /// Logs in anew, and has to get another node key.
 fn forced(node: &Member, key: &str, flags: &[&str]) -> Result<Duration> {
-    renewed(node, &key_of(node)?, key, flags)
+    renewed(node, &node.node_key()?, key, flags)
 }
 
 /// Another one than this.
 fn renewed(node: &Member, before: &Value, key: &str, flags: &[&str]) -> Result<Duration> {
     let time = node.up_with(key, &[&["--force-reauth"][..], flags].concat())?;
     wait::wait_for("another node key", LIMIT, || {
-        Ok((key_of(node)? != *before).then_some(()))
+        Ok((node.node_key()? != *before).then_some(()))
     })?;
     Ok(time)
 }
@@ -92,7 +86,7 @@ fn as_others(table: &mut Table, server: &Server, one: &Member, two: &Member) {
         let key = server.auth_key("bob", KeyOptions::default())?;
         two.up(&key)?;
         // The other user's node is another one; the first has expired.
-        server.leave_only("two", &key_of(two)?)?;
+        server.leave_only("two", &two.node_key()?)?;
         ensure!(user()? == "bob", "of {}", user()?);
         one.wait_for_peer("two", LIMIT)?;
         Ok(String::new())
@@ -106,67 +100,15 @@ fn as_others(table: &mut Table, server: &Server, one: &Member, two: &Member) {
         let key = server.auth_key("ann", KeyOptions::default())?;
         forced(two, &key, &[])?;
         ensure!(user()? == "ann", "of {}", user()?);
-        let own = key_of(two)?;
+        let own = two.node_key()?;
         shown(one, "the new node key", |peer| peer["PublicKey"] == own)?;
         let status = one.status()?;
         let peer = one.peer("two")?.context("no such peer")?;
         let owner = &status["User"][peer["UserID"].to_string()]["LoginName"];
         ensure!(owner == "ann", "the peer shows it as {owner}'s");
-        let time = answers(one, two)?;
+        let time = one.answered_by(two)?;
         Ok(format!("answers after {:.2} s", time.as_secs_f64()))
     });
-}
-
-/// Keys as the server makes them if nothing else is said.
-fn single_use(table: &mut Table, server: &Server, one: &Member, two: &mut Member) -> Result<()> {
-    let key = || server.single_use_key("ann");
-    let [first, second, third] = [key()?, key()?, key()?];
-    table.try_it("logout, and up by a single-use key", || {
-        two.cli(&["logout"])?;
-        needs_login(two)?;
-        let time = two.up(&first)?;
-        answers(one, two)?;
-        Ok(format!("{:.2} s", time.as_secs_f64()))
-    });
-    table.try_it("its agent restarts, and needs no login", || {
-        let before = key_of(two)?;
-        two.restart()?;
-        let time = two.wait_until_running(LIMIT)?;
-        ensure!(key_of(two)? == before, "another node key");
-        answers(one, two)?;
-        Ok(format!("{:.2} s", time.as_secs_f64()))
-    });
-    table.try_it("up --force-reauth by another single-use key", || {
-        let time = forced(two, &second, &[])?;
-        answers(one, two)?;
-        Ok(format!("{:.2} s", time.as_secs_f64()))
-    });
-    table.try_it("the same of a node that is stopped", || {
-        let before = key_of(two)?;
-        two.cli(&["down"])?;
-        let state = two.status()?["BackendState"].clone();
-        ensure!(state == "Stopped", "{state}");
-        let time = renewed(two, &before, &third, &[])?;
-        answers(one, two)?;
-        Ok(format!("{:.2} s", time.as_secs_f64()))
-    });
-    table.try_it(
-        "by a key that is spent: refused, told why, and the old login is in force",
-        || {
-            let before = key_of(two)?;
-            let said = refused(two, &third, &["--force-reauth"], "already used")?;
-            // It goes on trying until it is restarted.
-            two.restart()?;
-            two.wait_until_running(LIMIT)?;
-            ensure!(key_of(two)? == before, "another node key");
-            ensure!(known(server, two)?["expired"] == false, "it has expired");
-            answers(one, two)?;
-            Ok(said)
-        },
-    );
-    // Whatever came of it: what follows is about something else.
-    let key = server.auth_key("ann", KeyOptions::default())?;
-    two.up_with(&key, &["--force-reauth"]).map(drop)
 }
 
 fn tagged(table: &mut Table, server: &Server, one: &Member, two: &Member) {
@@ -179,7 +121,7 @@ fn tagged(table: &mut Table, server: &Server, one: &Member, two: &Member) {
         let own = two.status()?["Self"].clone();
         ensure!(has(&own, "Tags"), "{}", own["Tags"]);
         let time = shown(one, "the tag", |peer| has(peer, "Tags"))?;
-        answers(one, two)?;
+        one.answered_by(two)?;
         Ok(format!("seen after {:.2} s", time.as_secs_f64()))
     });
 }
@@ -197,15 +139,15 @@ fn ended(one: &Member, two: &Member) -> Result<String> {
 
 fn expired(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Result<()> {
     table.try_it("key expiry, and a new login", || {
-        let before = key_of(two)?;
+        let before = two.node_key()?;
         server.to_node("expire", "two")?;
         let note = ended(one, two)?;
         let key = server.auth_key("ann", KeyOptions::default())?;
         renewed(two, &before, &key, &["--advertise-tags="])?;
-        answers(one, two)?;
+        one.answered_by(two)?;
         Ok(note)
     });
-    let own = key_of(two)?;
+    let own = two.node_key()?;
     table.try_it(
         &format!("a key that ends in {KEY_LASTS} s, by itself"),
         || {
@@ -224,9 +166,9 @@ fn expired(table: &mut Table, server: &Server, one: &Member, two: &Member) -> Re
     table.try_it("and is good again, as the administrator says", || {
         server.set_expiry("two", None)?;
         let time = two.wait_until_running(secs(60))?;
-        ensure!(key_of(two)? == own, "another node key");
+        ensure!(two.node_key()? == own, "another node key");
         shown(one, "no end", |peer| peer["Expired"] != true)?;
-        answers(one, two)?;
+        one.answered_by(two)?;
         Ok(format!("runs after {:.2} s", time.as_secs_f64()))
     });
     Ok(())
@@ -242,7 +184,7 @@ fn deleted(table: &mut Table, server: &Server, one: &Member, two: &Member) {
         let key = server.auth_key("ann", KeyOptions::default())?;
         two.up_with(&key, &["--force-reauth", "--reset"])?;
         one.wait_for_peer("two", LIMIT)?;
-        answers(one, two)?;
+        one.answered_by(two)?;
         Ok(format!("told after {:.2} s", told.as_secs_f64()))
     });
 }

@@ -64,7 +64,7 @@ fn json_of(node: &Member, arguments: &[&str]) -> Result<Value> {
 }
 
 fn shows_the_peers_of(server: &Server, node: &Member) -> Result<()> {
-    let own = node.status()?["Self"]["PublicKey"].clone();
+    let own = node.node_key()?;
     let netmap = json_of(node, &["debug", "netmap"])?;
     ensure!(netmap["NodeKey"] == own, "{}", netmap["NodeKey"]);
     let mut all = server.nodes()?;

@@ -161,9 +161,7 @@ pub fn a_relay_that_changes_packets_has_none_of_them_delivered(lab: &Lab) -> Res
     let file = file.to_str().context("a path that is not UTF-8")?;
     let coordinator = Coordinator::start_with(lab.net, ALLOW_ALL, &["--derp-map", file])?;
     // So that nobody takes the other relay for nearer.
-    coordinator.namespace.nft(
-        "table inet deaf { chain in { type filter hook input priority 0; udp dport 3478 drop; }; }",
-    )?;
+    coordinator.namespace.deaf_to_stun()?;
     let key = coordinator.auth_key("ann", "")?;
     let alpha = lab.node_behind("alpha", 21, Nat::Hard)?;
     let bravo = lab.node_behind("bravo", 22, Nat::Hard)?;
