@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{AGENT, CAPABILITIES, SERVER, is_confined, systemd};
+use super::{AGENT, CAPABILITIES, is_confined, systemd};
 use crate::{
     lab::{Lab, secs},
     process,
