@@ -41,7 +41,7 @@ const PROBES: &[Probe] = &[
         server: PERMISSION,
     },
     Probe {
-        command: "nice -n 1 true",
+        command: "ionice -c 2 -n 5 true",
         agent: PERMISSION,
         server: PERMISSION,
     },
@@ -50,10 +50,11 @@ const PROBES: &[Probe] = &[
         agent: READ_ONLY,
         server: READ_ONLY,
     },
+    // `ip` has no word for a socket that it may not have.
     Probe {
         command: "/usr/bin/ip link add probe0 type dummy && /usr/bin/ip link del probe0",
         agent: None,
-        server: Some("Address family not supported"),
+        server: Some(""),
     },
     // What it says is for `is_confined`.
     Probe {
