@@ -233,12 +233,21 @@ fn without_empty(mut list: Vec<String>) -> Vec<String> {
 }
 
 fn read_auth_key(text: String) -> Result<AuthKey, Failure> {
-    let Some(path) = text.strip_prefix("file:") else {
-        return Ok(AuthKey::new(text));
+    let key = match text.strip_prefix("file:") {
+        None => AuthKey::new(text),
+        Some(path) => {
+            let content = fs::read_to_string(path).map_err(|error| {
+                Failure::new(format!("cannot read the auth key from {path}: {error}"))
+            })?;
+            AuthKey::new(content.trim().to_owned())
+        }
     };
-    let content = fs::read_to_string(path)
-        .map_err(|error| Failure::new(format!("cannot read the auth key from {path}: {error}")))?;
-    Ok(AuthKey::new(content.trim().to_owned()))
+    if key.is_empty() {
+        return Err(Failure::new(
+            "the auth key is empty: without --auth-key and LOWROAD_AUTH_KEY, `lowroad up` shows a page to log in at",
+        ));
+    }
+    Ok(key)
 }
 
 async fn set(client: &Client, args: SettingArgs) -> Outcome {
@@ -450,4 +459,27 @@ fn pretty(value: &impl serde::Serialize, indent: &[u8]) -> String {
     serde::Serialize::serialize(value, &mut serializer)
         .expect("the shapes of status.rs always serialise");
     String::from_utf8(text).expect("serde_json writes UTF-8")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_auth_key_is_refused_wherever_it_comes_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let file = format!("file:{}", path.display());
+        for empty in ["", " ", "\n"] {
+            fs::write(&path, empty).unwrap();
+            for text in [empty, file.as_str()] {
+                let failure = read_auth_key(text.to_owned()).unwrap_err();
+                assert!(failure.message.contains("is empty"), "{failure:?}");
+            }
+        }
+        fs::write(&path, "k\n").unwrap();
+        for text in ["k", file.as_str()] {
+            assert_eq!(read_auth_key(text.to_owned()).unwrap().reveal(), "k");
+        }
+    }
 }

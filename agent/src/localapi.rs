@@ -52,7 +52,10 @@ pub struct UpRequest {
     pub change: Change,
     /// Settings that `change` does not name go back to their defaults.
     pub reset: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "AuthKey::deserialize_some",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub auth_key: Option<AuthKey>,
     pub force_reauth: bool,
     pub accept_server_key: bool,

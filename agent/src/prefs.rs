@@ -7,7 +7,7 @@ mod stock;
 
 use std::{fmt, net::IpAddr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 /// The server that stock clients use when none is named.
@@ -385,6 +385,16 @@ pub struct AuthKey(String);
 impl AuthKey {
     pub fn new(key: String) -> Self {
         Self(key)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.trim().is_empty()
+    }
+
+    /// The stock client sends an empty key for none.
+    pub fn deserialize_some<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Self>, D::Error> {
+        let key = Option::<Self>::deserialize(from)?;
+        Ok(key.filter(|key| !key.is_empty()))
     }
 
     /// The key itself, for the registration request and nothing else.

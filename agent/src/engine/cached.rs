@@ -25,6 +25,11 @@ impl Engine {
         let own = cached.map.self_node.as_ref();
         if own.is_none_or(|own| own.is_expired(cached.map.control_time(clock))) {
             info!("the kept netmap is of no use: this node's key has expired since");
+            if node.found_device {
+                // The earlier agent's peers and rules are in force still.
+                node.forget_map();
+                self.reconcile_at = now;
+            }
             return self.cache.forget().await;
         }
         info!(

@@ -1,5 +1,7 @@
 //! How many bytes went to peers and came from them directly, by the family of the underlay: WireGuard's counters of each peer since the last
-//! look at them, by the endpoint that the peer had at this look. They are read each second while anything passes.
+//! look at them, by the endpoint that the peer had at this look. While anything passes they are read each second, among more than 256 peers every 3 s; while there are
+//! only peers with silent agents on direct paths, every 10 s; and when somebody asks. A relayed packet that is brought in with a direct endpoint as its source counts here as
+//! well, beside the relays' own count: WireGuard does not know of the relay.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -15,7 +17,7 @@ pub struct Bytes {
     pub sent: u64,
 }
 
-/// Since the data plane was started.
+/// Since this identity was taken on: at the start of the session, and with each new node key. The device's counters and the filter's go on meanwhile.
 #[derive(Debug)]
 pub struct Direct {
     pub v4: Bytes,

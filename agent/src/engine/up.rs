@@ -63,6 +63,8 @@ const GOES_ON_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 struct Before {
     prefs: Prefs,
+    /// What was left of a login for which nobody waits.
+    login: Login,
     /// There was a session, or attempts to start one.
     running: bool,
     /// The session was replaced for this `up`.
@@ -149,6 +151,7 @@ impl Engine {
         }
         let mut before = Before {
             prefs: self.prefs.clone(),
+            login: self.login.clone(),
             running: self.session.is_some() || self.restart_at.is_some(),
             restarted: false,
         };
@@ -323,7 +326,7 @@ impl Engine {
             self.go_back_to_key();
         } else if before.restarted {
             self.go_back_to_key();
-            self.login = Login::default();
+            self.login = before.login.clone();
             self.start_or_retry().await;
         }
         self.apply_preferences();
@@ -380,6 +383,7 @@ impl Engine {
         self.bus.tell_again();
         let begun = self.begun.take();
         let begun = begun.filter(|begun| begun.at.elapsed() <= GOES_ON_WITHIN);
+        let is_begun = begun.is_some();
         let session = self.session.as_ref();
         let shows_page = session.is_some_and(|session| !session.auth_url.is_empty());
         let auth_key = match begun {
@@ -411,7 +415,11 @@ impl Engine {
             force_reauth: true,
             ..UpRequest::default()
         };
-        let before = self.begin_up(request).await?;
+        let mut before = self.begin_up(request).await?;
+        if is_begun {
+            // That login is this one.
+            before.login = Login::default();
+        }
         // Those that it replaces.
         self.ups.retain(PendingUp::can_be_interrupted);
         self.ups

@@ -161,6 +161,7 @@ fn check(call: &Call<'_>) -> Result<Response<Body>, Refusal> {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct StartOptions {
+    #[serde(deserialize_with = "AuthKey::deserialize_some")]
     auth_key: Option<AuthKey>,
     update_prefs: Option<Value>,
 }

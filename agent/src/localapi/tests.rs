@@ -160,6 +160,48 @@ async fn progress_of_up_arrives_line_by_line() {
     );
 }
 
+/// What `start` and `up` take of the auth key that a client sends.
+async fn auth_key_taken(path: &str, body: &str) -> Option<String> {
+    let mut fixture = serve(0);
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: local-tailscaled.sock\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = UnixStream::connect(&fixture.path).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let asked = timeout(Duration::from_secs(10), fixture.asks.recv()).await;
+    let key = match asked.expect("it is asked").expect("the server goes on") {
+        Ask::Start {
+            auth_key, reply, ..
+        } => {
+            reply.send(Ok(())).unwrap();
+            auth_key
+        }
+        Ask::Up { request, .. } => request.auth_key,
+        other => panic!("neither start nor up: {other:?}"),
+    };
+    key.map(|key| key.reveal().to_owned())
+}
+
+#[tokio::test]
+async fn an_empty_auth_key_is_none() {
+    for (path, field) in [
+        ("/localapi/v0/start", "AuthKey"),
+        ("/lowroad/v0/up", "auth_key"),
+    ] {
+        for (value, taken) in [
+            (r#""""#, None),
+            (r#"" \n""#, None),
+            ("null", None),
+            (r#""k""#, Some("k".to_owned())),
+        ] {
+            let body = format!("{{\"{field}\": {value}}}");
+            assert_eq!(auth_key_taken(path, &body).await, taken, "{path} {body}");
+        }
+        assert_eq!(auth_key_taken(path, "{}").await, None, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn an_unreadable_body_is_refused_without_repeating_it() {
     let fixture = serve(0);

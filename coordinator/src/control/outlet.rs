@@ -16,6 +16,11 @@ use tokio::{sync::Notify, time::timeout};
 /// So much is beyond recall when it has been given to HTTP/2: its frames are of this size by default.
 const PIECE: usize = 16 << 10;
 
+/// Who has more than this to read yet gets no last message: a machine may have hundreds of polls end at once, each with a netmap that it hasn't read.
+const MAX_BEFORE_LAST: usize = 4 * PIECE;
+/// How long all that is left may take to be read when a poll ends.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
+
 #[derive(Debug, Default)]
 struct Shared {
     slot: Mutex<Slot>,
@@ -88,6 +93,19 @@ impl Outlet {
         }
     }
 
+    /// The last message, for a reader that keeps up; any other does without.
+    pub async fn end(self, last: Bytes) {
+        if self.0.slot().waiting.len() > MAX_BEFORE_LAST {
+            return;
+        }
+        let told = async {
+            self.send(last, LAST_PATIENCE).await?;
+            // What has not been taken goes with the poll.
+            self.taken(LAST_PATIENCE).await
+        };
+        let _ = timeout(LAST_PATIENCE, told).await;
+    }
+
     /// Waits until the reader is gone.
     pub async fn closed(&self) {
         while !self.0.slot().reader_gone {
@@ -146,6 +164,8 @@ mod tests {
         pin::pin,
         sync::atomic::{AtomicBool, Ordering},
     };
+
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -227,6 +247,63 @@ mod tests {
             piece.len()
         );
         assert_eq!(next(&mut pieces).await, None);
+    }
+
+    #[tokio::test]
+    async fn who_reads_gets_the_last_message() {
+        let (outlet, mut pieces) = outlet();
+        let before = vec![1; MAX_BEFORE_LAST];
+        outlet.send(before.clone().into(), PATIENCE).await.unwrap();
+        let ending = tokio::spawn(outlet.end(vec![2; PIECE + 1].into()));
+        let mut got = Vec::new();
+        while let Some(piece) = next(&mut pieces).await {
+            got.extend_from_slice(&piece);
+        }
+        assert_eq!(got, [before, vec![2; PIECE + 1]].concat());
+        ending.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_is_kept_little_and_only_for_a_moment() {
+        for (length, patience) in [
+            (MAX_BEFORE_LAST + 1, Duration::ZERO),
+            (MAX_BEFORE_LAST, LAST_PATIENCE),
+        ] {
+            let (outlet, _pieces) = outlet();
+            let (message, freed) = watched(length);
+            outlet.send(message, PATIENCE).await.unwrap();
+            let began = Instant::now();
+            outlet.end(vec![2; 1].into()).await;
+            // Timers are exact to the millisecond.
+            let late = began.elapsed() - patience;
+            assert!(late <= Duration::from_millis(2), "{length} bytes: {late:?}");
+            assert!(freed.load(Ordering::Relaxed), "{length} bytes");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_a_piece_now_and_then_is_not_waited_for_any_longer() {
+        let (outlet, mut pieces) = outlet();
+        let (message, freed) = watched(MAX_BEFORE_LAST);
+        outlet.send(message, PATIENCE).await.unwrap();
+        let began = Instant::now();
+        let ending = tokio::spawn(outlet.end(vec![2; 1].into()));
+        while next(&mut pieces).await.is_some() {
+            tokio::time::sleep(LAST_PATIENCE * 2 / 3).await;
+        }
+        ending.await.unwrap();
+        assert!(freed.load(Ordering::Relaxed));
+        assert!(began.elapsed() < LAST_PATIENCE * 2, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_last_message_is_not_kept_for_a_reader_that_is_gone() {
+        let (outlet, pieces) = outlet();
+        outlet.send(vec![0; 1].into(), PATIENCE).await.unwrap();
+        drop(pieces);
+        let began = Instant::now();
+        outlet.end(vec![2; 1].into()).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test]

@@ -129,7 +129,7 @@ impl Session {
             Err(end) => end,
         };
         if matches!(end, End::Superseded | End::Deleted) {
-            self.bid_farewell(&sent, &out).await;
+            self.bid_farewell(sent, out).await;
         }
         match end {
             End::Slow => {
@@ -177,18 +177,16 @@ impl Session {
     }
 
     /// Tells a node that has been deleted.
-    async fn bid_farewell(&self, sent: &Sent, out: &Outlet) {
+    async fn bid_farewell(&self, sent: Sent, out: Outlet) {
         let node = self.attached.node;
         if self.hub.read(|state| state.node(node).is_some()) {
             return;
         }
-        let Some(bytes) = self.write(&sent.last(now())) else {
-            return;
-        };
-        let patience = self.hub.settings.timing.write_timeout;
-        if out.send(bytes, patience).await.is_ok() {
-            // Or it would go with the poll. A reader that is gone or slow is not waited for.
-            let _ = out.taken(patience).await;
+        let farewell = self.write(&sent.last(now()));
+        // The netmap is not kept for a reader that takes its time.
+        drop(sent);
+        if let Some(farewell) = farewell {
+            out.end(farewell).await;
         }
     }
 

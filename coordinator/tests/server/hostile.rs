@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use hyper::StatusCode;
+use lowroad_coordinator::admin::api::Ask;
 use lowroad_wire::{framing::Compression, noise::RESPONSE_LEN};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
@@ -210,13 +211,8 @@ async fn a_machine_is_sent_one_whole_netmap_at_a_time() {
     let lab = Lab::new().await;
     let key = lab.key().await;
     let mut a = Client::joined(lab.address(), "a", &key).await;
-    let mut b = Client::joined(lab.address(), "b", &key).await;
     // More than the window of a stream takes.
-    for number in 0..4 {
-        b.hostinfo.details.get_or_insert_default().distro = format!("{number:030000}");
-        b.update(&[], None).await;
-        b = Client::joined(lab.address(), &format!("b{number}"), &key).await;
-    }
+    large_nodes(&lab, &key, 4).await;
     let request = a.map_request();
     let unread = a.post_unread("/machine/map", &request).await;
     assert_eq!(unread.status(), StatusCode::OK);
@@ -227,6 +223,22 @@ async fn a_machine_is_sent_one_whole_netmap_at_a_time() {
     drop(unread);
     let (status, _) = a.post("/machine/map", &request).await;
     assert_eq!(status, StatusCode::OK, "its turn is over");
+}
+
+#[tokio::test]
+async fn what_a_node_has_not_read_goes_with_it_when_it_is_deleted() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    large_nodes(&lab, &key, 10).await;
+    let mut poll = a.poll_with(Compression::None).await.unwrap();
+    let node = "a".to_owned();
+    lab.ask(Ask::NodesDelete { node }).await.unwrap();
+    let whole = tokio::time::timeout(SOON, poll.step()).await;
+    assert!(
+        !whole.expect("the poll ends"),
+        "all of it was kept for a node that is none any more"
+    );
 }
 
 #[tokio::test]
@@ -262,4 +274,14 @@ async fn a_login_page_says_who_asks() {
         assert!(page.contains(part), "{part}: {page}");
     }
     assert!(!page.contains("<b>laptop"));
+}
+
+/// Nodes that each take 30 kB of everybody's netmap, and one more.
+async fn large_nodes(lab: &Lab, key: &str, count: usize) {
+    let mut b = Client::joined(lab.address(), "b", key).await;
+    for number in 0..count {
+        b.hostinfo.details.get_or_insert_default().distro = format!("{number:030000}");
+        b.update(&[], None).await;
+        b = Client::joined(lab.address(), &format!("b{number}"), key).await;
+    }
 }

@@ -1,6 +1,7 @@
 //! An auth key that may be good for one login only, and a node that may need none.
 
 use super::*;
+use crate::localapi::UpRequest;
 
 /// A client with a node key that the server has accepted before.
 fn known(server: &TestServer) -> (NodePrivate, Client) {
@@ -45,4 +46,30 @@ async fn a_server_that_wants_a_login_is_sent_the_auth_key_with_a_new_node_key() 
         };
         client.until(done).await;
     }
+}
+
+#[tokio::test]
+async fn with_an_empty_auth_key_a_server_that_wants_a_login_has_its_page_shown_and_the_node_key_stays()
+ {
+    let mut server = TestServer::start(7).await;
+    let up: UpRequest = serde_json::from_value(json!({"auth_key": ""})).unwrap();
+    let node = NodePrivate::from_random([3; 32]);
+    let mut client = Client::start(ControlOptions {
+        node: Some(node.clone()),
+        accepted: true,
+        auth_key: up.auth_key,
+        ..options(&server.url)
+    });
+    let first = server.expect("/machine/register").await;
+    assert!(first.body["Auth"].is_null(), "{}", first.body);
+    first.json(json!({"AuthURL": "http://page/1"}));
+    let shown = |event| match event {
+        ControlEvent::NodeKey { .. } => panic!("a new node key"),
+        ControlEvent::Visit(url) => Some(url),
+        _ => None,
+    };
+    assert_eq!(client.until(shown).await, "http://page/1");
+    let followup = server.expect("/machine/register").await;
+    assert_eq!(followup.body["NodeKey"], first_key(&node));
+    assert_eq!(followup.body["Followup"], "http://page/1");
 }

@@ -22,6 +22,20 @@ async fn ran_before(dir: &TempDir, server: &mut TestServer) -> Observed {
     left
 }
 
+/// An agent was up, and the own key has expired since then; returns what the kernel holds.
+async fn ran_until_its_key_expired(dir: &TempDir, server: &mut TestServer) -> Observed {
+    let (agent, stream) = runs(dir, server).await;
+    let left = agent.kernel().observed();
+    let key = agent.status().await.self_node.unwrap().public_key;
+    // Only the file gets to know it: the kernel of the next agent holds what was there before.
+    let own = json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": key, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true, "KeyExpiry": "2020-01-02T03:04:05Z"});
+    stream.send(json!({ "Node": own })).await.unwrap();
+    let kept = || fs::read_to_string(file(dir)).is_ok_and(|text| text.contains("2020-01-02"));
+    until(kept).await;
+    agent.end().await;
+    left
+}
+
 fn file(dir: &TempDir) -> std::path::PathBuf {
     dir.path().join("netmap.cache")
 }
@@ -91,6 +105,42 @@ async fn without_a_kernel_device_the_kept_netmap_makes_one() {
     until_running(&again).await;
     let device = again.kernel().observed().device.unwrap();
     assert!(device.up && device.filter_attached && device.peers.len() == 1);
+    again.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_own_key_has_expired_since_drops_the_peers_that_it_finds() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let left = ran_until_its_key_expired(&dir, &mut server).await;
+    assert_eq!(left.device.as_ref().unwrap().peers.len(), 1);
+
+    let again = Agent::start_on(&dir, left);
+    let _unanswered = expect_register(&mut server).await;
+    let kernel = again.kernel();
+    until(|| {
+        let device = kernel.observed().device;
+        device.is_some_and(|device| device.peers.is_empty())
+    })
+    .await;
+    until(|| {
+        let installed = kernel.installed();
+        installed.last().is_some_and(|last| last.rules.is_empty())
+    })
+    .await;
+    assert!(!kernel.is_torn_down() && !file(&dir).exists());
+    assert_eq!(again.status().await.backend_state, BackendState::Starting);
+    again.end().await;
+}
+
+#[tokio::test]
+async fn without_a_device_of_an_earlier_agent_a_key_that_has_expired_makes_none() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    ran_until_its_key_expired(&dir, &mut server).await;
+    let again = Agent::start(&dir);
+    let _unanswered = expect_register(&mut server).await;
+    assert_eq!(again.status().await.backend_state, BackendState::Starting);
+    assert!(again.kernel().observed().device.is_none());
+    assert!(!file(&dir).exists());
     again.end().await;
 }
 

@@ -92,6 +92,30 @@ async fn a_key_that_is_refused_and_for_which_nobody_waits_is_left() {
     agent.end().await;
 }
 
+#[tokio::test]
+async fn a_login_for_which_nobody_waits_goes_on_with_its_auth_key_after_another_was_refused() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let agent = Agent::start(&dir);
+    start(&agent, &server, Some("first")).await.unwrap();
+    let unanswered = expect_register(&mut server).await;
+    assert_eq!(unanswered.body["Auth"]["AuthKey"], "first");
+    let second = UpRequest {
+        auth_key: Some(AuthKey::new("second".into())),
+        ..request(&server.url)
+    };
+    let steps = agent.up(second).await;
+    let register = expect_register(&mut server).await;
+    assert_eq!(register.body["Auth"]["AuthKey"], "second");
+    register.json(json!({"Error": "no such authkey"}));
+    assert!(matches!(last(steps).await, Progress::Failed(_)));
+    let again = expect_register(&mut server).await;
+    assert_eq!(again.body["Auth"]["AuthKey"], "first");
+    again.json(json!({"MachineAuthorized": true}));
+    let _stream = admit(&mut server).await;
+    until_running(&agent).await;
+    agent.end().await;
+}
+
 /// The server takes the key that it was asked to, which is the node's then.
 async fn is_let_in(register: Call, server: &mut TestServer, bus: &mut Watcher) {
     let key = register.body["NodeKey"].clone();

@@ -107,14 +107,31 @@ impl PinDir {
 
 /// It must stay while another state directory has pins in it.
 fn remove_if_empty(folder: &Path) -> Result<(), FilterError> {
-    const FINE: [io::ErrorKind; 2] = [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::NotFound];
+    // Of what isn't there a read-only file system says that it is read-only.
+    if !folder.exists() {
+        return Ok(());
+    }
     match fs::remove_dir(folder) {
-        Err(error) if !FINE.contains(&error.kind()) => Err(FilterError::kernel(
+        Err(error) if stays_empty(folder, &error) => Err(FilterError::kernel(
             format!("removing {}", folder.display()),
             error,
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether a folder that could not be removed is one that should have been. Rights are looked at first, so a refusal says nothing of what is in it.
+fn stays_empty(folder: &Path, why: &io::Error) -> bool {
+    match why.kind() {
+        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound => false,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => is_empty(folder),
+        _ => true,
+    }
+}
+
+/// `false` as well if that cannot be seen.
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Whether pins under this path outlive us; mounts a bpffs there if there is none and it would.
@@ -142,8 +159,7 @@ fn unmount_ours(bpffs: &Path) -> Result<(), FilterError> {
         .rfind(|line| line.split(' ').nth(4).map(Path::new) == Some(bpffs))
         .and_then(|line| line.split_once(" - "))
         .is_some_and(|(_, kind)| kind.starts_with("bpf lowroad "));
-    let is_empty = || fs::read_dir(bpffs).is_ok_and(|mut entries| entries.next().is_none());
-    if !is_ours || !is_empty() {
+    if !is_ours || !is_empty(bpffs) {
         return Ok(());
     }
     let failed = |e| FilterError::kernel(format!("unmounting {}", bpffs.display()), e);
@@ -237,5 +253,37 @@ mod tests {
             scope.spawn(|| come_and_go("one"));
             come_and_go("other");
         });
+    }
+
+    #[test]
+    fn a_folder_is_removed_if_it_is_there_and_empty() {
+        let there = tempfile::tempdir().unwrap();
+        let folder = there.path().join("lowroad");
+        remove_if_empty(&folder).unwrap();
+        fs::create_dir_all(folder.join("other")).unwrap();
+        remove_if_empty(&folder).unwrap();
+        assert!(folder.join("other").exists());
+        fs::remove_dir(folder.join("other")).unwrap();
+        remove_if_empty(&folder).unwrap();
+        assert!(!folder.exists());
+        fs::write(&folder, "").unwrap();
+        let why = remove_if_empty(&folder).unwrap_err().to_string();
+        assert!(why.contains("removing"), "{why}");
+    }
+
+    #[test]
+    fn a_refused_removal_is_an_error_only_of_an_empty_folder() {
+        let there = tempfile::tempdir().unwrap();
+        let (full, absent) = (there.path().join("full"), there.path().join("absent"));
+        let empty = full.join("empty");
+        fs::create_dir_all(&empty).unwrap();
+        for refused in [libc::EPERM, libc::EACCES, libc::EROFS] {
+            let why = io::Error::from_raw_os_error(refused);
+            assert!(stays_empty(&empty, &why), "{why}");
+            assert!(!stays_empty(&full, &why), "{why}");
+            assert!(!stays_empty(&absent, &why), "{why}");
+        }
+        let busy = io::Error::from_raw_os_error(libc::EBUSY);
+        assert!(stays_empty(&full, &busy));
     }
 }
