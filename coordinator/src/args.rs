@@ -207,7 +207,8 @@ pub enum Nodes {
     },
     /// Expire a node's key, at once or when you say: it must log in again then
     ///
-    /// A login has no end by itself. One that you set holds until the next login, and may be changed, also after it has come.
+    /// A login has no end by itself. One that you set holds until the next login, and may be changed, also after it has come: `--at` and
+    /// `--never` make a key good again, also one that the node itself has ended (`logout`).
     Expire {
         /// Name, ID or address of the node
         node: String,

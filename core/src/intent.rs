@@ -201,16 +201,11 @@ fn own_addresses(map: &NetMap) -> Vec<IpAddr> {
 
 /// True if the key has expired, by the server's word or its clock.
 pub fn is_expired(node: &Node, now: OffsetDateTime) -> bool {
-    node.expired || node.key_expiry.is_some_and(|expiry| expiry <= now)
-}
-
-fn own_key_has_expired(map: &NetMap, now: OffsetDateTime) -> bool {
-    let own = map.self_node.as_ref();
-    own.is_some_and(|own| is_expired(own, now))
+    node.is_expired(now)
 }
 
 fn is_routable(node: &Node, now: OffsetDateTime) -> bool {
-    !is_expired(node, now)
+    !node.is_expired(now)
         && (node.disco_key.is_some_and(|key| !key.is_zero())
             || node.home_region().is_some()
             || node.is_wireguard_only)

@@ -219,6 +219,12 @@ impl NetMap {
         }
     }
 
+    /// Until it is renewed this node exchanges packets with nobody. `now` by the control server's clock, see [`Self::control_time`].
+    pub fn own_key_has_expired(&self, now: OffsetDateTime) -> bool {
+        let own = self.self_node.as_ref();
+        own.is_some_and(|own| own.is_expired(now))
+    }
+
     fn apply_filters(
         &mut self,
         base: Option<Vec<FilterRule>>,

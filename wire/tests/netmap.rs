@@ -266,6 +266,26 @@ fn expiry_is_judged_by_the_servers_clock_unless_the_skew_is_small() {
 }
 
 #[test]
+fn the_own_key_expires_at_its_time_or_by_the_servers_word() {
+    let minutes = |n| NOW + Duration::minutes(n);
+    let own = |more: Value| {
+        let mut own = peer(9);
+        own.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let mut netmap = NetMap::default();
+        apply(&mut netmap, json!({ "Node": own }));
+        netmap
+    };
+    let ends = own(json!({"KeyExpiry": "1970-01-01T00:30:00Z"}));
+    assert!(!ends.own_key_has_expired(minutes(29)));
+    assert!(ends.own_key_has_expired(minutes(30)));
+    assert!(own(json!({"Expired": true})).own_key_has_expired(NOW));
+    assert!(!own(json!({})).own_key_has_expired(minutes(1_000_000)));
+    assert!(!with_peers(&[1]).own_key_has_expired(NOW));
+}
+
+#[test]
 fn a_malformed_peer_is_skipped_and_reported_and_the_rest_stays() {
     let mut bad_prefix = peer(2);
     bad_prefix["AllowedIPs"] = json!(["100.64.0.2/99"]);

@@ -22,8 +22,8 @@ impl Engine {
         let Some(cached) = self.cache.load(&of, clock).await else {
             return;
         };
-        let own = cached.map.self_node.as_ref();
-        if own.is_none_or(|own| own.is_expired(cached.map.control_time(clock))) {
+        let (map, control_time) = (&cached.map, cached.map.control_time(clock));
+        if map.self_node.is_none() || map.own_key_has_expired(control_time) {
             info!("the kept netmap is of no use: this node's key has expired since");
             if node.found_device {
                 // The earlier agent's peers and rules are in force still.

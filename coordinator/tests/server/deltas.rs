@@ -203,13 +203,16 @@ async fn a_key_ends_at_its_time_for_the_node_and_its_peers_and_may_be_good_again
             expiry,
         })
     };
-    let end = OffsetDateTime::now_utc() + Duration::from_secs(2);
-    set(Some(rfc3339(end))).await.unwrap();
+    let far = OffsetDateTime::now_utc() + Duration::from_secs(3600);
+    set(Some(rfc3339(far))).await.unwrap();
     other
         .until("that it ends some day", |netmap| {
             peer(netmap, "a").is_some_and(|a| !a.expired && a.key_expiry.is_some())
         })
         .await;
+    // Soon, but not before the request for it has come through.
+    let end = OffsetDateTime::now_utc() + Duration::from_secs(5);
+    set(Some(rfc3339(end))).await.unwrap();
     own.until("the end", |netmap| {
         let own = netmap.self_node.as_ref();
         own.is_some_and(|own| own.expired) && netmap.peers.is_empty()

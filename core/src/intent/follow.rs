@@ -14,9 +14,7 @@ use lowroad_wire::{
 };
 use time::OffsetDateTime;
 
-use super::{
-    Choices, claims::Claims, eligible, is_routable, own_addresses, own_key_has_expired, rank,
-};
+use super::{Choices, claims::Claims, eligible, is_routable, own_addresses, rank};
 use crate::desired::Peer;
 
 /// How sources of rules name those that have a capability.
@@ -66,7 +64,7 @@ impl Intent {
         let own = map.self_node.as_ref();
         let mut intent = Self {
             own_key: own.map(|node| node.key),
-            own_key_expired: own_key_has_expired(map, now),
+            own_key_expired: map.own_key_has_expired(now),
             own: own_addresses(map),
             accept_routes: choices.accept_routes,
             caps: caps(map.filter_rules()),
@@ -93,7 +91,7 @@ impl Intent {
     pub fn follows(&self, map: &NetMap, choices: &Choices, now: OffsetDateTime) -> bool {
         let own = map.self_node.as_ref();
         self.own_key == own.map(|node| node.key)
-            && self.own_key_expired == own_key_has_expired(map, now)
+            && self.own_key_expired == map.own_key_has_expired(now)
             && self.accept_routes == choices.accept_routes
             && self.own == own_addresses(map)
     }

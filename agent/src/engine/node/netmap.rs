@@ -53,11 +53,7 @@ impl Node {
     /// Nobody renews the own key while the server is away: with it ends what the kept netmap allowed.
     pub fn drop_expired_cache(&mut self, clock: OffsetDateTime) {
         let map = self.map.as_ref().filter(|_| self.cached.is_some());
-        let expired = |map: &NetMap| {
-            let own = map.self_node.as_ref();
-            own.is_some_and(|own| own.is_expired(map.control_time(clock)))
-        };
-        if map.is_some_and(expired) {
+        if map.is_some_and(|map| map.own_key_has_expired(map.control_time(clock))) {
             warn!("this node's key has expired while the login server was out of reach");
             self.forget_map();
         }

@@ -9,10 +9,7 @@ impl Session {
     pub fn is_expired(&self) -> bool {
         let map = self.node.as_ref().and_then(|node| node.map.as_ref());
         map.is_some_and(|map| {
-            let now = map.control_time(OffsetDateTime::now_utc());
-            map.self_node
-                .as_ref()
-                .is_some_and(|own| own.is_expired(now))
+            map.own_key_has_expired(map.control_time(OffsetDateTime::now_utc()))
         })
     }
 
