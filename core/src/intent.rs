@@ -199,11 +199,6 @@ fn own_addresses(map: &NetMap) -> Vec<IpAddr> {
         .collect()
 }
 
-/// True if the key has expired, by the server's word or its clock.
-pub fn is_expired(node: &Node, now: OffsetDateTime) -> bool {
-    node.is_expired(now)
-}
-
 fn is_routable(node: &Node, now: OffsetDateTime) -> bool {
     !node.is_expired(now)
         && (node.disco_key.is_some_and(|key| !key.is_zero())

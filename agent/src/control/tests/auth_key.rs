@@ -49,12 +49,7 @@ async fn a_server_that_wants_a_login_is_sent_the_auth_key_with_a_new_node_key() 
 }
 
 #[tokio::test]
-<<<<<<< HEAD
-async fn with_an_empty_auth_key_a_server_that_wants_a_login_has_its_page_shown_and_the_node_key_stays()
- {
-=======
 async fn with_an_empty_auth_key_the_page_is_shown_and_the_node_key_stays() {
->>>>>>> rv-s
     let mut server = TestServer::start(7).await;
     let up: UpRequest = serde_json::from_value(json!({"auth_key": ""})).unwrap();
     let node = NodePrivate::from_random([3; 32]);

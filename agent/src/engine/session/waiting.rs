@@ -8,9 +8,7 @@ impl Session {
     /// True if the server says that our own key has expired.
     pub fn is_expired(&self) -> bool {
         let map = self.node.as_ref().and_then(|node| node.map.as_ref());
-        map.is_some_and(|map| {
-            map.own_key_has_expired(map.control_time(OffsetDateTime::now_utc()))
-        })
+        map.is_some_and(|map| map.own_key_has_expired(map.control_time(OffsetDateTime::now_utc())))
     }
 
     /// What is missing until `up` may return (design.md, First contact); `None` when connected.

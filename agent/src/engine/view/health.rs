@@ -1,6 +1,5 @@
 //! What a person should look at.
 
-use lowroad_core::intent;
 use lowroad_wire::netmap::NetMap;
 use time::OffsetDateTime;
 
@@ -111,8 +110,7 @@ fn of_netmap(node: &Node) -> Vec<String> {
 fn of_control(map: &NetMap) -> Vec<String> {
     let mut health = map.health.clone();
     let now = map.control_time(OffsetDateTime::now_utc());
-    let own = map.self_node.as_ref();
-    if own.is_some_and(|own| intent::is_expired(own, now)) {
+    if map.own_key_has_expired(now) {
         health.push(EXPIRED.to_owned());
     }
     health
