@@ -144,7 +144,7 @@ impl Namespace {
 
     fn drop_stun(&self, hook: &str, to: &str) -> Result<()> {
         self.nft(&format!(
-            "table inet deaf_to_stun {{ chain all {{ type filter hook {hook} priority 0; {to} udp dport 3478 drop; }}; }}"
+            "table inet deaf_to_stun {{ chain {hook} {{ type filter hook {hook} priority 0; {to} udp dport 3478 drop; }}; }}"
         ))
     }
 

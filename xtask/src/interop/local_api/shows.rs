@@ -27,7 +27,6 @@ const FACTS: &[&str] = &[
     "/Node/AllowedIPs",
     "/Node/HomeDERP",
     "/Node/Created",
-    "/Node/Cap",
     "/Node/Online",
     "/Node/MachineAuthorized",
     "/Node/ComputedName",
