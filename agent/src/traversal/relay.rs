@@ -261,7 +261,7 @@ impl RelayDoor {
         packet.map(Bytes::from)
     }
 
-    /// Since the door was opened, which each new node key does anew.
+    /// Since the door was opened, which each session does anew.
     pub fn relayed(&self) -> Relayed {
         let Inner { sent, received, .. } = &*self.inner;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);

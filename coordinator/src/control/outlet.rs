@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(next(&mut pieces).await, None);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_reads_gets_the_last_message() {
         let (outlet, mut pieces) = outlet();
         let before = vec![1; MAX_BEFORE_LAST];

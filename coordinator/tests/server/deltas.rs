@@ -10,7 +10,7 @@ use lowroad_wire::{
 use time::OffsetDateTime;
 
 use crate::{
-    client::{Client, Poll, peer},
+    client::{Client, Poll, SOON, peer},
     lab::Lab,
 };
 
@@ -211,9 +211,10 @@ async fn a_key_ends_at_its_time_for_the_node_and_its_peers_and_may_be_good_again
         })
         .await;
     // Soon, but not before the request for it has come through.
-    let end = OffsetDateTime::now_utc() + Duration::from_secs(5);
+    let soon = Duration::from_secs(8);
+    let end = OffsetDateTime::now_utc() + soon;
     set(Some(rfc3339(end))).await.unwrap();
-    own.until("the end", |netmap| {
+    own.until_within(soon + SOON, "the end", |netmap| {
         let own = netmap.self_node.as_ref();
         own.is_some_and(|own| own.expired) && netmap.peers.is_empty()
     })

@@ -116,6 +116,25 @@ async fn a_login_for_which_nobody_waits_goes_on_with_its_auth_key_after_another_
     agent.end().await;
 }
 
+#[tokio::test]
+async fn a_login_that_takes_the_place_of_another_goes_back_to_the_login_before_both() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, _stream) = logged_in(&dir, &mut server).await;
+    let known = own_key(&agent).await;
+    let mut unanswered = Vec::new();
+    let mut register = None;
+    for _ in 0..2 {
+        login(&agent).await.unwrap();
+        unanswered.extend(register.replace(expect_register(&mut server).await));
+    }
+    let register = register.expect("the second");
+    assert_ne!(register.body["NodeKey"], known);
+    register.json(json!({"Error": "not now"}));
+    let back = expect_register(&mut server).await;
+    assert_eq!(back.body["NodeKey"], known);
+    agent.end().await;
+}
+
 /// The server takes the key that it was asked to, which is the node's then.
 async fn is_let_in(register: Call, server: &mut TestServer, bus: &mut Watcher) {
     let key = register.body["NodeKey"].clone();

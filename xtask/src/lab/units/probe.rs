@@ -134,6 +134,7 @@ fn judge(by: &str, said: &str, refusal: impl Fn(&Probe) -> Option<&'static str>)
         let (text, code) = (text.trim(), code.trim());
         let as_wanted = match refusal(probe) {
             None => code == "0",
+            Some("") => code != "0" && text.is_empty(),
             Some(why) => code != "0" && text.contains(why),
         };
         ensure!(
