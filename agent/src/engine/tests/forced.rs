@@ -121,17 +121,19 @@ async fn a_login_that_takes_the_place_of_another_goes_back_to_the_login_before_b
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     let (agent, _stream) = logged_in(&dir, &mut server).await;
     let known = own_key(&agent).await;
-    let mut unanswered = Vec::new();
-    let mut register = None;
-    for _ in 0..2 {
-        login(&agent).await.unwrap();
-        unanswered.extend(register.replace(expect_register(&mut server).await));
+    // At once: the first has not come to make a key.
+    login(&agent).await.unwrap();
+    login(&agent).await.unwrap();
+    let mut refused = 0;
+    loop {
+        let register = expect_register(&mut server).await;
+        if register.body["NodeKey"] == known {
+            break;
+        }
+        refused += 1;
+        register.json(json!({"Error": "not now"}));
     }
-    let register = register.expect("the second");
-    assert_ne!(register.body["NodeKey"], known);
-    register.json(json!({"Error": "not now"}));
-    let back = expect_register(&mut server).await;
-    assert_eq!(back.body["NodeKey"], known);
+    assert!((1..=2).contains(&refused), "{refused}");
     agent.end().await;
 }
 
