@@ -159,11 +159,7 @@ async fn every_change_reaches_a_connected_node_promptly() {
 #[tokio::test]
 async fn a_node_hears_of_its_own_expiry_and_sees_nobody_until_it_logs_in_again() {
     let lab = Lab::new().await;
-    let key = lab.key().await;
-    let mut a = Client::joined(lab.address(), "a", &key).await;
-    Client::joined(lab.address(), "b", &key).await;
-    let mut poll = a.poll().await;
-    poll.until("b", |netmap| peer(netmap, "b").is_some()).await;
+    let (mut a, _b, mut poll) = a_sees_b(&lab).await;
     lab.ask(Ask::NodesExpire {
         node: "a".to_owned(),
     })
@@ -179,6 +175,7 @@ async fn a_node_hears_of_its_own_expiry_and_sees_nobody_until_it_logs_in_again()
     assert!(response.node_key_expired && !response.machine_authorized);
     let old = a.node.public();
     a.new_node_key();
+    let key = lab.key().await;
     let mut request = a.request(Some(&key));
     request.old_node_key = Some(old);
     assert!(a.send_register(&request).await.unwrap().machine_authorized);
@@ -253,11 +250,7 @@ async fn a_key_ends_at_its_time_for_the_node_and_its_peers_and_may_be_good_again
 #[tokio::test]
 async fn a_deleted_node_is_told_that_its_key_is_good_no_more_and_its_poll_ends() {
     let lab = Lab::new().await;
-    let key = lab.key().await;
-    let mut a = Client::joined(lab.address(), "a", &key).await;
-    let _b = Client::joined(lab.address(), "b", &key).await;
-    let mut poll = a.poll().await;
-    poll.until("b", |netmap| peer(netmap, "b").is_some()).await;
+    let (mut a, _b, mut poll) = a_sees_b(&lab).await;
     lab.ask(Ask::NodesDelete {
         node: "a".to_owned(),
     })
@@ -407,15 +400,21 @@ async fn a_standby_router_takes_over_when_the_primary_goes_offline() {
         .await;
 }
 
+/// Two nodes, and the first one's poll, which has told of the second.
+async fn a_sees_b(lab: &Lab) -> (Client, Client, Poll) {
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let b = Client::joined(lab.address(), "b", &key).await;
+    let mut poll = a.poll().await;
+    poll.until("b", |netmap| peer(netmap, "b").is_some()).await;
+    (a, b, poll)
+}
+
 /// What is in the peer's host info then is what `whois` of a stock client shows.
 #[tokio::test]
 async fn a_peer_is_told_whole_when_it_has_first_measured_its_network_and_by_patches_after_that() {
     let lab = Lab::new().await;
-    let key = lab.key().await;
-    let mut a = Client::joined(lab.address(), "a", &key).await;
-    let mut b = Client::joined(lab.address(), "b", &key).await;
-    let mut poll = a.poll().await;
-    poll.until("b", |netmap| peer(netmap, "b").is_some()).await;
+    let (_a, mut b, mut poll) = a_sees_b(&lab).await;
     let home = |region| {
         move |netmap: &NetMap| {
             peer(netmap, "b").is_some_and(|b| b.home_derp == Some(RegionId(region)))
@@ -444,11 +443,7 @@ async fn a_peer_is_told_whole_when_it_has_first_measured_its_network_and_by_patc
 #[tokio::test]
 async fn a_slow_reader_gets_the_difference_not_the_history() {
     let lab = Lab::new().await;
-    let key = lab.key().await;
-    let mut a = Client::joined(lab.address(), "a", &key).await;
-    let mut b = Client::joined(lab.address(), "b", &key).await;
-    let mut poll = a.poll().await;
-    poll.until("b", |netmap| peer(netmap, "b").is_some()).await;
+    let (_a, mut b, mut poll) = a_sees_b(&lab).await;
     for port in 1..=50 {
         b.update(&[&format!("192.0.2.1:{port}")], Some(999)).await;
     }

@@ -6,12 +6,9 @@ use super::*;
 
 /// An agent that is up and has kept its netmap, and what it gets from the server.
 async fn runs(dir: &TempDir, server: &mut TestServer) -> (Agent, mpsc::Sender<serde_json::Value>) {
-    let agent = Agent::start(dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(server).await;
-    assert_eq!(last(steps).await, Progress::Done);
+    let running = connected(dir, server).await;
     until(|| file(dir).exists()).await;
-    (agent, stream)
+    running
 }
 
 /// An agent was up and has ended; returns what the kernel holds.

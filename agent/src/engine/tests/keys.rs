@@ -35,18 +35,6 @@ async fn control_url(agent: &Agent) -> serde_json::Value {
     agent.ask(|reply| Ask::Prefs { reply }).await["ControlURL"].clone()
 }
 
-/// An agent that runs, and the end of its map stream.
-async fn running(
-    dir: &TempDir,
-    server: &mut TestServer,
-) -> (Agent, mpsc::Sender<serde_json::Value>) {
-    let agent = Agent::start(dir);
-    let steps = agent.up(request(&server.url)).await;
-    let stream = admit(server).await;
-    assert_eq!(last(steps).await, Progress::Done);
-    (agent, stream)
-}
-
 /// A forced login that waits for somebody to visit a page.
 struct AtPage {
     key: serde_json::Value,
@@ -125,7 +113,7 @@ async fn accept_only(server: &mut TestServer, key: &serde_json::Value) {
 #[tokio::test]
 async fn a_login_that_somebody_finishes_while_the_agent_is_away_is_found() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, _stream) = running(&dir, &mut server).await;
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let known = own_key(&agent).await;
     let AtPage { key, .. } = at_page(&agent, &mut server).await;
     agent.end().await;
@@ -150,7 +138,7 @@ async fn a_login_that_somebody_finishes_while_the_agent_is_away_is_found() {
 async fn a_login_that_somebody_finishes_after_it_was_interrupted_is_found_when_the_server_drops_the_old_key()
  {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, _stream) = running(&dir, &mut server).await;
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let known = own_key(&agent).await;
     let AtPage { key, steps, .. } = at_page(&agent, &mut server).await;
     drop(steps);
@@ -169,7 +157,7 @@ async fn a_login_that_somebody_finishes_after_it_was_interrupted_is_found_when_t
 #[tokio::test]
 async fn a_logout_is_of_every_key_that_a_server_may_know() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, _stream) = running(&dir, &mut server).await;
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let known = own_key(&agent).await;
     let page = at_page(&agent, &mut server).await;
     let (reply, answer) = oneshot::channel();
@@ -198,7 +186,7 @@ async fn a_logout_is_of_every_key_that_a_server_may_know() {
 #[tokio::test]
 async fn a_new_key_that_cannot_be_kept_is_sent_to_nobody() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, _stream) = running(&dir, &mut server).await;
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let known = own_key(&agent).await;
     let blocked = block_saving(&dir);
     let steps = agent.up(forced(&server.url)).await;
@@ -218,7 +206,7 @@ async fn a_new_key_that_cannot_be_kept_is_sent_to_nobody() {
 #[tokio::test]
 async fn a_rotation_that_cannot_be_kept_is_tried_again() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, stream) = running(&dir, &mut server).await;
+    let (agent, stream) = connected(&dir, &mut server).await;
     let known = own_key(&agent).await;
     let netmap = dir.path().join("netmap.cache");
     until(|| netmap.exists()).await;
@@ -246,7 +234,7 @@ async fn a_rotation_that_cannot_be_kept_is_tried_again() {
 #[tokio::test]
 async fn a_login_for_which_nobody_waits_is_tried_again_with_its_auth_key() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, _stream) = running(&dir, &mut server).await;
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let known = own_key(&agent).await;
     agent.ask(|reply| Ask::Down { reply }).await.unwrap();
     start(&agent, &server, Some("once")).await.unwrap();
@@ -272,7 +260,7 @@ async fn a_login_elsewhere_that_is_interrupted_after_it_was_accepted_goes_back_w
  {
     let dir = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
-    let (agent, _stream) = running(&dir, &mut first).await;
+    let (agent, _stream) = connected(&dir, &mut first).await;
     let known = own_key(&agent).await;
     let login = accepted_elsewhere(&agent, &mut second).await;
     drop(login.steps);
@@ -300,7 +288,7 @@ async fn a_login_elsewhere_that_is_interrupted_after_it_was_accepted_goes_back_w
 async fn a_login_elsewhere_that_the_agents_end_interrupts_goes_back_with_the_first_servers_key() {
     let dir = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
-    let (agent, _stream) = running(&dir, &mut first).await;
+    let (agent, _stream) = connected(&dir, &mut first).await;
     let known = own_key(&agent).await;
     let _login = accepted_elsewhere(&agent, &mut second).await;
     agent.end().await;
@@ -313,7 +301,7 @@ async fn a_login_elsewhere_that_the_agents_end_interrupts_goes_back_with_the_fir
 async fn a_node_that_is_stopped_during_a_login_elsewhere_is_the_first_servers() {
     let dir = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
-    let (agent, _stream) = running(&dir, &mut first).await;
+    let (agent, _stream) = connected(&dir, &mut first).await;
     let known = own_key(&agent).await;
     let _login = accepted_elsewhere(&agent, &mut second).await;
     // As the stock client does it.
@@ -336,7 +324,7 @@ async fn a_node_that_is_stopped_during_a_login_elsewhere_is_the_first_servers() 
 async fn a_stopped_node_whose_login_elsewhere_the_agents_end_interrupts_is_the_first_servers() {
     let dir = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
-    let (agent, _stream) = running(&dir, &mut first).await;
+    let (agent, _stream) = connected(&dir, &mut first).await;
     let known = own_key(&agent).await;
     agent.ask(|reply| Ask::Down { reply }).await.unwrap();
     let _login = accepted_elsewhere(&agent, &mut second).await;
@@ -387,7 +375,7 @@ async fn a_first_key_that_cannot_be_saved_fails_the_login_and_is_sent_to_nobody(
 #[tokio::test]
 async fn what_is_set_while_an_up_waits_stays_when_it_fails() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
-    let (agent, _stream) = running(&dir, &mut server).await;
+    let (agent, _stream) = connected(&dir, &mut server).await;
     let steps = agent.up(forced(&server.url)).await;
     let register = expect_register(&mut server).await;
     let change = Change {
@@ -413,7 +401,7 @@ async fn what_is_set_while_an_up_waits_stays_when_it_fails() {
 async fn what_an_up_changes_is_not_saved_by_a_set_while_it_waits() {
     let dir = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
-    let (agent, _stream) = running(&dir, &mut first).await;
+    let (agent, _stream) = connected(&dir, &mut first).await;
     let _steps = agent.up(forced(&second.url)).await;
     let _unanswered = expect_register(&mut second).await;
     let change = Change {
@@ -431,7 +419,7 @@ async fn what_an_up_changes_is_not_saved_by_a_set_while_it_waits() {
 async fn an_up_that_waits_already_goes_back_to_the_first_server_with_a_login_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (TestServer::start(7).await, TestServer::start(8).await);
-    let (agent, stream) = running(&dir, &mut first).await;
+    let (agent, stream) = connected(&dir, &mut first).await;
     let known = own_key(&agent).await;
     drop(stream);
     expect_register_anew(&mut first)
