@@ -414,6 +414,7 @@ impl Engine {
                     debug!(steps, "the kernel holds what it should");
                 }
                 self.note_adoption(steps);
+                self.forget_expired().await;
             }
             Ok(None) => debug!("a policy is being compiled"),
             Err(why) => {

@@ -133,11 +133,12 @@ impl Intent {
         }
     }
 
-    /// What decides the filter. The rules are those of all named filters, in the order of their names.
+    /// What decides the filter. The rules are those of all named filters, in the order of their names; none once the own key has expired.
     pub fn filter_input(&self, map: &NetMap, choices: &Choices) -> filter::Input {
         let own = self.own_addresses().to_vec();
+        let rules = map.filter_rules().filter(|_| !self.own_key_has_expired());
         filter::Input {
-            rules: map.filter_rules().cloned().collect(),
+            rules: rules.cloned().collect(),
             local: own.iter().copied().map(IpNet::from).collect(),
             peers: self.peers().map(|node| peer_facts(node, choices)).collect(),
             own_addresses: own,

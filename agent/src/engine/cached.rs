@@ -22,21 +22,21 @@ impl Engine {
         let Some(cached) = self.cache.load(&of, clock).await else {
             return;
         };
-        let (map, control_time) = (&cached.map, cached.map.control_time(clock));
-        if map.self_node.is_none() || map.own_key_has_expired(control_time) {
+        let control_time = cached.map.control_time(clock);
+        if cached.map.own_key_has_expired(control_time) {
             info!("the kept netmap is of no use: this node's key has expired since");
-            if node.found_device {
-                // The earlier agent's peers and rules are in force still.
-                node.forget_map();
-                self.reconcile_at = now;
+            if !node.found_device {
+                return self.cache.forget().await;
             }
-            return self.cache.forget().await;
+            // The earlier agent's peers and rules are in force still: what follows from this netmap takes them out. The file stays until it has, for an agent that
+            // takes over before that has to know it as well.
+        } else {
+            info!(
+                peers = cached.map.peers.len(),
+                age_s = (clock - cached.saved).whole_seconds(),
+                "going on with the kept netmap until the server answers"
+            );
         }
-        info!(
-            peers = cached.map.peers.len(),
-            age_s = (clock - cached.saved).whole_seconds(),
-            "going on with the kept netmap until the server answers"
-        );
         node.take_cached(cached.map, cached.saved, now, clock);
         session.set_derp_map();
         self.reconcile_at = now;
@@ -48,6 +48,17 @@ impl Engine {
             server: self.state.registered_at.clone()?,
         })
         .filter(|of| of.server == self.prefs.control_url)
+    }
+
+    /// A kept netmap has done all it can once the kernel holds what follows from the end of the own key.
+    pub(super) async fn forget_expired(&mut self) {
+        let has_ended = |session: &Session| {
+            let mut node = session.node.iter();
+            session.is_expired() && node.any(|node| node.cached.is_some() && node.programmed)
+        };
+        if self.session.as_ref().is_some_and(has_ended) {
+            self.cache.forget().await;
+        }
     }
 
     /// Writes the netmap in use, in the background.

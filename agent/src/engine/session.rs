@@ -302,7 +302,6 @@ impl Session {
             return Ok(Some(0));
         };
         let clock = OffsetDateTime::now_utc();
-        node.drop_expired_cache(clock);
         node.advance(now, clock).await
     }
 

@@ -50,6 +50,13 @@ impl Agent {
 
     /// On a kernel that holds something already.
     fn start_on(dir: &TempDir, found: Observed) -> Self {
+        Self::start_with(dir, move |kernel| {
+            kernel.change(|observed| *observed = found.clone());
+        })
+    }
+
+    /// On kernels that are prepared so.
+    fn start_with(dir: &TempDir, prepare: impl Fn(&FakeHandle) + Send + Sync + 'static) -> Self {
         let mut n = 0;
         let state_dir = dir.path().to_owned();
         let (dir, state) = StateDir::open(dir.path(), |bytes| {
@@ -58,7 +65,7 @@ impl Agent {
         })
         .unwrap();
         let kernels = Kernels::default();
-        let seen = kernels.clone();
+        let (seen, prepare) = (kernels.clone(), Arc::new(prepare));
         let options = EngineOptions {
             kernel: KernelOptions {
                 device: "lowroad0".into(),
@@ -70,12 +77,12 @@ impl Agent {
                 filter_traces: false,
             },
             start_kernel: Box::new(move |_| {
-                let (seen, found) = (seen.clone(), found.clone());
+                let (seen, prepare) = (seen.clone(), prepare.clone());
                 Box::pin(async move {
                     let (started, handle) = fake::start(Dataplane::Kernel)
                         .await
                         .expect("loopback sockets work");
-                    handle.change(|observed| *observed = found);
+                    prepare(&handle);
                     seen.lock().unwrap().push(handle);
                     Ok(started)
                 })

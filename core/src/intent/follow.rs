@@ -140,6 +140,11 @@ impl Intent {
         Some(&self.nodes.get(&self.holder(key)?)?.node)
     }
 
+    /// Whether our own key has expired: we have no peers then, and nobody may reach us.
+    pub(super) fn own_key_has_expired(&self) -> bool {
+        self.own_key_expired
+    }
+
     /// Our addresses in the tailnet.
     pub fn own_addresses(&self) -> &[IpAddr] {
         &self.own

@@ -122,7 +122,9 @@ fn a_node_whose_own_key_has_expired_has_no_peers() {
         own.as_object_mut()
             .unwrap()
             .extend(json.as_object().unwrap().clone());
-        let message = json!({"Node": own, "Peers": [peer(2, &["10.77.0.0/24"])]});
+        let rule = json!({"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 0, "Last": 65535}}]});
+        let message =
+            json!({"Node": own, "Peers": [peer(2, &["10.77.0.0/24"])], "PacketFilter": [rule]});
         let (response, _) = MapResponse::parse(message.to_string().as_bytes()).unwrap();
         let mut map = NetMap::default();
         map.apply(response, OffsetDateTime::UNIX_EPOCH);
@@ -130,9 +132,14 @@ fn a_node_whose_own_key_has_expired_has_no_peers() {
     };
     let wanted = |map: &NetMap, now| {
         let desired = desired(map, &choices(true), |_| None, now);
-        (desired.wireguard.peers.len(), desired.routes.len())
+        let rules = filter_input(map, &choices(true), now).rules;
+        (
+            desired.wireguard.peers.len(),
+            desired.routes.len(),
+            rules.len(),
+        )
     };
-    let (none, some) = ((0, 0), (1, 2));
+    let (none, some) = ((0, 0, 0), (1, 2, 1));
     let by_its_time = ends(json!({"KeyExpiry": "1970-01-01T00:00:01Z"}));
     assert_eq!(wanted(&by_its_time, OffsetDateTime::UNIX_EPOCH), some);
     assert_eq!(wanted(&by_its_time, second), none);

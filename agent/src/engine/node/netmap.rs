@@ -50,15 +50,6 @@ impl Node {
         self.follow(&Changes::default(), now, clock);
     }
 
-    /// Nobody renews the own key while the server is away: with it ends what the kept netmap allowed.
-    pub fn drop_expired_cache(&mut self, clock: OffsetDateTime) {
-        let map = self.map.as_ref().filter(|_| self.cached.is_some());
-        if map.is_some_and(|map| map.own_key_has_expired(map.control_time(clock))) {
-            warn!("this node's key has expired while the login server was out of reach");
-            self.forget_map();
-        }
-    }
-
     /// Takes in one netmap message.
     pub fn take_map(
         &mut self,

@@ -406,7 +406,6 @@ async fn a_cached_netmap_is_in_force_until_the_server_sends_one_or_the_own_key_e
     node.reconcile(Instant::now(), minutes(40)).await.unwrap();
     let peers = |kernel: &FakeHandle| kernel.observed().device.unwrap().peers.len();
     assert_eq!(peers(&kernel), 2, "the third has expired meanwhile");
-    node.drop_expired_cache(minutes(61));
     node.reconcile(Instant::now(), minutes(61)).await.unwrap();
     assert_eq!(peers(&kernel), 0, "so has the own key");
     assert!(kernel.installed().last().unwrap().rules.is_empty());

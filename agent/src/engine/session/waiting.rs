@@ -20,6 +20,8 @@ impl Session {
             .node
             .as_ref()
             .and_then(|node| Some((node, node.map.as_ref()?)))
+            // One without this node is void.
+            .filter(|(_, map)| map.self_node.is_some())
         else {
             return Some(match &self.trouble {
                 Some(trouble) => format!("the login server ({})", trouble.message),

@@ -126,7 +126,41 @@ async fn an_agent_whose_own_key_has_expired_since_drops_the_peers_that_it_finds(
     .await;
     assert!(!kernel.is_torn_down());
     until(|| !file(&dir).exists()).await;
-    assert_eq!(again.status().await.backend_state, BackendState::Starting);
+    again.end().await;
+}
+
+#[tokio::test]
+async fn that_the_own_key_has_expired_is_kept_until_the_peers_are_gone() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let left = ran_until_its_key_expired(&dir, &mut server).await;
+
+    // This one ends before it has dropped them.
+    let found = left.clone();
+    let refusing = Agent::start_with(&dir, move |kernel| {
+        kernel.change(|observed| *observed = found.clone());
+        kernel.fail_steps(|_| true);
+    });
+    let _unanswered = expect_register(&mut server).await;
+    let kernel = refusing.kernel();
+    until(|| !kernel.take_steps().is_empty()).await;
+    let status = refusing.status().await;
+    assert_eq!(status.backend_state, BackendState::NeedsLogin);
+    let told = |line: &String| line.starts_with("this node's key has expired");
+    assert!(status.health.iter().any(told), "{:?}", status.health);
+    assert!(file(&dir).exists());
+    refusing.end().await;
+    let left = kernel.observed();
+    assert_eq!(left.device.as_ref().unwrap().peers.len(), 1);
+
+    let again = Agent::start_on(&dir, left);
+    let _unanswered = expect_register(&mut server).await;
+    let kernel = again.kernel();
+    until(|| {
+        let device = kernel.observed().device;
+        device.is_some_and(|device| device.peers.is_empty())
+    })
+    .await;
+    until(|| !file(&dir).exists()).await;
     again.end().await;
 }
 
@@ -191,5 +225,19 @@ async fn a_node_that_is_refused_while_it_runs_on_a_kept_netmap_loses_it() {
     })
     .await;
     assert!(!file(&dir).exists());
+
+    // Registered again it has no netmap before the server sends one.
+    let approved = expect_register(&mut server).await;
+    approved.json(json!({"MachineAuthorized": true}));
+    let poll = loop {
+        let call = server.call().await;
+        match call.body["Stream"] == true {
+            true => break call,
+            false => call.json(json!({})),
+        }
+    };
+    let own = again.status().await.lowroad;
+    assert_eq!(own.waiting_for, "the netmap");
+    drop(poll);
     again.end().await;
 }
