@@ -7,6 +7,7 @@ mod admin;
 mod auth_keys;
 mod changes;
 mod history;
+mod homes;
 mod poll;
 mod register;
 mod seed;
@@ -44,6 +45,7 @@ use crate::{
     view::Published,
 };
 use changes::Stale;
+use homes::Homes;
 use register::Pending;
 
 /// Times that tests shorten.
@@ -110,6 +112,7 @@ pub struct State {
     changed: BTreeSet<NodeId>,
     /// Node keys that are no longer good, until the relay is told.
     revoked: BTreeSet<NodePublic>,
+    homes: Homes,
     /// Counts changes that sessions have to hear of.
     generation: u64,
     /// What of the compiled policy no longer fits.
@@ -205,6 +208,7 @@ impl State {
             marks: 0,
             changed: BTreeSet::new(),
             revoked: BTreeSet::new(),
+            homes: Homes::default(),
             generation: 1,
             stale: Stale::all("the server starts"),
             settings,
@@ -443,6 +447,9 @@ impl State {
         let Some(published) = self.nodes.remove(&id) else {
             return;
         };
+        if let Some(measured) = &published.node.hostinfo.net_info {
+            self.homes.keep(published.node.machine, measured.clone());
+        }
         self.by_key.remove(&published.node.key);
         self.revoked.insert(published.node.key);
         self.end_session(id);

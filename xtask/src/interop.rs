@@ -37,6 +37,7 @@ use self::{
     member::Member,
     options::{Options, USAGE},
     peers::{Homes, Places},
+    served::Age,
     server::Kind::{Headscale, Ours},
     table::Table,
 };
@@ -212,7 +213,7 @@ impl Part {
             Self::PoliciesRouted => policies::routed::on_headscale(lab, table),
             Self::LocalApi => local_api::stock_command_line(lab, table),
             Self::DerperAsks => local_api::asks_lowroad(lab, table),
-            Self::StockOnOurs => served::stock_nodes(lab, table, ""),
+            Self::StockOnOurs => served::stock_nodes(lab, table, Age::New),
             Self::SshOnOurs => ssh::on_ours(lab, table),
             Self::OldStockOnOurs => old_stock_on_ours(lab, table),
             Self::HeadscaleUpgraded => upgrade::of_headscale(lab, table),
@@ -380,9 +381,8 @@ fn folder_with(folder: &Path, programs: &[&str]) -> Result<PathBuf> {
 
 fn old_stock_on_ours(lab: &Lab, table: &mut Table) -> Result<()> {
     let programs = lab.old.context("--old is missing")?;
-    let version = version(programs, "tailscale")?;
     let lab = Lab { programs, ..*lab };
-    served::stock_nodes(&lab, table, &format!(", version {version}"))
+    served::stock_nodes(&lab, table, Age::Old)
 }
 
 /// Which programs these are.

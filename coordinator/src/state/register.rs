@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use lowroad_wire::{
-    control::{Hostinfo, NodeId, RegisterRequest, UserId},
+    control::{Hostinfo, NetInfo, NodeId, RegisterRequest, UserId},
     key::{MachinePublic, NodePublic},
 };
 use time::OffsetDateTime;
@@ -304,6 +304,14 @@ impl State {
         found.map(|node| Node::clone(node))
     }
 
+    /// What this machine measured of its network as another node that it is still, or was.
+    fn measured(&self, machine: MachinePublic) -> Option<NetInfo> {
+        let nodes = self.nodes().filter(|node| node.machine == machine);
+        let last = nodes.max_by_key(|node| node.last_seen);
+        let measured = last.and_then(|node| node.hostinfo.net_info.clone());
+        measured.or_else(|| self.homes.of(&machine))
+    }
+
     fn blank(
         &self,
         machine: MachinePublic,
@@ -320,7 +328,11 @@ impl State {
             owner: owner.clone(),
             name: String::new(),
             name_chosen: false,
-            hostinfo: Hostinfo::default(),
+            // Until it says something else: what a request leaves out stays.
+            hostinfo: Hostinfo {
+                net_info: self.measured(machine),
+                ..Hostinfo::default()
+            },
             endpoints: Vec::new(),
             v4: number.v4(),
             v6: number.v6(),

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use hyper::StatusCode;
-use lowroad_wire::{control::MapRequest, framing::Compression};
+use lowroad_coordinator::admin::api::Ask;
+use lowroad_wire::{
+    control::{MapRequest, RegionId},
+    framing::Compression,
+};
 
 use crate::{
     client::{Client, get, peer},
@@ -108,7 +112,7 @@ async fn ids_and_addresses_of_deleted_nodes_are_not_given_at_once_again() {
     let mut lab = Lab::new().await;
     let key = lab.key().await;
     Client::joined(lab.address(), "a", &key).await;
-    lab.ask(lowroad_coordinator::admin::api::Ask::NodesDelete {
+    lab.ask(Ask::NodesDelete {
         node: "a".to_owned(),
     })
     .await
@@ -121,6 +125,40 @@ async fn ids_and_addresses_of_deleted_nodes_are_not_given_at_once_again() {
         (node.id.as_str(), node.ip_addresses[0].as_str()),
         ("2", "100.64.0.2")
     );
+}
+
+/// An older client (1.80) tells what it measured when that changes, and no more where it logs in anew.
+#[tokio::test]
+async fn a_machine_that_comes_as_another_node_is_at_home_where_it_was() {
+    let lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut a = Client::joined(lab.address(), "a", &key).await;
+    let mut watcher = a.poll().await;
+    let mut b = Client::joined(lab.address(), "b", &key).await;
+    b.update(&["192.0.2.1:1"], Some(7)).await;
+    let others = lab.key_with(|key| key.user = "other".to_owned()).await;
+    for (key, delete) in [(&others, None), (&key, Some(["b", "b-1"]))] {
+        for node in delete.into_iter().flatten() {
+            let node = node.to_owned();
+            lab.ask(Ask::NodesDelete { node }).await.unwrap();
+        }
+        b.new_node_key();
+        b.hostinfo.net_info = None;
+        b.register(Some(key)).await.unwrap();
+        let own = b.node.public();
+        watcher
+            .until("the new node, with its home", |netmap| {
+                let mut peers = netmap.peers.values();
+                peers.any(|node| node.key == own && node.home_derp == Some(RegionId(7)))
+            })
+            .await;
+    }
+    b.update(&["192.0.2.1:1"], Some(8)).await;
+    watcher
+        .until("the home that it has by now", |netmap| {
+            peer(netmap, "b").is_some_and(|node| node.home_derp == Some(RegionId(8)))
+        })
+        .await;
 }
 
 #[tokio::test]

@@ -43,8 +43,19 @@ const INTERNET: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 2)),
 ];
 
-pub fn stock_nodes(lab: &Lab, table: &mut Table, which: &str) -> Result<()> {
-    table.area(&format!("stock nodes on our coordinator{which}"));
+/// The programs of `--bin`, or those of `--old`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    New,
+    Old,
+}
+
+pub fn stock_nodes(lab: &Lab, table: &mut Table, age: Age) -> Result<()> {
+    let version = match age {
+        Age::New => String::new(),
+        Age::Old => format!(", version {}", super::version(lab.programs, "tailscale")?),
+    };
+    table.area(&format!("stock nodes on our coordinator{version}"));
     let mut server = Server::start(lab, server::Kind::Ours, WITH_TAGS)?;
     let key = server.auth_key("ann", KeyOptions::default())?;
     let one = Member::behind(lab, Kind::Stock, "one", 21, Nat::Easy)?;
@@ -76,7 +87,7 @@ pub fn stock_nodes(lab: &Lab, table: &mut Table, which: &str) -> Result<()> {
     in_use(table, &one, &two);
     views::debugging(table, &server, [&one, &two]);
     views::derp(table, &one);
-    views::names(table, &one, &two)?;
+    views::names(table, &one, &two, age)?;
     policy(table, &server, &one, &two)?;
     preferences(table, &server, &one, &two)?;
     restarted(table, &mut server, &one, &two)?;
