@@ -41,6 +41,7 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     bus::Bus,
+    cached::Ended,
     flows::Flows,
     lifecycle::Login,
     links::Links,
@@ -129,6 +130,7 @@ pub struct Engine {
     ups: Vec<PendingUp>,
     flows: Flows,
     cache: NetmapCache,
+    ended: Ended,
     /// When the process began.
     began: Instant,
     /// How long after that the kernel held what a netmap wanted.
@@ -170,6 +172,7 @@ impl Engine {
             cache: dir.netmap_cache(),
             began: now.checked_sub(options.age).unwrap_or(now),
             adopted_after: None,
+            ended: Ended::default(),
             options,
             dir,
             state,
@@ -405,6 +408,7 @@ impl Engine {
     async fn reconcile(&mut self, now: Instant) {
         self.changes_at = None;
         self.cache.settle().await;
+        self.drop_expired_cache();
         let Some(session) = &mut self.session else {
             return;
         };
@@ -414,7 +418,9 @@ impl Engine {
                     debug!(steps, "the kernel holds what it should");
                 }
                 self.note_adoption(steps);
-                self.forget_expired().await;
+                if self.session.as_ref().is_some_and(Session::is_void) {
+                    self.note_void().await;
+                }
             }
             Ok(None) => debug!("a policy is being compiled"),
             Err(why) => {

@@ -447,9 +447,6 @@ impl State {
         let Some(published) = self.nodes.remove(&id) else {
             return;
         };
-        if let Some(measured) = &published.node.hostinfo.net_info {
-            self.homes.keep(published.node.machine, measured.clone());
-        }
         self.by_key.remove(&published.node.key);
         self.revoked.insert(published.node.key);
         self.end_session(id);

@@ -37,7 +37,6 @@ use self::{
     member::Member,
     options::{Options, USAGE},
     peers::{Homes, Places},
-    served::Age,
     server::Kind::{Headscale, Ours},
     table::Table,
 };
@@ -50,6 +49,13 @@ use crate::{
     vm, wait,
     workspace::{self, is_root},
 };
+
+/// The programs of `--bin`, or those of `--old`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    New,
+    Old,
+}
 
 /// What has to be built, and from what.
 const HOW_TO_BUILD: &str = "\

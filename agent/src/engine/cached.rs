@@ -12,6 +12,17 @@ use crate::state::{NetmapWrite, Of};
 /// How long a write of the netmap may hold up the end of the agent.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Whether the own key has ended by the kept netmap; only the server can say after that that it is good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Ended {
+    #[default]
+    No,
+    /// And the kernel may hold what it allowed.
+    InForce,
+    /// And the kernel holds nothing of it.
+    Done,
+}
+
 impl Engine {
     /// Goes on with the netmap that was kept, if there is one of this node.
     pub(super) async fn resume(&mut self, session: &mut Session, now: Instant) {
@@ -22,21 +33,28 @@ impl Engine {
         let Some(cached) = self.cache.load(&of, clock).await else {
             return;
         };
-        let control_time = cached.map.control_time(clock);
-        if cached.map.own_key_has_expired(control_time) {
-            info!("the kept netmap is of no use: this node's key has expired since");
-            if !node.found_device {
-                return self.cache.forget().await;
+        let map = &cached.map;
+        if self.ended != Ended::No || map.own_key_has_expired(map.control_time(clock)) {
+            info!("this node's key has expired since the netmap was kept: nothing of it holds");
+            self.ended = Ended::InForce;
+            self.reconcile_at = now;
+            // What is found goes before the file does: an agent that takes over in between has to know it as well.
+            if !node.void_what_was_found() {
+                self.note_void().await;
             }
-            // The earlier agent's peers and rules are in force still: what follows from this netmap takes them out. The file stays until it has, for an agent that
-            // takes over before that has to know it as well.
-        } else {
-            info!(
-                peers = cached.map.peers.len(),
-                age_s = (clock - cached.saved).whole_seconds(),
-                "going on with the kept netmap until the server answers"
-            );
+            return;
         }
+        if map.self_node.is_none() {
+            info!("the kept netmap has no node of ours: nothing of it holds");
+            node.void_what_was_found();
+            self.reconcile_at = now;
+            return self.cache.forget().await;
+        }
+        info!(
+            peers = map.peers.len(),
+            age_s = (clock - cached.saved).whole_seconds(),
+            "going on with the kept netmap until the server answers"
+        );
         node.take_cached(cached.map, cached.saved, now, clock);
         session.set_derp_map();
         self.reconcile_at = now;
@@ -50,13 +68,26 @@ impl Engine {
         .filter(|of| of.server == self.prefs.control_url)
     }
 
-    /// A kept netmap has done all it can once the kernel holds what follows from the end of the own key.
-    pub(super) async fn forget_expired(&mut self) {
-        let has_ended = |session: &Session| {
-            let mut node = session.node.iter();
-            session.is_expired() && node.any(|node| node.cached.is_some() && node.programmed)
-        };
-        if self.session.as_ref().is_some_and(has_ended) {
+    /// The own key may end while the kept netmap is in use.
+    pub(super) fn drop_expired_cache(&mut self) {
+        let session = self.session.as_mut();
+        let node = session.and_then(|session| session.node.as_mut());
+        if node.is_some_and(|node| node.drop_expired_cache(OffsetDateTime::now_utc())) {
+            self.ended = Ended::InForce;
+        }
+    }
+
+    /// The kernel holds nothing of an ended key.
+    pub(super) async fn note_void(&mut self) {
+        if self.ended == Ended::InForce {
+            self.ended = Ended::Done;
+            self.cache.forget().await;
+        }
+    }
+
+    /// What is kept holds no more. That of an ended key goes when the kernel holds nothing of it.
+    pub(super) async fn forget_kept(&mut self) {
+        if self.ended != Ended::InForce {
             self.cache.forget().await;
         }
     }
@@ -84,17 +115,13 @@ impl Engine {
 
     async fn begin_write(&mut self, now: Instant) -> Option<NetmapWrite> {
         let whose = self.whose();
-        let node = self
-            .session
-            .as_ref()
-            .and_then(|session| session.node.as_ref());
-        match (whose, node.and_then(|node| node.map.as_ref())) {
-            (Some(of), Some(map)) => self.cache.begin(now, of, map),
-            _ => {
-                self.cache.forget().await;
-                None
-            }
-        }
+        let session = self.session.as_ref();
+        let map = session.and_then(|session| session.node.as_ref()?.map.as_ref());
+        let (Some(of), Some(map)) = (whose, map.filter(|map| map.self_node.is_some())) else {
+            self.forget_kept().await;
+            return None;
+        };
+        self.cache.begin(now, of, map)
     }
 
     /// The kernel holds what a netmap wants. The first time, it is told how long that took.

@@ -22,7 +22,7 @@ impl Engine {
         kept: oneshot::Sender<()>,
     ) {
         // The server has something against the key that it is of.
-        self.cache.forget().await;
+        self.forget_kept().await;
         let before = self.state.clone();
         self.state
             .begin_key(node.clone(), old, &self.prefs.control_url);

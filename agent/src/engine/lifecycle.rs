@@ -9,6 +9,7 @@ use tracing::{error, info};
 
 use super::{
     Engine, RETRY_INTERVAL, Sources,
+    cached::Ended,
     links::Links,
     node::Node,
     session::{Plane, Session, Trouble},
@@ -172,12 +173,15 @@ impl Engine {
             }
             ControlEvent::NodeKey { node, old, kept } => self.on_node_key(node, old, kept).await,
             ControlEvent::Visit(url) => {
-                self.cache.forget().await;
+                self.forget_kept().await;
                 self.with_session(|session| session.needs_login(url));
                 self.reconcile_soon(now);
             }
             ControlEvent::Registered(response) => {
                 self.state.accept_key(&self.prefs.control_url);
+                if self.ended == Ended::Done {
+                    self.ended = Ended::No;
+                }
                 self.login = Login::default();
                 let _ = self.save();
                 self.with_session(|session| {
@@ -233,7 +237,10 @@ impl Engine {
                         }
                     }
                     Some(message) => self.cache.append(now, &message, clock_offset, clock),
-                    None => self.cache.replaced(now).await,
+                    None => {
+                        self.ended = Ended::No;
+                        self.cache.replaced(now).await;
+                    }
                 }
             }
             ControlEvent::Acknowledged(generation) => {
@@ -253,16 +260,16 @@ impl Engine {
     /// The server does not want this node: nothing may pass on the word of a netmap that no longer holds.
     async fn on_refused(&mut self, why: &str) {
         self.failure = Some(why.to_owned());
-        self.cache.forget().await;
+        self.forget_kept().await;
         let goes_back = self.fails_back_to_a_session();
         self.fail_ups(why).await;
         // That of a login for which nobody waits, too.
         self.leave_login();
-        if !goes_back
-            && self.session.is_some()
-            && let Err(error) = self.stop_session().await
-        {
-            error!(%error, "cannot remove what was programmed");
+        if !goes_back && self.session.is_some() {
+            match self.stop_session().await {
+                Ok(()) => self.note_void().await,
+                Err(error) => error!(%error, "cannot remove what was programmed"),
+            }
         }
     }
 }

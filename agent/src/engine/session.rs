@@ -20,6 +20,7 @@ use tracing::debug;
 
 use super::{
     Engine, answer,
+    cached::Ended,
     net::Net,
     node::{Node, Relays},
     pings::Pings,
@@ -146,7 +147,12 @@ impl Session {
             debug!("no randomness from the system");
         }
         let disco = engine.state.disco_key.clone();
-        self.node = Some(Node::adopt(kernel, choices, disco, seed).await?);
+        let mut node = Node::adopt(kernel, choices, disco, seed).await?;
+        if engine.ended == Ended::InForce {
+            node.void_what_was_found();
+            engine.reconcile_at = Instant::now();
+        }
+        self.node = Some(node);
         self.net = None;
         if engine.options.traversal {
             let (options, tls) = (&engine.options.kernel, engine.options.tls.clone());
@@ -303,6 +309,11 @@ impl Session {
         };
         let clock = OffsetDateTime::now_utc();
         node.advance(now, clock).await
+    }
+
+    /// Whether the kernel holds that there is no netmap any more.
+    pub fn is_void(&self) -> bool {
+        self.node.as_ref().is_some_and(Node::is_void)
     }
 
     /// Until then no message of the control server may be taken.

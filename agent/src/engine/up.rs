@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 pub use begun::BegunLogin;
 
-use super::{Engine, bus::Bus, lifecycle::Login, session::Session, whole};
+use super::{Engine, bus::Bus, cached::Ended, lifecycle::Login, session::Session, whole};
 use crate::{
     localapi::UpRequest,
     prefs::{AuthKey, Change, Prefs},
@@ -363,6 +363,7 @@ impl Engine {
         self.failure = None;
         self.begun = None;
         self.leave_login();
+        self.ended = Ended::No;
         self.cache.forget().await;
         let saved = self.save();
         let stopped = self.stop_session().await;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::debug;
 
-use super::{Engine, net::Net, session::Session};
+use super::{Engine, cached::Ended, net::Net, session::Session};
 use crate::{
     localapi::{Ask, Who},
     prefs::Change,
@@ -123,7 +123,11 @@ impl Engine {
                 (false, _) => BackendState::Stopped,
             };
         };
-        if session.is_expired() || (session.registered.is_none() && !session.auth_url.is_empty()) {
+        let has_ended = self.ended != Ended::No && session.registered.is_none();
+        if has_ended
+            || session.is_expired()
+            || (session.registered.is_none() && !session.auth_url.is_empty())
+        {
             return BackendState::NeedsLogin;
         }
         let node = session.node.as_ref();

@@ -1,36 +1,35 @@
-//! What machines measured of their network before their node was deleted.
+//! The home relay that each machine told last, as whichever of its nodes.
 //!
-//! A client tells its measurements when they change, and an older one (1.80) does not tell them again where it logs in anew: without this its new node had no home
-//! relay until they did, and nobody could reach it.
+//! A client tells it when it changes, and an older one (1.80) does not tell it again where it logs in as another user, or anew after its node was deleted: without
+//! this its new node had no home, and nobody could reach it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
-use lowroad_wire::{control::NetInfo, key::MachinePublic};
+use lowroad_wire::{control::RegionId, key::MachinePublic};
 
-/// Machines beyond these are forgotten, the first one first.
-const MAX: usize = 1024;
+/// Machines that are remembered; twice as many at times, of 48 bytes each.
+const MAX: usize = 16_384;
 
+/// In memory only: machines tell it again when they connect to a server that was started anew.
 #[derive(Debug, Default)]
 pub(super) struct Homes {
-    of: HashMap<MachinePublic, NetInfo>,
-    order: VecDeque<MachinePublic>,
+    /// With the number of the telling.
+    of: HashMap<MachinePublic, (RegionId, u64)>,
+    told: u64,
 }
 
 impl Homes {
-    pub fn keep(&mut self, machine: MachinePublic, measured: NetInfo) {
-        if self.of.insert(machine, measured).is_some() {
-            return;
-        }
-        self.order.push_back(machine);
-        if self.order.len() > MAX
-            && let Some(first) = self.order.pop_front()
-        {
-            self.of.remove(&first);
+    pub fn note(&mut self, machine: MachinePublic, home: RegionId) {
+        self.told += 1;
+        self.of.insert(machine, (home, self.told));
+        if self.of.len() > 2 * MAX {
+            let last = self.told - MAX as u64;
+            self.of.retain(|_, (_, told)| *told > last);
         }
     }
 
-    pub fn of(&self, machine: &MachinePublic) -> Option<NetInfo> {
-        self.of.get(machine).cloned()
+    pub fn of(&self, machine: &MachinePublic) -> Option<RegionId> {
+        self.of.get(machine).map(|(home, _)| *home)
     }
 }
 
@@ -39,18 +38,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_machines_are_kept() {
+    fn the_last_word_of_the_last_machines_is_kept() {
         let key = |n: usize| {
             let mut bytes = [0; 32];
             bytes[..8].copy_from_slice(&n.to_le_bytes());
             MachinePublic::from_bytes(bytes)
         };
         let mut homes = Homes::default();
-        for n in (0..MAX + 10).chain([20, 20]) {
-            homes.keep(key(n), NetInfo::default());
+        for n in 0..2 * MAX {
+            homes.note(key(n), RegionId(1));
         }
-        assert_eq!((homes.of.len(), homes.order.len()), (MAX, MAX));
-        assert!(homes.of(&key(9)).is_none());
-        assert!(homes.of(&key(10)).is_some() && homes.of(&key(MAX + 9)).is_some());
+        homes.note(key(0), RegionId(2));
+        assert_eq!(homes.of.len(), 2 * MAX);
+        homes.note(key(2 * MAX), RegionId(1));
+        assert_eq!(homes.of.len(), MAX);
+        assert_eq!(homes.of(&key(0)), Some(RegionId(2)));
+        assert_eq!(homes.of(&key(MAX)), None);
+        assert_eq!(homes.of(&key(2 * MAX - 1)), Some(RegionId(1)));
     }
 }

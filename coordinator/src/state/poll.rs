@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lowroad_wire::{
-    control::{EndpointType, Hostinfo, MapRequest, NodeId},
+    control::{EndpointType, Hostinfo, MapRequest, NetInfo, NodeId},
     key::MachinePublic,
 };
 use time::OffsetDateTime;
@@ -47,7 +47,7 @@ impl State {
         let id = node.id;
         let mut node = Node::clone(node);
         if let Some(hostinfo) = request.hostinfo {
-            take_hostinfo(&mut node, hostinfo)?;
+            self.take_hostinfo(&mut node, hostinfo)?;
             self.follow_hostname(&mut node);
         }
         if let Some(disco) = request.disco_key {
@@ -142,6 +142,41 @@ impl State {
         }
     }
 
+    /// Takes over what a node says about its host.
+    pub(super) fn take_hostinfo(
+        &mut self,
+        node: &mut Node,
+        mut hostinfo: Hostinfo,
+    ) -> Result<(), Error> {
+        check_size(&hostinfo)?;
+        hostinfo.routable_ips = hostinfo
+            .routable_ips
+            .iter()
+            .map(ipnet::IpNet::trunc)
+            .collect();
+        hostinfo.routable_ips.sort();
+        hostinfo.routable_ips.dedup();
+        let told = hostinfo.net_info.as_ref();
+        match told.and_then(|info| info.preferred_derp) {
+            Some(home) => self.homes.note(node.machine, home),
+            // A home that a request does not mention stays: clients leave it out until their first measurement.
+            None => {
+                let home = self.homes.of(&node.machine).or(node.home());
+                let before = node.hostinfo.net_info.take();
+                let info = hostinfo.net_info.take().or(before);
+                hostinfo.net_info = match (info, home) {
+                    (None, None) => None,
+                    (info, home) => Some(NetInfo {
+                        preferred_derp: home,
+                        ..info.unwrap_or_default()
+                    }),
+                };
+            }
+        }
+        node.hostinfo = hostinfo;
+        Ok(())
+    }
+
     /// Names the node after its host, unless an administrator chose its name.
     pub(super) fn follow_hostname(&self, node: &mut Node) {
         if node.name_chosen {
@@ -165,28 +200,6 @@ impl State {
             });
         }
     }
-}
-
-/// Takes over what a node says about its host.
-pub(super) fn take_hostinfo(node: &mut Node, mut hostinfo: Hostinfo) -> Result<(), Error> {
-    check_size(&hostinfo)?;
-    hostinfo.routable_ips = hostinfo
-        .routable_ips
-        .iter()
-        .map(ipnet::IpNet::trunc)
-        .collect();
-    hostinfo.routable_ips.sort();
-    hostinfo.routable_ips.dedup();
-    // A home that a request does not mention stays: clients leave it out until their first measurement.
-    if let Some(old) = &node.hostinfo.net_info {
-        match &mut hostinfo.net_info {
-            None => hostinfo.net_info = Some(old.clone()),
-            Some(new) if new.preferred_derp.is_none() => new.preferred_derp = old.preferred_derp,
-            Some(_) => {}
-        }
-    }
-    node.hostinfo = hostinfo;
-    Ok(())
 }
 
 pub(crate) fn check_size(hostinfo: &Hostinfo) -> Result<(), Error> {

@@ -11,14 +11,14 @@ use std::{
 
 use ipnet::Ipv4Net;
 use lowroad_wire::{
-    control::{Hostinfo, NetInfo, NodeId, RegisterRequest, UserId},
+    control::{Hostinfo, NodeId, RegisterRequest, UserId},
     key::{MachinePublic, NodePublic},
 };
 use time::OffsetDateTime;
 
 pub(super) use self::login_page::Pending;
 pub use self::login_page::Waiting;
-use super::{State, poll};
+use super::State;
 use crate::{
     Error, address,
     model::{KeyId, Node, Owner},
@@ -137,7 +137,7 @@ impl State {
             node.owner = requested_owner(&join.hostinfo, user, who.may_tag)?;
         }
         let id = node.id;
-        poll::take_hostinfo(&mut node, join.hostinfo)?;
+        self.take_hostinfo(&mut node, join.hostinfo)?;
         self.follow_hostname(&mut node);
         node.cap = join.cap;
         self.put_node(node, who.now);
@@ -259,7 +259,7 @@ impl State {
                 (node, Some(address))
             }
         };
-        poll::take_hostinfo(&mut node, hostinfo)?;
+        self.take_hostinfo(&mut node, hostinfo)?;
         self.follow_hostname(&mut node);
         if node.key != key {
             self.end_session(node.id);
@@ -304,14 +304,6 @@ impl State {
         found.map(|node| Node::clone(node))
     }
 
-    /// What this machine measured of its network as another node that it is still, or was.
-    fn measured(&self, machine: MachinePublic) -> Option<NetInfo> {
-        let nodes = self.nodes().filter(|node| node.machine == machine);
-        let last = nodes.max_by_key(|node| node.last_seen);
-        let measured = last.and_then(|node| node.hostinfo.net_info.clone());
-        measured.or_else(|| self.homes.of(&machine))
-    }
-
     fn blank(
         &self,
         machine: MachinePublic,
@@ -328,11 +320,7 @@ impl State {
             owner: owner.clone(),
             name: String::new(),
             name_chosen: false,
-            // Until it says something else: what a request leaves out stays.
-            hostinfo: Hostinfo {
-                net_info: self.measured(machine),
-                ..Hostinfo::default()
-            },
+            hostinfo: Hostinfo::default(),
             endpoints: Vec::new(),
             v4: number.v4(),
             v6: number.v6(),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{
-    Lab, Login,
+    Age, Lab, Login,
     member::{Kind, Member},
     policies,
     server::{self, KeyOptions, Server},
@@ -48,7 +48,7 @@ pub fn on_headscale(lab: &Lab, table: &mut Table, kind: Kind) -> Result<()> {
     let peer = Member::public(lab, Kind::Stock, "peer", 31)?;
     peer.up(&key)?;
     logins(lab, table, &server, &mut node, &peer)?;
-    single_use::rows(table, &server, &mut node, &peer)?;
+    single_use::rows(table, &server, &mut node, &peer, Age::New)?;
     administered(table, &server, &mut node, &peer)?;
     ends_by_itself(table, &server, &node, &peer)?;
     asks_for_tags(lab, table, &server, &peer, kind)?;

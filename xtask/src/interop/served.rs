@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    Lab,
+    Age, Lab,
     member::{Kind, Member},
     server::{self, KeyOptions, Server},
     table::Table,
@@ -42,13 +42,6 @@ const INTERNET: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 2)),
 ];
-
-/// The programs of `--bin`, or those of `--old`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Age {
-    New,
-    Old,
-}
 
 pub fn stock_nodes(lab: &Lab, table: &mut Table, age: Age) -> Result<()> {
     let version = match age {
@@ -91,7 +84,7 @@ pub fn stock_nodes(lab: &Lab, table: &mut Table, age: Age) -> Result<()> {
     policy(table, &server, &one, &two)?;
     preferences(table, &server, &one, &two)?;
     restarted(table, &mut server, &one, &two)?;
-    logins::logins(lab, table, &server, &one, &mut two)?;
+    logins::logins(lab, table, &server, &one, &mut two, age)?;
     logins::refusals(lab, table, &server)?;
     table.try_it("no health warning at the end", || {
         healthy([&one, &two]).map(|()| String::new())

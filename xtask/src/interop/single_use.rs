@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{
+    Age,
     member::{Kind, Member},
     server::{self, KeyOptions, Server},
     table::Table,
@@ -22,17 +23,23 @@ const SPENT: &str = "already used";
 type Run<'a> = &'a dyn Fn(&[&str]) -> Result<Finished>;
 
 /// From a logout on, by the node's own command line. Leaves it logged in as ann.
-pub fn rows(table: &mut Table, server: &Server, node: &mut Member, peer: &Member) -> Result<()> {
+pub fn rows(
+    table: &mut Table,
+    server: &Server,
+    node: &mut Member,
+    peer: &Member,
+    age: Age,
+) -> Result<()> {
     let first = server.single_use_key("ann")?;
     table.try_it("logout, and up by a single-use key", || {
         node.cli(&["logout"])?;
         wait::wait_for("the end of the login", LIMIT, || {
             Ok((node.status()?["BackendState"] == "NeedsLogin").then_some(()))
         })?;
-        // Of an older stock one the login's end leaves a setting that it wants to be named.
-        let flags: &[&str] = match node.kind() {
-            Kind::Lowroad => &[],
-            Kind::Stock => &["--reset"],
+        // A logout leaves an older one with --accept-routes, which it wants to be named then.
+        let flags: &[&str] = match age {
+            Age::New => &[],
+            Age::Old => &["--reset"],
         };
         let time = node.up_with(&first, flags)?;
         leave_only(server, node)?;

@@ -34,6 +34,14 @@ impl Node {
         self.read_anew();
     }
 
+    /// The same for what an earlier agent left; false if there is nothing.
+    pub fn void_what_was_found(&mut self) -> bool {
+        if self.found_device {
+            self.forget_map();
+        }
+        self.found_device
+    }
+
     /// Goes on with what an earlier agent knew, until the server sends a netmap.
     pub fn take_cached(
         &mut self,
@@ -48,6 +56,23 @@ impl Node {
         self.fresh = true;
         self.read_anew();
         self.follow(&Changes::default(), now, clock);
+    }
+
+    /// Nobody renews the own key while the server is away: with it ends what the kept netmap allowed, whatever the clock says later. True if that is now.
+    pub fn drop_expired_cache(&mut self, clock: OffsetDateTime) -> bool {
+        let map = self.map.as_ref().filter(|_| self.cached.is_some());
+        let has_ended = map.is_some_and(|map| map.own_key_has_expired(map.control_time(clock)));
+        if has_ended {
+            warn!("this node's key has expired while the login server was out of reach");
+            self.forget_map();
+        }
+        has_ended
+    }
+
+    /// Whether the kernel holds that there is no netmap any more.
+    pub fn is_void(&self) -> bool {
+        let map = self.map.as_ref();
+        self.programmed && map.is_some_and(|map| map.self_node.is_none())
     }
 
     /// Takes in one netmap message.

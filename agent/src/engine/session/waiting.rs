@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use super::Session;
 
 impl Session {
-    /// True if the server says that our own key has expired.
+    /// True if our own key has expired by the netmap in use.
     pub fn is_expired(&self) -> bool {
         let map = self.node.as_ref().and_then(|node| node.map.as_ref());
         map.is_some_and(|map| map.own_key_has_expired(map.control_time(OffsetDateTime::now_utc())))

@@ -2,7 +2,10 @@
 
 use std::fs;
 
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
 use super::*;
+use crate::kernel::KernelChange;
 
 /// An agent that is up and has kept its netmap, and what it gets from the server.
 async fn runs(dir: &TempDir, server: &mut TestServer) -> (Agent, mpsc::Sender<serde_json::Value>) {
@@ -56,6 +59,7 @@ async fn an_agent_that_starts_while_the_server_is_away_goes_on_with_what_it_knew
     let own = &status.lowroad;
     assert!(own.cached_netmap.is_some() && own.adopted_ms.is_some());
     assert!(own.waiting_for.contains("the login server"), "{own:?}");
+    assert!(file(&dir).exists());
     let told = |line: &String| line.contains("it runs on the netmap of 0 min ago");
     assert!(status.health.iter().any(told), "{:?}", status.health);
 
@@ -140,7 +144,7 @@ async fn that_the_own_key_has_expired_is_kept_until_the_peers_are_gone() {
         kernel.change(|observed| *observed = found.clone());
         kernel.fail_steps(|_| true);
     });
-    let _unanswered = expect_register(&mut server).await;
+    let expired = expect_register(&mut server).await;
     let kernel = refusing.kernel();
     until(|| !kernel.take_steps().is_empty()).await;
     let status = refusing.status().await;
@@ -149,6 +153,7 @@ async fn that_the_own_key_has_expired_is_kept_until_the_peers_are_gone() {
     assert!(status.health.iter().any(told), "{:?}", status.health);
     assert!(file(&dir).exists());
     refusing.end().await;
+    drop(expired);
     let left = kernel.observed();
     assert_eq!(left.device.as_ref().unwrap().peers.len(), 1);
 
@@ -164,13 +169,74 @@ async fn that_the_own_key_has_expired_is_kept_until_the_peers_are_gone() {
     again.end().await;
 }
 
+/// Whatever the server says meanwhile.
+#[tokio::test]
+async fn the_peers_of_a_key_that_has_expired_go_as_soon_as_the_kernel_lets_them() {
+    for answer in [
+        json!({"NodeKeyExpired": true}),
+        json!({"AuthURL": "http://page/1"}),
+    ] {
+        let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+        let left = ran_until_its_key_expired(&dir, &mut server).await;
+        let agent = Agent::start_with(&dir, move |kernel| {
+            kernel.change(|observed| *observed = left.clone());
+            kernel.fail_steps(|_| true);
+        });
+        let register = expect_register(&mut server).await;
+        let kernel = agent.kernel();
+        until(|| !kernel.take_steps().is_empty()).await;
+        let visit = answer.get("AuthURL").is_some();
+        register.json(answer);
+        let _unanswered = expect_register(&mut server).await;
+        while visit && agent.status().await.auth_url.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(file(&dir).exists());
+        let peers = || kernel.observed().device.unwrap().peers.len();
+        assert_eq!(peers(), 1);
+        kernel.heal();
+        until(|| peers() == 0).await;
+        until(|| !file(&dir).exists()).await;
+        agent.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_ends_while_the_server_is_away_takes_the_peers_with_it() {
+    let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
+    let (agent, stream) = runs(&dir, &mut server).await;
+    let left = agent.kernel().observed();
+    let key = agent.status().await.self_node.unwrap().public_key;
+    let end = OffsetDateTime::now_utc() + Duration::from_secs(4);
+    let end = end.format(&Rfc3339).unwrap();
+    let own = json!({"ID": 1, "StableID": "n1", "Name": "gate.tail.lab.", "Key": key, "Addresses": ["100.64.0.1/32"], "MachineAuthorized": true, "KeyExpiry": end});
+    stream.send(json!({ "Node": own })).await.unwrap();
+    until(|| fs::read_to_string(file(&dir)).is_ok_and(|text| text.contains(&end))).await;
+    agent.end().await;
+
+    // If it starts so late that the key has ended by then, that is the other test.
+    let again = Agent::start_on(&dir, left);
+    let _unanswered = expect_register(&mut server).await;
+    let kernel = again.kernel();
+    let ended = async {
+        while again.status().await.backend_state != BackendState::NeedsLogin {
+            kernel.changes.send(KernelChange::Rules).await.unwrap();
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("the end is noticed");
+    until(|| kernel.observed().device.unwrap().peers.is_empty()).await;
+    until(|| !file(&dir).exists()).await;
+    assert!(again.status().await.lowroad.cached_netmap.is_none());
+    again.end().await;
+}
+
 #[tokio::test]
 async fn without_a_device_of_an_earlier_agent_a_key_that_has_expired_makes_none() {
     let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
     ran_until_its_key_expired(&dir, &mut server).await;
     let again = Agent::start(&dir);
     let _unanswered = expect_register(&mut server).await;
-    assert_eq!(again.status().await.backend_state, BackendState::Starting);
+    assert_eq!(again.status().await.backend_state, BackendState::NeedsLogin);
     assert!(again.kernel().observed().device.is_none());
     until(|| !file(&dir).exists()).await;
     again.end().await;

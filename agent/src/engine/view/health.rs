@@ -3,7 +3,7 @@
 use lowroad_wire::netmap::NetMap;
 use time::OffsetDateTime;
 
-use crate::engine::{Engine, node::Node, session::Session};
+use crate::engine::{Engine, cached::Ended, node::Node, session::Session};
 
 /// The preference is kept for the day when there is a DNS server.
 const ACCEPT_DNS: &str =
@@ -23,6 +23,9 @@ impl Engine {
         }
         if let Some(map) = self.map() {
             health.extend(of_control(map));
+        }
+        if self.ended != Ended::No {
+            health.push(EXPIRED.to_owned());
         }
         if self.session.is_none() && !self.prefs.want_running && self.state.node_key.is_some() {
             health.push("lowroad is stopped.".to_owned());

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::LIMIT;
 use crate::{
     interop::{
-        Lab, Login, hosts,
+        Age, Lab, Login, hosts,
         member::{Kind, Member},
         server::{self, KeyOptions, Server},
         single_use::{self, ENDS_BY_ITSELF},
@@ -29,9 +29,10 @@ pub fn logins(
     server: &Server,
     one: &Member,
     two: &mut Member,
+    age: Age,
 ) -> Result<()> {
     as_others(table, server, one, two);
-    single_use::rows(table, server, two, one)?;
+    single_use::rows(table, server, two, one, age)?;
     tagged(table, server, one, two);
     expired(table, server, one, two)?;
     deleted(table, server, one, two);

@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Age, LIMIT};
+use super::LIMIT;
 use crate::{
-    interop::{hosts, member::Member, server::Server, table::Table},
+    interop::{Age, hosts, member::Member, server::Server, table::Table},
     lab::secs,
     process,
     tailnet::Client,
@@ -149,8 +149,9 @@ pub fn names(table: &mut Table, one: &Member, two: &Member, age: Age) -> Result<
         Ok(found.ok("getent")?.stdout)
     };
     for (family, database, of_family) in [(4, "ahostsv4", ""), (6, "ahostsv6", ", IPv6")] {
-        // An older one resolves no IPv6 address of a node that has an IPv4 one (tailscale issue 1152).
         if family == 6 && age == Age::Old {
+            let why = "is not resolved by clients of this version for a node that has an IPv4 address (tailscale issue 1152)";
+            table.skip("MagicDNS, IPv6", why);
             continue;
         }
         let address = two.ip(family)?.to_string();
