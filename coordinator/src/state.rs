@@ -174,6 +174,7 @@ impl State {
                 Published::new(Arc::new(node), &settings.base_domain, now),
             )
         };
+        let homes = Homes::of_nodes(&nodes);
         Ok(Self {
             users: users
                 .into_iter()
@@ -208,7 +209,7 @@ impl State {
             marks: 0,
             changed: BTreeSet::new(),
             revoked: BTreeSet::new(),
-            homes: Homes::default(),
+            homes,
             generation: 1,
             stale: Stale::all("the server starts"),
             settings,

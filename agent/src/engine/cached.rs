@@ -26,6 +26,10 @@ pub(super) enum Ended {
 impl Engine {
     /// Goes on with the netmap that was kept, if there is one of this node.
     pub(super) async fn resume(&mut self, session: &mut Session, now: Instant) {
+        if self.ended == Ended::InForce {
+            // The file says so, perhaps of a key before this one: it stays until what was found is gone.
+            return;
+        }
         let (Some(of), Some(node)) = (self.whose(), &mut session.node) else {
             return;
         };
@@ -87,8 +91,11 @@ impl Engine {
 
     /// What is kept holds no more. That of an ended key goes when the kernel holds nothing of it.
     pub(super) async fn forget_kept(&mut self) {
-        if self.ended != Ended::InForce {
-            self.cache.forget().await;
+        // It may have ended since the last look.
+        self.drop_expired_cache();
+        match self.ended {
+            Ended::InForce => self.cache.put_off(),
+            Ended::No | Ended::Done => self.cache.forget().await,
         }
     }
 

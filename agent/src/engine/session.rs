@@ -149,8 +149,10 @@ impl Session {
         let disco = engine.state.disco_key.clone();
         let mut node = Node::adopt(kernel, choices, disco, seed).await?;
         if engine.ended == Ended::InForce {
-            node.void_what_was_found();
             engine.reconcile_at = Instant::now();
+            if !node.void_what_was_found() {
+                engine.note_void().await;
+            }
         }
         self.node = Some(node);
         self.net = None;

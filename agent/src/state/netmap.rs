@@ -127,6 +127,11 @@ impl NetmapCache {
         self.due = None;
     }
 
+    /// Nothing is to be written, and what is kept stays.
+    pub fn put_off(&mut self) {
+        self.due = None;
+    }
+
     fn write_again(&mut self, now: Instant) {
         self.due = Some(self.next.map_or(now, |next| next.max(now)));
     }

@@ -7,10 +7,12 @@ use std::collections::HashMap;
 
 use lowroad_wire::{control::RegionId, key::MachinePublic};
 
-/// Machines that are remembered; twice as many at times, of 48 bytes each.
+use crate::model::Node;
+
+/// Machines that have told within so many tellings are remembered. There are twice as many entries at most, of 48 bytes each.
 const MAX: usize = 16_384;
 
-/// In memory only: machines tell it again when they connect to a server that was started anew.
+/// In memory only: a server that was started anew begins with the homes of the nodes that it has.
 #[derive(Debug, Default)]
 pub(super) struct Homes {
     /// With the number of the telling.
@@ -19,6 +21,19 @@ pub(super) struct Homes {
 }
 
 impl Homes {
+    /// Of several nodes of a machine the one seen last counts.
+    pub fn of_nodes(nodes: &[Node]) -> Self {
+        let mut homes = Self::default();
+        let mut nodes: Vec<&Node> = nodes.iter().collect();
+        nodes.sort_by_key(|node| node.last_seen);
+        for node in nodes {
+            if let Some(home) = node.home() {
+                homes.note(node.machine, home);
+            }
+        }
+        homes
+    }
+
     pub fn note(&mut self, machine: MachinePublic, home: RegionId) {
         self.told += 1;
         self.of.insert(machine, (home, self.told));

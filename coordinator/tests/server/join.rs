@@ -161,6 +161,29 @@ async fn a_machine_that_comes_as_another_node_is_at_home_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_restarted_server_knows_where_machines_are_at_home() {
+    let mut lab = Lab::new().await;
+    let key = lab.key().await;
+    let mut b = Client::joined(lab.address(), "b", &key).await;
+    b.update(&["192.0.2.1:1"], Some(7)).await;
+    let others = lab.key_with(|key| key.user = "other".to_owned()).await;
+    lab.stop().await;
+    lab.start().await;
+    b.reconnect(lab.address()).await;
+    b.new_node_key();
+    b.hostinfo.net_info = None;
+    b.register(Some(&others)).await.unwrap();
+    let own = b.node.public();
+    let mut watcher = Client::joined(lab.address(), "a", &key).await;
+    let mut poll = watcher.poll().await;
+    poll.until("the node, with its home", |netmap| {
+        let mut peers = netmap.peers.values();
+        peers.any(|node| node.key == own && node.home_derp == Some(RegionId(7)))
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_newer_poll_supersedes_the_older() {
     let lab = Lab::new().await;
     let key = lab.key().await;
