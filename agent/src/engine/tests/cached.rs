@@ -36,6 +36,22 @@ async fn ran_until_its_key_expired(dir: &TempDir, server: &mut TestServer) -> Ob
     left
 }
 
+/// On a kernel that holds this and lets nothing be changed.
+fn start_refused(dir: &TempDir, left: Observed) -> Agent {
+    Agent::start_with(dir, move |kernel| {
+        kernel.change(|observed| *observed = left.clone());
+        kernel.fail_steps(|_| true);
+    })
+}
+
+async fn until_without_peers(kernel: &FakeHandle) {
+    let has_none = || {
+        let device = kernel.observed().device;
+        device.is_some_and(|device| device.peers.is_empty())
+    };
+    until(has_none).await;
+}
+
 fn file(dir: &TempDir) -> std::path::PathBuf {
     dir.path().join("netmap.cache")
 }
@@ -118,11 +134,7 @@ async fn an_agent_whose_own_key_has_expired_since_drops_the_peers_that_it_finds(
     let again = Agent::start_on(&dir, left);
     let _unanswered = expect_register(&mut server).await;
     let kernel = again.kernel();
-    until(|| {
-        let device = kernel.observed().device;
-        device.is_some_and(|device| device.peers.is_empty())
-    })
-    .await;
+    until_without_peers(&kernel).await;
     until(|| {
         let installed = kernel.installed();
         installed.last().is_some_and(|last| last.rules.is_empty())
@@ -139,11 +151,7 @@ async fn that_the_own_key_has_expired_is_kept_until_the_peers_are_gone() {
     let left = ran_until_its_key_expired(&dir, &mut server).await;
 
     // This one ends before it has dropped them.
-    let found = left.clone();
-    let refusing = Agent::start_with(&dir, move |kernel| {
-        kernel.change(|observed| *observed = found.clone());
-        kernel.fail_steps(|_| true);
-    });
+    let refusing = start_refused(&dir, left);
     let expired = expect_register(&mut server).await;
     let kernel = refusing.kernel();
     until(|| !kernel.take_steps().is_empty()).await;
@@ -160,11 +168,7 @@ async fn that_the_own_key_has_expired_is_kept_until_the_peers_are_gone() {
     let again = Agent::start_on(&dir, left);
     let _unanswered = expect_register(&mut server).await;
     let kernel = again.kernel();
-    until(|| {
-        let device = kernel.observed().device;
-        device.is_some_and(|device| device.peers.is_empty())
-    })
-    .await;
+    until_without_peers(&kernel).await;
     until(|| !file(&dir).exists()).await;
     again.end().await;
 }
@@ -178,10 +182,7 @@ async fn the_peers_of_a_key_that_has_expired_go_as_soon_as_the_kernel_lets_them(
     ] {
         let (dir, mut server) = (tempfile::tempdir().unwrap(), TestServer::start(7).await);
         let left = ran_until_its_key_expired(&dir, &mut server).await;
-        let agent = Agent::start_with(&dir, move |kernel| {
-            kernel.change(|observed| *observed = left.clone());
-            kernel.fail_steps(|_| true);
-        });
+        let agent = start_refused(&dir, left);
         let register = expect_register(&mut server).await;
         let kernel = agent.kernel();
         until(|| !kernel.take_steps().is_empty()).await;
@@ -192,10 +193,9 @@ async fn the_peers_of_a_key_that_has_expired_go_as_soon_as_the_kernel_lets_them(
             tokio::task::yield_now().await;
         }
         assert!(file(&dir).exists());
-        let peers = || kernel.observed().device.unwrap().peers.len();
-        assert_eq!(peers(), 1);
+        assert_eq!(kernel.observed().device.unwrap().peers.len(), 1);
         kernel.heal();
-        until(|| peers() == 0).await;
+        until_without_peers(&kernel).await;
         until(|| !file(&dir).exists()).await;
         agent.end().await;
     }
@@ -224,7 +224,7 @@ async fn a_key_that_ends_while_the_server_is_away_takes_the_peers_with_it() {
         }
     };
     timeout(PATIENCE, ended).await.expect("the end is noticed");
-    until(|| kernel.observed().device.unwrap().peers.is_empty()).await;
+    until_without_peers(&kernel).await;
     until(|| !file(&dir).exists()).await;
     assert!(again.status().await.lowroad.cached_netmap.is_none());
     again.end().await;
